@@ -1,0 +1,72 @@
+"""Simulates federated learning: every sampled client of a round in one compiled program.
+
+    import jax, optax
+    import fedjax_sim as fs
+
+    fs.use_all_cores()
+    train, test = fs.data.load("mnist5k")
+    clients = fs.data.federate(train, fs.data.shards(num_clients=100, shards_per_client=2, seed=0))
+    task = fs.models.mnist_2nn()
+    algorithm = fs.fed_avg(task, optax.sgd, client_lr=0.1, local_epochs=1, batch_size=10)
+    result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
+                         evaluate=fs.accuracy(task, test))
+"""
+
+from fedjax_sim import data, experiment, models
+from fedjax_sim.algorithms import fed_avg, fed_sgd, sgd
+from fedjax_sim.base import (
+    Algorithm,
+    Client,
+    ClientBytes,
+    ClientOutput,
+    Cohort,
+    Layout,
+    Task,
+)
+from fedjax_sim.client import full_gradient, local_training
+from fedjax_sim.devices import available_cores, default_layout, use_all_cores
+from fedjax_sim.lanes import map_clients
+from fedjax_sim.simulation import (
+    CompilationCounter,
+    DivergenceError,
+    Result,
+    accuracy,
+    accuracy_of_each_client,
+    client_accuracy,
+    cohort_size,
+    rounds_to_target,
+    simulate,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "Client",
+    "ClientBytes",
+    "ClientOutput",
+    "Cohort",
+    "CompilationCounter",
+    "DivergenceError",
+    "Layout",
+    "Result",
+    "Task",
+    "accuracy",
+    "accuracy_of_each_client",
+    "available_cores",
+    "client_accuracy",
+    "cohort_size",
+    "data",
+    "default_layout",
+    "experiment",
+    "fed_avg",
+    "fed_sgd",
+    "full_gradient",
+    "local_training",
+    "map_clients",
+    "models",
+    "rounds_to_target",
+    "sgd",
+    "simulate",
+    "use_all_cores",
+]

@@ -1,0 +1,109 @@
+"""Federated Averaging.
+
+H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
+of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629, algorithm 1
+with the weights of arXiv version 4: n_k over the examples of the SELECTED clients.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim import trees
+from fedjax_sim.algorithms.common import check_hparams, client_weight, round_info, select_state
+from fedjax_sim.base import Algorithm, ClientBytes, ClientOutput, Cohort, Params, Task
+from fedjax_sim.client import as_factory, local_training
+from fedjax_sim.lanes import map_clients
+
+
+class FedAvgState(NamedTuple):
+    """What a round of FedAvg needs of the one before.
+
+    Attributes:
+      params: `w`, the shared model.
+      server: the server optimizer's state.
+      round: `[]` int32, `t`, the rounds done.
+      hparams: name -> `[]` float32.
+    """
+
+    params: Params
+    server: Any
+    round: jax.Array
+    hparams: Mapping[str, jax.Array]
+
+
+def fed_avg(
+    task: Task,
+    client_optimizer: Any = optax.sgd,
+    server_optimizer: Any = optax.sgd,
+    *,
+    local_epochs: int,
+    batch_size: float,
+    client_lr: float = 1.0,
+    server_lr: float = 1.0,
+    lr_decay: float = 1.0,
+    weighting: str = "examples",
+    shuffle: str = "each_epoch",
+) -> Algorithm:
+    """Clients train on their own data for `E` epochs of `B`-batches; the server averages the models.
+
+    With the default server optimizer and rate 1 the average replaces the model, as in the paper; any
+    other optimizer takes `w - average` as its gradient (Reddi et al., "Adaptive federated
+    optimization", ICLR 2021, https://arxiv.org/abs/2003.00295).
+
+    Args:
+      task: what is learned.
+      client_optimizer: an optax optimizer, or a function from a rate to one such as `optax.sgd`.
+      server_optimizer: likewise.
+      local_epochs: `E`.
+      batch_size: `B`, or `math.inf`.
+      client_lr: `eta`; multiplies the updates of an optimizer that is already built. May vary
+        without compiling again, like the next two.
+      server_lr: the server's rate.
+      lr_decay: the client's rate in round t is `client_lr * lr_decay ** t`.
+      weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for one vote each.
+      shuffle: "each_epoch", "once" or "never".
+
+    Raises:
+      ValueError: a setting is out of its range.
+    """
+    hparams = {"client_lr": client_lr, "server_lr": server_lr, "lr_decay": lr_decay}
+    check_hparams(hparams)
+    weight_of = client_weight(weighting)
+    make_server = as_factory(server_optimizer)
+    client_update = local_training(
+        task, client_optimizer, local_epochs=local_epochs, batch_size=batch_size, shuffle=shuffle
+    )
+
+    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> FedAvgState:
+        params = task.init(key)
+        server = make_server(hparams["server_lr"]).init(params)
+        return FedAvgState(params, server, jnp.zeros((), jnp.int32), dict(hparams))
+
+    def round_fn(key: jax.Array, state: FedAvgState, data: Any, cohort: Cohort):
+        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round
+
+        def client(broadcast, client, key):
+            w, eta = broadcast
+            w_k, losses = client_update.run(w, client, key, eta)
+            return ClientOutput(trees.subtract(w_k, w), weight_of(client.size), losses._asdict())
+
+        sums = map_clients(
+            client, (state.params, eta), data, cohort, key=key, work=client_update.slots
+        )
+        pseudo_gradient = trees.scale(sums.update, -1 / jnp.maximum(sums.weight, 1e-30))
+        updates, server = make_server(state.hparams["server_lr"]).update(
+            pseudo_gradient, state.server, state.params
+        )
+        new = state._replace(params=optax.apply_updates(state.params, updates), server=server)
+        new = select_state(sums.weight > 0, new, state)
+        return new._replace(round=state.round + 1), round_info(sums)
+
+    def client_bytes(state: FedAvgState) -> ClientBytes:
+        model = trees.num_bytes(state.params)
+        return ClientBytes(up=model, down=model)
+
+    return Algorithm(init, round_fn, client_bytes, hparams)

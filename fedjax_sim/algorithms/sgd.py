@@ -1,0 +1,105 @@
+"""Sequential mini-batch SGD on the pooled data of all clients: the baseline without a federation."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim import trees
+from fedjax_sim.algorithms.common import check_hparams
+from fedjax_sim.base import Algorithm, Client, ClientBytes, Cohort, Params, Task
+from fedjax_sim.client import as_factory, no_losses, sum_gradient
+from fedjax_sim.permutation import permutation
+
+
+class SGDState(NamedTuple):
+    """State of sequential SGD.
+
+    Attributes:
+      params: the model.
+      optimizer: the optimizer's state, which persists.
+      step: `[]` int32, the updates done.
+      round: `[]` int32, the rounds done.
+      key: PRNG key of the run, from which each epoch's order follows.
+      hparams: name -> `[]` float32.
+    """
+
+    params: Params
+    optimizer: Any
+    step: jax.Array
+    round: jax.Array
+    key: jax.Array
+    hparams: Mapping[str, jax.Array]
+
+
+def sgd(
+    task: Task,
+    optimizer: Any = optax.sgd,
+    *,
+    batch_size: int,
+    steps_per_round: int = 1,
+    client_lr: float = 1.0,
+    lr_decay: float = 1.0,
+) -> Algorithm:
+    """Epoch after epoch over all rows of the federation, in a new random order each, nothing sent.
+
+    Args:
+      task: what is learned.
+      optimizer: an optax optimizer, or a function from a rate to one such as `optax.sgd`.
+      batch_size: `B`.
+      steps_per_round: how many updates count as a round.
+      client_lr: the rate; may vary without compiling again, like the next.
+      lr_decay: the rate in round t is `client_lr * lr_decay ** t`.
+
+    Raises:
+      ValueError: a setting is out of its range.
+    """
+    for name, value in {"batch_size": batch_size, "steps_per_round": steps_per_round}.items():
+        if value != value // 1 or not 1 <= value < 2**31:
+            raise ValueError(f"{name} is {value}; sequential SGD wants a whole number, at least 1")
+    batch_size, steps_per_round = int(batch_size), int(steps_per_round)
+    hparams = {"client_lr": client_lr, "lr_decay": lr_decay}
+    check_hparams(hparams)
+    make_optimizer = as_factory(optimizer)
+
+    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> SGDState:
+        params_key, order_key = jax.random.split(key)
+        params = task.init(params_key)
+        state = make_optimizer(hparams["client_lr"]).init(params)
+        zero = jnp.zeros((), jnp.int32)
+        return SGDState(params, state, zero, zero, order_key, dict(hparams))
+
+    def round_fn(key: jax.Array, state: SGDState, data: Any, cohort: Cohort):
+        del cohort  # everybody's data, always
+        n = jnp.asarray(next(iter(data.examples.values())).shape[0], jnp.int32)
+        zero = jnp.zeros((), jnp.int32)
+        everything = Client(data.examples, start=zero, size=n, id=zero)
+        steps_per_epoch = -(-n // batch_size)
+        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round
+        descent = make_optimizer(eta)
+
+        def step(_, carry):
+            state, losses = carry
+            epoch, i = state.step // steps_per_epoch, state.step % steps_per_epoch
+            order = permutation(jax.random.fold_in(state.key, epoch), n)
+            step_key = jax.random.fold_in(key, state.step)
+            gradient, new = sum_gradient(
+                task, state.params, everything, order, i, batch_size, step_key
+            )
+            gradient = trees.scale(gradient, 1 / jnp.maximum(new.count, 1))
+            updates, optimizer = descent.update(gradient, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, updates)
+            state = state._replace(params=params, optimizer=optimizer, step=state.step + 1)
+            return state, trees.add(losses, new)
+
+        state, losses = jax.lax.fori_loop(0, steps_per_round, step, (state, no_losses()))
+        info = {
+            "train_loss": losses.total / jnp.maximum(losses.count, 1),
+            "examples": losses.examples,
+            "slots": jnp.asarray(steps_per_round * batch_size, jnp.int32),
+        }
+        return state._replace(round=state.round + 1), info
+
+    return Algorithm(init, round_fn, lambda state: ClientBytes(up=0, down=0), hparams)

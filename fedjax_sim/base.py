@@ -1,0 +1,132 @@
+"""The contracts between the rooms of the library, and nothing else.
+
+Letters, the same everywhere: `N` clients, `K` clients in a round's cohort, `L` lanes of a device,
+`D` devices, `n` examples in all, `n_k` examples of client k, `B` examples in a batch, `E` local
+epochs, `R` rounds.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+Params = Any  # a pytree of float arrays
+Batch = Mapping[str, jax.Array]  # column name -> `[B, ...]`
+Ratio = tuple[jax.Array, jax.Array]  # a numerator and a denominator for each example, `[B]` each
+
+
+class Task(NamedTuple):
+    """What is learned: a model and its loss, as pure functions.
+
+    Decoding and augmentation belong inside them, so that they run in the compiled step.
+
+    Attributes:
+      init: `init(key) -> params`.
+      loss: `loss(params, batch, key) -> (total [B], count [B])`, the summed loss of each example and
+        how many terms it has: 1 for a classifier, the number of real characters for a language
+        model. A batch's loss is `sum(total) / sum(count)` over its real examples.
+      metrics: `metrics(params, batch) -> {name: (total [B], count [B])}`, deterministic; evaluation
+        adds both over all examples and divides.
+    """
+
+    init: Callable[[jax.Array], Params]
+    loss: Callable[[Params, Batch, jax.Array], Ratio]
+    metrics: Callable[[Params, Batch], dict[str, Ratio]]
+
+
+class Client(NamedTuple):
+    """One client's view of its own rows, as a client function sees it: no client axis anywhere.
+
+    Attributes:
+      examples: column name -> `[n, ...]`, the rows of ALL clients (shared, never copied).
+      start: `[]` int32, the first row that this client owns.
+      size: `[]` int32, `n_k`, how many rows it owns.
+      id: `[]` int32, its index in the federation.
+    """
+
+    examples: Batch
+    start: jax.Array
+    size: jax.Array
+    id: jax.Array
+
+    def take(self, positions: jax.Array) -> Batch:
+        """Gathers the rows at `positions` `[B]`, each in `[0, n_k)`, counted from this client's first."""
+        rows = self.start + positions
+        return {name: column.at[rows].get(mode="clip") for name, column in self.examples.items()}
+
+
+class ClientOutput(NamedTuple):
+    """What one client sends.
+
+    Attributes:
+      update: any pytree; the engine returns the sum of `weight * update` over the cohort.
+      weight: `[]` float32; zero for a client without data.
+      metrics: a dict of scalars, summed over the cohort without weights.
+    """
+
+    update: Any
+    weight: jax.Array
+    metrics: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where clients run. It never changes what they compute, beyond the order of a float sum.
+
+    Attributes:
+      lanes: `L`, how many clients one device trains side by side.
+      mesh: the devices, along an axis named "clients"; None runs on the default device.
+    """
+
+    lanes: int = 1
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        if self.lanes < 1:
+            raise ValueError(f"lanes is {self.lanes}; a device needs at least 1 lane")
+
+    @property
+    def num_devices(self) -> int:
+        return 1 if self.mesh is None else self.mesh.size
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+    """The clients of one round and where they run.
+
+    Attributes:
+      ids: `[K]` int32, indices into the federation.
+      layout: static.
+    """
+
+    ids: jax.Array
+    layout: Layout = dataclasses.field(default=Layout(), metadata={"static": True})
+
+
+class ClientBytes(NamedTuple):
+    """What one sampled client sends (`up`) and receives (`down`) in a round, in bytes."""
+
+    up: int
+    down: int
+
+
+class Algorithm(NamedTuple):
+    """A federated algorithm: two pure functions and the numbers that may change without compiling.
+
+    Attributes:
+      init: `init(key, hparams) -> state`; a state has a field `params`, the model to evaluate, and
+        carries `hparams`, so that rates are traced values.
+      round: `round(key, state, data, cohort) -> (state, info)`, one communication round. `info` is a
+        dict of scalars: `train_loss`, `examples` (real examples trained on, counted once per epoch)
+        and `slots` (example slots executed, padding included).
+      client_bytes: `client_bytes(state) -> ClientBytes`, from shapes alone.
+      hparams: name -> default value of what a sweep may vary: learning rates and the like.
+    """
+
+    init: Callable[[jax.Array, Mapping[str, Any]], Any]
+    round: Callable[[jax.Array, Any, Any, Cohort], tuple[Any, dict[str, jax.Array]]]
+    client_bytes: Callable[[Any], ClientBytes]
+    hparams: Mapping[str, float]

@@ -1,0 +1,98 @@
+"""Pictures of runs and of federations, written as PNG files. Matplotlib is imported when used."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_MOST_CLIENTS = 200  # bars beyond this cannot be told apart
+
+
+def plot_curve(
+    history: Mapping[str, np.ndarray],
+    path: str | pathlib.Path,
+    *,
+    target: float | None = None,
+    title: str = "",
+) -> None:
+    """Draws test accuracy and losses over communication rounds.
+
+    Args:
+      history: columns of the rows of a run, as `Result.history()` gives them.
+      path: of the PNG file.
+      target: draws a line at this accuracy.
+      title: of the picture.
+    """
+    figure, (top, bottom) = _subplots(2, sharex=True)
+    rounds = history["round"]
+    if "test_accuracy" in history:
+        top.plot(rounds, history["test_accuracy"], color="tab:blue", label="test accuracy")
+    if "client_accuracy_median" in history:
+        spread = (history["client_accuracy_p10"], history["client_accuracy_p90"])
+        top.fill_between(rounds, *spread, alpha=0.2, label="clients, 10 % to 90 %")
+    if target is not None:
+        top.axhline(target, color="gray", linewidth=0.8, label=f"target {target:g}")
+    top.set_ylabel("accuracy")
+    top.set_title(title)
+    for name in ("train_loss", "full_train_loss", "test_loss"):
+        if name in history and np.isfinite(history[name]).any():
+            bottom.plot(rounds, history[name], label=name.replace("_", " "))
+    bottom.set_yscale("log")
+    bottom.set_ylabel("loss")
+    bottom.set_xlabel("communication rounds")
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    _save(figure, path)
+
+
+def plot_labels(data: Any, path: str | pathlib.Path) -> None:
+    """Draws each client's examples as a bar of its labels, in the clients' order.
+
+    Of a large federation an evenly spaced part of the clients is drawn, and the title says so.
+
+    Args:
+      data: a `FederatedData`.
+      path: of the PNG file.
+    """
+    histogram = data.label_histogram()
+    shown = np.arange(len(histogram))
+    if len(shown) > _MOST_CLIENTS:
+        shown = np.linspace(0, len(histogram) - 1, _MOST_CLIENTS).astype(int)
+    figure, axes = _subplots(1)
+    colours = _colours(histogram.shape[1])
+    below = np.zeros(len(shown))
+    for label in range(histogram.shape[1]):
+        height = histogram[shown, label]
+        axes.bar(np.arange(len(shown)), height, 1.0, below, color=colours[label], label=label)
+        below += height
+    part = "" if len(shown) == len(histogram) else f"{len(shown)} of "
+    axes.set_title(f"labels of {part}{len(histogram)} clients")
+    axes.set_xlabel("client")
+    axes.set_ylabel("examples")
+    axes.set_xlim(-0.5, len(shown) - 0.5)
+    if histogram.shape[1] <= 20:
+        axes.legend(title="label", bbox_to_anchor=(1, 1), loc="upper left")
+    _save(figure, path)
+
+
+def _subplots(rows: int, **settings):
+    # The object interface, so that a notebook's own figures and backend are left alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1 + 3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, 1, **settings)
+
+
+def _colours(count: int):
+    from matplotlib import colormaps
+
+    return colormaps["tab10" if count <= 10 else "turbo"](np.linspace(0, 1, count))
+
+
+def _save(figure, path: str | pathlib.Path) -> None:
+    figure.savefig(path, dpi=110, format="png")

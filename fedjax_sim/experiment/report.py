@@ -1,0 +1,58 @@
+"""Writes what a run leaves for people and programs beside its metrics."""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+from fedjax_sim.experiment.plots import plot_curve
+from fedjax_sim.simulation import Result
+
+
+def write_report(
+    result: Result,
+    workdir: str | pathlib.Path,
+    *,
+    title: str = "",
+    flops_per_example: int | None = None,
+) -> dict[str, Any]:
+    """Writes summary.json, curve.png and, where tensorboardX is installed, its events.
+
+    Args:
+      result: of `simulate`.
+      workdir: an existing directory.
+      title: of the picture.
+      flops_per_example: useful operations of one example's training (see `training_flops`); the
+        summary then tells the rate achieved.
+
+    Returns:
+      The summary.
+    """
+    workdir = pathlib.Path(workdir)
+    summary = result.summary()
+    rate = summary["examples_per_second"]
+    if flops_per_example is not None:
+        summary["useful_flops_per_second"] = None if rate is None else rate * flops_per_example
+    (workdir / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    plot_curve(result.history(), workdir / "curve.png", target=result.target, title=title)
+    write_tensorboard(result.rows, workdir / "tensorboard")
+    return summary
+
+
+def write_tensorboard(rows: list[dict], directory: pathlib.Path) -> bool:
+    """Writes all rows as TensorBoard scalars, in place of those written before.
+
+    Returns:
+      Whether tensorboardX is installed, so that it was done.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return False
+    shutil.rmtree(directory, ignore_errors=True)
+    with SummaryWriter(str(directory)) as writer:
+        for row in rows:
+            for name, value in row.items():
+                if name != "round" and value is not None:
+                    writer.add_scalar(name, value, row["round"])
+    return True

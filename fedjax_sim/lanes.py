@@ -1,0 +1,185 @@
+"""The engine: a cohort becomes chunks of lanes, spread over devices. The only vmap over clients."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from fedjax_sim import trees
+from fedjax_sim.base import Client, ClientOutput, Cohort, Layout
+
+CLIENTS = "clients"  # the mesh axis over which clients are spread
+EVERYWHERE = PartitionSpec()  # a copy on every device
+
+
+class CohortSums(NamedTuple):
+    """What a round learns of its cohort.
+
+    Attributes:
+      update: the sum of `weight * update` over the cohort.
+      weight: `[]` float32, the sum of the weights.
+      metrics: the sums of the clients' metrics.
+      slots: `[]` int32, the work executed: of each chunk, its longest client's, in every lane.
+    """
+
+    update: Any
+    weight: jax.Array
+    metrics: dict[str, jax.Array]
+    slots: jax.Array
+
+
+def map_clients(
+    client_fn: Callable[[Any, Client, jax.Array], ClientOutput],
+    broadcast: Any,
+    data: Any,
+    cohort: Cohort,
+    *,
+    key: jax.Array,
+    work: Callable[[jax.Array], jax.Array],
+) -> CohortSums:
+    """Runs `client_fn` for every client of the cohort and sums what they send.
+
+    Clients are sorted by work and cut into chunks of `L`; chunks go, longest first, to the least
+    loaded device; a device walks its chunks and keeps one running sum, so that memory grows with
+    the lanes and not with the cohort. Only chunks share a loop: its length is their longest client.
+
+    Args:
+      client_fn: `client_fn(broadcast, client, key) -> ClientOutput`, one client's mathematics. Its
+        loops may be as long as the client's size says.
+      broadcast: a pytree that every client receives.
+      data: a `FederatedData`, on the devices of the cohort's layout.
+      cohort: who takes part, and where.
+      key: PRNG key of the round; a client's own key folds in its id, so that what it computes does
+        not depend on its lane, its device or the order.
+      work: sizes `[K]` -> int32 `[K]`, the work of clients of these sizes.
+
+    Returns:
+      The sums over the cohort, on every device.
+    """
+    devices = cohort.layout.num_devices
+    lanes = min(cohort.layout.lanes, -(-cohort.ids.size // devices))
+
+    def on_one_device(broadcast, examples, offsets, ids, key):
+        starts, sizes = offsets[ids], offsets[ids + 1] - offsets[ids]
+        chunks, cost, owner = _plan(work(sizes), lanes, devices)
+        device = jax.lax.axis_index(CLIENTS) if devices > 1 else 0
+        mine = jnp.argsort(owner != device, stable=True)
+
+        def one_client(member):
+            present = member < ids.size
+            k = jnp.minimum(member, ids.size - 1)
+            client = Client(examples, starts[k], jnp.where(present, sizes[k], 0), ids[k])
+            output = client_fn(broadcast, client, jax.random.fold_in(key, client.id))
+            weight = jnp.where(present, output.weight, 0).astype(jnp.float32)
+            metrics = jax.tree.map(lambda m: jnp.where(present, m, 0), output.metrics)
+            return trees.scale(output.update, weight), weight, metrics
+
+        def one_chunk(members):
+            if lanes == 1:  # without a lane axis: a batched product of one is slower on CPU
+                return one_client(members[0])
+            return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(one_client)(members))
+
+        def walk(i, sums):
+            *outputs, slots = sums
+            chunk = mine[i]
+            return *trees.add(tuple(outputs), one_chunk(chunks[chunk])), slots + lanes * cost[chunk]
+
+        nothing = trees.zeros_like(jax.eval_shape(one_chunk, chunks[0]))
+        count = jnp.sum(owner == device)
+        sums = jax.lax.fori_loop(0, count, walk, (*nothing, jnp.zeros((), jnp.int32)))
+        return CohortSums(*(jax.lax.psum(sums, CLIENTS) if devices > 1 else sums))
+
+    arguments = (broadcast, data.examples, data.offsets, cohort.ids, key)
+    if devices == 1:
+        return on_one_device(*arguments)
+    return jax.shard_map(
+        on_one_device,
+        mesh=cohort.layout.mesh,
+        in_specs=EVERYWHERE,
+        out_specs=EVERYWHERE,
+        check_vma=False,  # each device has its own loop bounds; the psum makes the result one
+    )(*arguments)
+
+
+def _plan(work: jax.Array, lanes: int, devices: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cuts a cohort into chunks and gives each to a device.
+
+    Args:
+      work: `[K]` int32.
+      lanes: `L`.
+      devices: `D`.
+
+    Returns:
+      chunks `[C, L]` int32, positions in the cohort, `K` where a lane is empty;
+      cost `[C]` int32, the work of a chunk's longest client, in descending order;
+      owner `[C]` int32, the device of each chunk: longest first to the least loaded.
+    """
+    size = work.size
+    count = -(-size // lanes)
+    order = jnp.argsort(work, descending=True, stable=True).astype(jnp.int32)
+    cost = work[order][::lanes]
+    chunks = jnp.pad(order, (0, count * lanes - size), constant_values=size)
+
+    def give(load, cost):
+        device = jnp.argmin(load).astype(jnp.int32)
+        # A client costs something even without examples: it is a trip of the loop.
+        return load.at[device].add(cost + 1), device
+
+    _, owner = jax.lax.scan(give, jnp.zeros(devices, jnp.int32), cost)
+    return chunks.reshape(count, lanes), cost, owner
+
+
+def map_rows(
+    fn: Callable[[Any, Any], Any], broadcast: Any, rows: Any, layout: Layout, *, batch_size: int
+) -> Any:
+    """Applies `fn` to all rows in batches, each device taking its share of them.
+
+    Args:
+      fn: `fn(broadcast, batch) -> pytree of [B, ...]`, from `batch`, a pytree of `[B, ...]`.
+      broadcast: a pytree that every batch receives.
+      rows: a pytree of `[n, ...]`; `n` is a multiple of `D * batch_size` (see `pad_rows`).
+      layout: where.
+      batch_size: `B`, static.
+
+    Returns:
+      A pytree of `[n, ...]`, in the order of the rows.
+    """
+
+    def on_one_device(broadcast, rows):
+        batches = jax.tree.map(lambda a: a.reshape(-1, batch_size, *a.shape[1:]), rows)
+        outputs = jax.lax.map(lambda batch: fn(broadcast, batch), batches)
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
+
+    if layout.num_devices == 1:
+        return on_one_device(broadcast, rows)
+    return jax.shard_map(
+        on_one_device,
+        mesh=layout.mesh,
+        in_specs=(EVERYWHERE, PartitionSpec(CLIENTS)),
+        out_specs=PartitionSpec(CLIENTS),
+        check_vma=False,
+    )(broadcast, rows)
+
+
+def pad_rows(rows: Any, layout: Layout, batch_size: int) -> tuple[Any, int]:
+    """Pads NumPy rows with zeros for `map_rows` and puts each device's share on it.
+
+    Returns:
+      The placed rows, and the batch size to use: at most `batch_size`, less for few rows.
+    """
+    n = len(jax.tree.leaves(rows)[0])
+    devices = layout.num_devices
+    batch_size = max(1, min(batch_size, -(-n // devices)))
+    missing = -n % (devices * batch_size)
+    padded = jax.tree.map(lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)), rows)
+    return place(padded, layout, PartitionSpec(CLIENTS)), batch_size
+
+
+def place(tree: Any, layout: Layout, spec: PartitionSpec = EVERYWHERE) -> Any:
+    """Puts arrays on the layout's devices: a copy on each, unless `spec` shares them out."""
+    if layout.mesh is None:
+        return jax.device_put(tree)
+    return jax.device_put(tree, NamedSharding(layout.mesh, spec))

@@ -1,0 +1,141 @@
+"""Convolution and max-pooling whose gradients stay fast inside compiled loops and under vmap.
+
+On XLA's CPU backend, inside a loop, the convolution gradients that autodiff writes run more than
+twenty times slower than the forward convolution. Both gradients are themselves convolutions of
+ordinary shape, so they are written here as such. With one kernel per lane (vmap over clients) a
+convolution would become a grouped one, slow on every backend; there, patches times a matrix is one
+batched matmul.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, *, padding: str = "SAME") -> jax.Array:
+    """Convolves images with a kernel, stride 1.
+
+    Args:
+      x: `[B, H, W, Ci]`.
+      kernel: `[kh, kw, Ci, Co]`.
+      padding: "SAME" or "VALID".
+
+    Returns:
+      `[B, H', W', Co]`.
+
+    Raises:
+      ValueError: the padding is neither, or shapes do not fit.
+    """
+    if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
+        raise ValueError(
+            f"conv2d got x {x.shape} and kernel {kernel.shape}; "
+            "wanted [B, H, W, Ci] and [kh, kw, Ci, Co] with the same Ci"
+        )
+    kh, kw = kernel.shape[:2]
+    if padding == "SAME":
+        pads = (((kh - 1) // 2, kh // 2), ((kw - 1) // 2, kw // 2))
+    elif padding == "VALID":
+        pads = ((0, 0), (0, 0))
+    else:
+        raise ValueError(f"padding is {padding!r}; wanted 'SAME' or 'VALID'")
+    return _conv(pads, x, kernel)
+
+
+def max_pool2(x: jax.Array) -> jax.Array:
+    """Takes the maximum of each 2 x 2 window: `[B, H, W, C]` to `[B, H/2, W/2, C]`, H and W even.
+
+    By reshape, since the gradient of `reduce_window` (select-and-scatter) is slow.
+    """
+    b, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"max_pool2 got an image of {h} x {w}; wanted even height and width")
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _conv(pads: Padding, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _correlate(pads)(x, kernel)
+
+
+def _conv_forward(pads, x, kernel):
+    return _conv(pads, x, kernel), (x, kernel)
+
+
+def _conv_backward(pads, residuals, dy):
+    x, kernel = residuals
+    kh, kw = kernel.shape[:2]
+    (top, bottom), (left, right) = pads
+    # The input's gradient: dy with the kernel flipped in space and its channels swapped, padded by
+    # what the forward pass left out.
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    opposite = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
+    dx = _correlate(opposite)(dy, flipped)
+    return dx, _kernel_gradient(pads)(x, dy)
+
+
+_conv.defvjp(_conv_forward, _conv_backward)
+
+
+@functools.cache
+def _correlate(pads: Padding):
+    """`[B, H, W, Ci]`, `[kh, kw, Ci, Co]` -> `[B, H', W', Co]`."""
+
+    @jax.custom_batching.custom_vmap
+    def correlate(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    @correlate.def_vmap
+    def over_lanes(lanes, batched, x, kernel):
+        x_batched, kernel_batched = batched
+        if not kernel_batched:  # one kernel for all lanes: lanes are just more images
+            merged = correlate(x.reshape(-1, *x.shape[2:]), kernel)
+            return merged.reshape(lanes, -1, *merged.shape[1:]), True
+        x = x if x_batched else jnp.broadcast_to(x, (lanes, *x.shape))
+        patches = _patches(x, kernel.shape[1:3], pads)
+        matrix = kernel.reshape(lanes, -1, kernel.shape[-1])
+        return jnp.einsum("lbhwp,lpo->lbhwo", patches, matrix), True
+
+    return correlate
+
+
+@functools.cache
+def _kernel_gradient(pads: Padding):
+    """`[B, H, W, Ci]`, `[B, H', W', Co]` -> `[kh, kw, Ci, Co]`."""
+
+    @jax.custom_batching.custom_vmap
+    def kernel_gradient(x, dy):
+        # Images play the channels: x as [Ci, H, W, B] with dy as a kernel [H', W', B, Co]. The
+        # transposes are explicit because XLA's fast path on CPU wants this one order in memory.
+        gradient = _correlate(pads)(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3))
+        return gradient.transpose(1, 2, 0, 3)
+
+    @kernel_gradient.def_vmap
+    def over_lanes(lanes, batched, x, dy):
+        x, dy = (
+            value if is_batched else jnp.broadcast_to(value, (lanes, *value.shape))
+            for value, is_batched in zip((x, dy), batched, strict=True)
+        )
+        kh, kw = (
+            size + sum(pad) - out + 1
+            for size, out, pad in zip(x.shape[2:4], dy.shape[2:4], pads, strict=True)
+        )
+        patches = _patches(x, (kh, kw), pads)
+        matrix = jnp.einsum("lbhwp,lbhwo->lpo", patches, dy)
+        return matrix.reshape(lanes, kh, kw, x.shape[-1], dy.shape[-1]), True
+
+    return kernel_gradient
+
+
+def _patches(x: jax.Array, window: tuple[int, int], pads: Padding) -> jax.Array:
+    """`[..., H, W, C]` -> `[..., H', W', kh * kw * C]`, the window of each output position."""
+    kh, kw = window
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*pads, (0, 0)])
+    height, width = x.shape[-3] - kh + 1, x.shape[-2] - kw + 1
+    shifted = [x[..., i : i + height, j : j + width, :] for i in range(kh) for j in range(kw)]
+    return jnp.concatenate(shifted, axis=-1)

@@ -1,0 +1,130 @@
+"""Checkpoints through orbax: written whole or not at all, verified when read."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_KEEP = 3
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to continue: the round, the state, the rows of metrics up to it."""
+
+    round: int
+    state: Any
+    rows: list[dict]
+
+
+class Checkpoints:
+    """The checkpoints of one run, the newest three.
+
+    Args:
+      directory: made if absent.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        # Imported here because it takes a second, which a run without a workdir need not pay.
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        self._directory = directory.absolute()
+        self._manager = self._open()
+
+    def _open(self):
+        options = self._ocp.CheckpointManagerOptions(
+            max_to_keep=_KEEP, create=True, enable_async_checkpointing=False
+        )
+        return self._ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint; a run killed meanwhile keeps the ones before."""
+        leaves = _to_numpy(checkpoint.state)
+        meta = {"rows": checkpoint.rows, "digest": _digest(leaves, checkpoint.rows)}
+        args = self._ocp.args
+        composite = args.Composite(state=args.StandardSave(leaves), meta=args.JsonSave(meta))
+        self._manager.save(checkpoint.round, args=composite)
+
+    def restore(self, template: Any) -> Checkpoint | None:
+        """The newest checkpoint that is whole, or None.
+
+        One that is not is moved aside, with a warning that names it.
+
+        Args:
+          template: a state of the shapes, dtypes and shardings to restore into.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._read(step, template)
+            except Exception as error:  # whatever is wrong with it, an older one may be whole
+                self._move_aside(step, error)
+        return None
+
+    def _read(self, step: int, template: Any) -> Checkpoint:
+        args = self._ocp.args
+        abstract = jax.tree.map(np.zeros_like, _to_numpy(template))
+        composite = args.Composite(state=args.StandardRestore(abstract), meta=args.JsonRestore())
+        restored = self._manager.restore(step, args=composite)
+        leaves, meta = restored["state"], restored["meta"]
+        if _digest(leaves, meta["rows"]) != meta["digest"]:
+            raise ValueError("its contents do not match its digest")
+        return Checkpoint(step, _from_numpy(leaves, template), meta["rows"])
+
+    def _move_aside(self, step: int, error: Exception) -> None:
+        aside = self._directory.with_name(self._directory.name + "_unreadable")
+        aside.mkdir(exist_ok=True)
+        destination = aside / str(step)
+        if destination.exists():
+            shutil.rmtree(destination)
+        self._manager.close()
+        shutil.move(self._directory / str(step), destination)
+        self._manager = self._open()
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        _log.warning(
+            "The checkpoint of round %d is not whole (%s); moved to %s, trying the one before.",
+            step,
+            reason[:200],
+            destination,
+        )
+
+    def close(self) -> None:
+        """Waits for orbax's own clean-up."""
+        self._manager.close()
+
+
+def _to_numpy(state: Any) -> dict[str, np.ndarray]:
+    """Leaves by number: whatever the pytree's classes, what is stored are plain arrays."""
+    leaves = {}
+    for i, leaf in enumerate(jax.tree.leaves(state)):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        leaves[f"{i:05d}"] = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return leaves
+
+
+def _from_numpy(leaves: dict[str, np.ndarray], template: Any) -> Any:
+    def restore(i, like):
+        value = leaves[f"{i:05d}"]
+        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
+        return jax.device_put(value, like.sharding)
+
+    templates, structure = jax.tree.flatten(template)
+    return jax.tree.unflatten(structure, [restore(i, like) for i, like in enumerate(templates)])
+
+
+def _digest(leaves: dict[str, np.ndarray], rows: list[dict]) -> str:
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode())
+    for name in sorted(leaves):
+        leaf = np.ascontiguousarray(leaves[name])
+        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(leaf.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,128 @@
+"""Evaluation of a model on all examples of a data set, compiled, batched and masked."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim.base import Layout, Params, Task
+from fedjax_sim.devices import default_layout
+from fedjax_sim.lanes import map_rows, pad_rows, place
+
+_BATCH_SIZE = 250  # rows a device works on at a time; bounds the memory of activations
+
+
+class RowMetrics:
+    """Each example's metrics under a model; the evaluations below are sums of them.
+
+    Args:
+      task: gives the metrics.
+      examples: column name -> `[n, ...]`, NumPy.
+      layout: the devices that share the work.
+
+    Raises:
+      ValueError: there are no examples.
+    """
+
+    def __init__(self, task: Task, examples: Mapping[str, np.ndarray], layout: Layout):
+        self._n = len(next(iter(examples.values()), ()))
+        if self._n == 0:
+            raise ValueError("got no examples to evaluate on; wanted at least one")
+        self._rows, self._batch_size = pad_rows(dict(examples), layout, _BATCH_SIZE)
+        self._metrics, self._layout = task.metrics, layout
+
+    def __call__(self, params: Params) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """name -> (total `[n]`, count `[n]`), float64 on the host."""
+        params = place(params, self._layout)
+        outputs = _row_metrics(
+            params,
+            self._rows,
+            metrics=self._metrics,
+            layout=self._layout,
+            batch_size=self._batch_size,
+        )
+        # The rows that pad the last batch are cut off here, before any sum.
+        return jax.tree.map(lambda a: np.asarray(a)[: self._n].astype(np.float64), outputs)
+
+
+@functools.partial(jax.jit, static_argnames=("metrics", "layout", "batch_size"))
+def _row_metrics(params, rows, *, metrics, layout, batch_size):
+    return map_rows(metrics, params, rows, layout, batch_size=batch_size)
+
+
+def accuracy(
+    task: Task, dataset: Any, *, prefix: str = "test", layout: Layout | None = None
+) -> Callable[[Params], dict[str, float]]:
+    """An evaluation on a whole data set: every metric of the task, as a mean over all examples.
+
+    Args:
+      task: gives the metrics.
+      dataset: has `examples`, column name -> `[n, ...]`: a `Dataset` or a `FederatedData`.
+      prefix: of the names, such as "test" or "full_train".
+      layout: the devices that share the work; all of them by default.
+
+    Returns:
+      A function of params with results such as `{"test_accuracy": 0.97, "test_loss": 0.1}`.
+
+    Raises:
+      ValueError: there are no examples.
+    """
+    rows = RowMetrics(task, dataset.examples, layout or default_layout())
+
+    def evaluate(params: Params) -> dict[str, float]:
+        return {
+            f"{prefix}_{name}": float(total.sum() / max(count.sum(), 1))
+            for name, (total, count) in rows(params).items()
+        }
+
+    return evaluate
+
+
+def accuracy_of_each_client(
+    task: Task, data: Any, *, layout: Layout | None = None
+) -> Callable[[Params], np.ndarray]:
+    """A function of params that judges the model on each client's own examples.
+
+    Args:
+      task: has a metric "accuracy".
+      data: a `FederatedData`.
+      layout: the devices that share the work; all of them by default.
+
+    Returns:
+      A function from params to `[N]` float64, NaN for a client without data.
+
+    Raises:
+      ValueError: there are no examples.
+    """
+    offsets = np.asarray(data.offsets)
+    num_clients = len(offsets) - 1
+    owned = {name: np.asarray(column[: offsets[-1]]) for name, column in data.examples.items()}
+    rows = RowMetrics(task, owned, layout or default_layout())
+    owner = np.repeat(np.arange(num_clients), np.diff(offsets))
+
+    def evaluate(params: Params) -> np.ndarray:
+        sums = (np.bincount(owner, part, num_clients) for part in rows(params)["accuracy"])
+        total, count = sums
+        return np.divide(total, count, out=np.full(num_clients, np.nan), where=count > 0)
+
+    return evaluate
+
+
+def client_accuracy(
+    task: Task, data: Any, *, layout: Layout | None = None
+) -> Callable[[Params], dict[str, float]]:
+    """How accuracy is spread over the clients that have data; see `accuracy_of_each_client`.
+
+    Returns:
+      A function of params with results "client_accuracy_min", "_p10", "_median", "_p90", "_max".
+    """
+    of_each = accuracy_of_each_client(task, data, layout=layout)
+    points = {"min": 0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1}
+
+    def evaluate(params: Params) -> dict[str, float]:
+        values = np.nanquantile(of_each(params), list(points.values()))
+        return {f"client_accuracy_{name}": float(v) for name, v in zip(points, values, strict=True)}
+
+    return evaluate

@@ -1,0 +1,261 @@
+"""The simulation of a federation: blocks of compiled rounds, evaluations between them."""
+
+import contextlib
+import functools
+import hashlib
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim import trees
+from fedjax_sim.base import Algorithm, Cohort, Layout
+from fedjax_sim.data.cohorts import sample_cohort
+from fedjax_sim.devices import default_layout
+from fedjax_sim.lanes import place
+from fedjax_sim.simulation import workdir as files
+from fedjax_sim.simulation.compilations import CompilationCounter
+from fedjax_sim.simulation.journal import Journal
+from fedjax_sim.simulation.progress import Progress
+from fedjax_sim.simulation.result import Result, Timing
+
+EvaluationFn = Callable[[Any], Mapping[str, float]]
+
+
+class DivergenceError(ArithmeticError):
+    """Training left the finite numbers.
+
+    Attributes:
+      round: the round in which it did.
+    """
+
+    def __init__(self, message: str, round: int):
+        super().__init__(message)
+        self.round = round
+
+
+def cohort_size(num_clients: int, client_fraction: float) -> int:
+    """`m = max(C * K, 1)` of the FedAvg paper: how many of `num_clients` take part in a round.
+
+    Raises:
+      ValueError: there are no clients, or the fraction lies outside [0, 1].
+    """
+    if num_clients < 1:
+        raise ValueError("the federation has no clients; wanted at least one")
+    if not 0 <= client_fraction <= 1:
+        raise ValueError(f"client_fraction is {client_fraction}; wanted a number in [0, 1]")
+    # Rounded first, so that 0.29 of 100 clients are 29 in spite of binary fractions.
+    return max(math.floor(round(client_fraction * num_clients, 6)), 1)
+
+
+def simulate(
+    algorithm: Algorithm,
+    data: Any,
+    *,
+    key: jax.Array,
+    num_rounds: int,
+    client_fraction: float = 0.1,
+    evaluate: EvaluationFn | Sequence[EvaluationFn] = (),
+    eval_every: int = 1,
+    stop_at: float | None = None,
+    hparams: Mapping[str, float] | None = None,
+    layout: Layout | None = None,
+    workdir: str | pathlib.Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    checkpoint_seconds: float = 10.0,
+    progress: bool = False,
+) -> Result:
+    """Runs rounds of a federated algorithm, evaluating, logging and saving between blocks of them.
+
+    The rounds between two evaluations are one compiled program, and the same program serves every
+    later call with this algorithm and this data's shapes: other rates and seeds compile nothing.
+
+    Args:
+      algorithm: such as `fed_avg(...)`.
+      data: a `FederatedData`.
+      key: PRNG key; with the settings it fixes the whole run.
+      num_rounds: `R`.
+      client_fraction: `C`; a round's cohort is `cohort_size(N, C)` clients, drawn anew each round.
+      evaluate: functions of `params` whose results, dicts of floats, become a row; the name
+        "test_accuracy" is the one that `stop_at`, the summary and the pictures look at.
+      eval_every: rounds between evaluations; there is one before the first round and one at the end.
+      stop_at: ends the run at the first evaluation with at least this "test_accuracy".
+      hparams: values in place of the algorithm's defaults.
+      layout: lanes and devices; `default_layout()` by default.
+      workdir: for metrics.jsonl, config.json and checkpoints. A run that finds its own configuration
+        there continues from its last checkpoint, and ends as it would have without interruption.
+      config: what else identifies the run, kept in config.json; JSON values.
+      checkpoint_seconds: the least time between two checkpoints (the last state is always saved).
+      progress: shows a bar on a terminal, lines elsewhere.
+
+    Returns:
+      The final state, the rows, timing and counts.
+
+    Raises:
+      ValueError: a setting is out of its range, or the workdir is another run's.
+      DivergenceError: a parameter or the loss is no longer a finite number.
+    """
+    size = cohort_size(data.num_clients, client_fraction)
+    evaluators = (evaluate,) if callable(evaluate) else tuple(evaluate)
+    hparams = _merge_hparams(algorithm.hparams, hparams or {})
+    _check(num_rounds, eval_every, stop_at, data)
+    layout = layout or default_layout()
+    home = None if workdir is None else pathlib.Path(workdir)
+    if home is not None:
+        settings = {
+            "num_rounds": num_rounds,
+            "client_fraction": client_fraction,
+            "eval_every": eval_every,
+            "target_accuracy": stop_at,
+            "lanes": layout.lanes,
+            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "data_digest": _digest(data),
+        }
+        files.claim(home, settings | hparams | dict(config or {}))
+
+    with contextlib.ExitStack() as stack:
+        timing = Timing(stack.enter_context(CompilationCounter()))
+        init_key, cohort_key, train_key = jax.random.split(key, 3)
+        keys = place((cohort_key, train_key), layout)
+        data = place(data, layout)
+        rates = {name: np.float32(value) for name, value in hparams.items()}
+        start = place(jax.jit(algorithm.init)(init_key, rates), layout)
+        bytes_each = algorithm.client_bytes(start)
+        journal = stack.enter_context(Journal(home, start, checkpoint_seconds))
+        bar = stack.enter_context(Progress(num_rounds, journal.rows)) if progress else None
+        earlier = journal.rows[-1]["seconds"] if journal.rows else 0.0
+        started = time.perf_counter()
+
+        def is_last(row):
+            reached = stop_at is not None and row["test_accuracy"] >= stop_at
+            return reached or row["round"] == num_rounds
+
+        def conclude(row, state):
+            for evaluation in evaluators:
+                row |= evaluation(state.params)
+            if not all(value is None or math.isfinite(value) for value in row.values()):
+                raise _divergence(row["round"], hparams, journal.saved_round)
+            row["seconds"] = round(earlier + time.perf_counter() - started, 6)
+            journal.record(row, state, last=is_last(row))
+            if bar is not None:
+                bar.update(row, is_last(row))
+
+        if not journal.rows:
+            conclude(_FIRST_ROW | {}, start)
+        while not is_last(journal.rows[-1]):
+            before = journal.rows[-1]
+            done = before["round"]
+            count = min(eval_every - done % eval_every, num_rounds - done)
+            with timing.block(count) as block:
+                state, infos = _run_block(
+                    journal.state,
+                    data,
+                    keys,
+                    np.int32(done),
+                    np.int32(count),
+                    round_fn=algorithm.round,
+                    size=size,
+                    layout=layout,
+                    capacity=eval_every,
+                )
+                infos = {name: np.asarray(info)[:count] for name, info in infos.items()}
+                block.examples = int(infos["examples"].sum(dtype=np.int64))
+            bad = np.flatnonzero(~infos["finite"])
+            if bad.size:
+                raise _divergence(done + 1 + int(bad[0]), hparams, journal.saved_round)
+            row = {
+                "round": done + count,
+                "train_loss": float(infos["train_loss"].mean(dtype=np.float64)),
+                "bytes_up": before["bytes_up"] + count * size * bytes_each.up,
+                "bytes_down": before["bytes_down"] + count * size * bytes_each.down,
+                "examples": before["examples"] + block.examples,
+                "slots": before["slots"] + int(infos["slots"].sum(dtype=np.int64)),
+            }
+            conclude(row, state)
+        return Result(journal.state, journal.rows, stop_at, timing, layout)
+
+
+_FIRST_ROW = {
+    "round": 0,
+    "train_loss": None,
+    "bytes_up": 0,
+    "bytes_down": 0,
+    "examples": 0,
+    "slots": 0,
+}
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("round_fn", "size", "layout", "capacity"),
+    donate_argnames="state",
+)
+def _run_block(state, data, keys, first, count, *, round_fn, size, layout, capacity):
+    """`count` rounds from round `first`, at most `capacity`; infos are stacked, `[capacity]`."""
+    cohort_key, train_key = keys
+
+    def one_round(r, state):
+        ids = sample_cohort(jax.random.fold_in(cohort_key, r), data.num_clients, size)
+        key = jax.random.fold_in(train_key, r)
+        state, info = round_fn(key, state, data, Cohort(ids, layout))
+        finite = trees.all_finite(state.params) & jnp.isfinite(info["train_loss"])
+        return state, info | {"finite": finite}
+
+    def step(i, carry):
+        state, infos = carry
+        state, info = one_round(first + i, state)
+        return state, jax.tree.map(lambda all_, new: all_.at[i].set(new), infos, info)
+
+    _, shapes = jax.eval_shape(one_round, first, state)
+    infos = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, step, (state, infos))
+
+
+def _check(num_rounds: int, eval_every: int, stop_at: float | None, data: Any) -> None:
+    for name, value in {"num_rounds": num_rounds, "eval_every": eval_every}.items():
+        if value != int(value) or value < 1:
+            raise ValueError(f"{name} is {value}; wanted a whole number, at least 1")
+    if stop_at is not None and not 0 < stop_at <= 1:
+        raise ValueError(f"the target accuracy is {stop_at}; wanted a share in (0, 1]")
+    if int(data.offsets[-1]) == 0:
+        raise ValueError("no client of the federation has any data; wanted at least one example")
+
+
+def _merge_hparams(defaults: Mapping[str, float], given: Mapping[str, float]) -> dict[str, float]:
+    unknown = sorted(given.keys() - defaults.keys())
+    if unknown:
+        raise ValueError(
+            f"this algorithm has no hyper-parameter {', '.join(unknown)}; "
+            f"it has {', '.join(defaults)}"
+        )
+    merged = {name: float(value) for name, value in (dict(defaults) | dict(given)).items()}
+    for name, value in merged.items():
+        if not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name} is {value}; wanted a finite number, at least 0")
+    return merged
+
+
+def _divergence(round: int, hparams: Mapping[str, float], saved: int | None) -> DivergenceError:
+    rates = ", ".join(f"{name}={value:g}" for name, value in hparams.items())
+    kept = "" if saved is None else f" The checkpoint of round {saved} is kept."
+    return DivergenceError(
+        f"training diverged in round {round}: a parameter or a loss is not a finite number "
+        f"({rates}). The likely cause is a learning rate that is too high: try a third of "
+        f"it.{kept}",
+        round,
+    )
+
+
+def _digest(data: Any) -> str:
+    """Identifies the clients' data, so that a run never continues on other data."""
+    digest = hashlib.sha256(np.asarray(data.offsets).tobytes())
+    for name in sorted(data.examples):
+        column = np.ascontiguousarray(data.examples[name])
+        digest.update(f"{name} {column.dtype} {column.shape}".encode())
+        digest.update(column.data)
+    return digest.hexdigest()[:16]

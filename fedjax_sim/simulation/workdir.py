@@ -1,0 +1,73 @@
+"""The files of a run: its configuration, and a row of metrics for each evaluation."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+_PARTIAL = ".partial"  # what a run killed while writing may leave
+
+
+def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Makes `workdir` the home of a run with this configuration, or checks that it is.
+
+    Raises:
+      ValueError: it belongs to a run of another configuration, or holds other files.
+    """
+    path = workdir / "config.json"
+    config = json.loads(json.dumps(config))
+    if path.exists():
+        try:
+            known = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON ({error}); choose another workdir") from error
+        different = [
+            f"  {name}: {known.get(name, 'absent')!r} there, {config.get(name, 'absent')!r} now"
+            for name in sorted(known.keys() | config.keys())
+            if known.get(name) != config.get(name)
+        ]
+        if different:
+            raise ValueError(
+                f"{workdir} belongs to a run of another configuration:\n"
+                + "\n".join(different)
+                + "\nRepeat that configuration to continue it, or choose another workdir."
+            )
+        return
+    strangers = [p for p in workdir.glob("*") if not p.name.endswith(_PARTIAL)]
+    if strangers:
+        raise ValueError(
+            f"{workdir} is not empty and holds no config.json, so it is not a run's; "
+            "choose another workdir"
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, config)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that the file is never seen half-written."""
+    _replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_rows(path: pathlib.Path, rows: list[dict]) -> None:
+    """Makes a file of JSON lines hold exactly `rows`."""
+    _replace(path, "".join(map(_line, rows)))
+
+
+def append_row(path: pathlib.Path, row: dict) -> None:
+    """Adds a row to a file of JSON lines."""
+    with path.open("a") as file:
+        file.write(_line(row))
+
+
+def _line(row: dict) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    partial = path.with_name(path.name + _PARTIAL)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

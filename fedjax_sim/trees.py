@@ -1,0 +1,44 @@
+"""Arithmetic on pytrees of arrays."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+def add(a: Tree, b: Tree) -> Tree:
+    """`a + b`, leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: Tree, b: Tree) -> Tree:
+    """`a - b`, leaf by leaf."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(tree: Tree, factor: jax.Array | float) -> Tree:
+    """`factor * tree`, each leaf in its own dtype."""
+    return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), tree)
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """Zeros in the shapes and dtypes of `tree`, whose leaves may be abstract."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
+
+
+def all_finite(tree: Tree) -> jax.Array:
+    """`[]` bool: no leaf holds a NaN or an infinity."""
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+
+
+def num_params(tree: Tree) -> int:
+    """How many numbers `tree` holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def num_bytes(tree: Tree) -> int:
+    """The size of `tree` in bytes, uncompressed."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
