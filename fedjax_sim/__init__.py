@@ -1,15 +1,15 @@
 """Simulates federated learning: every sampled client of a round in one compiled program.
 
-    import jax, optax
-    import fedjax_sim as fs
+import jax, optax
+import fedjax_sim as fs
 
-    fs.use_all_cores()
-    train, test = fs.data.load("mnist5k")
-    clients = fs.data.federate(train, fs.data.shards(num_clients=100, shards_per_client=2, seed=0))
-    task = fs.models.mnist_2nn()
-    algorithm = fs.fed_avg(task, optax.sgd, client_lr=0.1, local_epochs=1, batch_size=10)
-    result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
-                         evaluate=fs.accuracy(task, test))
+fs.use_all_cores()
+train, test = fs.data.load("mnist5k")
+clients = fs.data.federate(train, fs.data.shards(num_clients=100, shards_per_client=2, seed=0))
+task = fs.models.mnist_2nn()
+algorithm = fs.fed_avg(task, optax.sgd, client_lr=0.1, local_epochs=1, batch_size=10)
+result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
+                     evaluate=fs.accuracy(task, test))
 """
 
 from fedjax_sim import data, experiment, models

@@ -52,7 +52,7 @@ class Client(NamedTuple):
     id: jax.Array
 
     def take(self, positions: jax.Array) -> Batch:
-        """Gathers the rows at `positions` `[B]`, each in `[0, n_k)`, counted from this client's first."""
+        """Gathers the rows at `positions` `[B]`, in `[0, n_k)`, counted from this client's first."""
         rows = self.start + positions
         return {name: column.at[rows].get(mode="clip") for name, column in self.examples.items()}
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim import trees
-from fedjax_sim.base import Client, Params, Task
+from fedjax_sim.base import Batch, Client, Params, Task
 from fedjax_sim.permutation import permutation
 
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
@@ -71,8 +71,8 @@ def full_gradient(task: Task) -> LocalWork:
     def run(params: Params, client: Client, key: jax.Array):
         def add_micro_batch(i, sums):
             gradient, losses = sums
-            micro_key = jax.random.fold_in(key, i)
-            more, new = sum_gradient(task, params, client, _in_order, i, MICRO_BATCH, micro_key)
+            chosen, real = batch_slots(i, MICRO_BATCH, client.size)
+            more, new = sum_gradient(task, params, client.take(chosen), real, jax.random.fold_in(key, i))
             return trees.add(gradient, more), trees.add(losses, new)
 
         start = (trees.zeros_like(params), no_losses())
@@ -110,75 +110,94 @@ def local_training(
     if isinstance(local_epochs, bool) or local_epochs != int(local_epochs) or local_epochs < 1:
         raise ValueError(f"local_epochs is {local_epochs}; wanted a whole number, at least 1")
     if batch_size != math.inf and (batch_size != int(batch_size) or batch_size < 1):
-        raise ValueError(
-            f"batch_size is {batch_size}; wanted a whole number, at least 1, or infinity"
-        )
+        raise ValueError(f"batch_size is {batch_size}; wanted a whole number, at least 1, or infinity")
     if shuffle not in SHUFFLES:
         raise ValueError(f"shuffle is {shuffle!r}; wanted one of {', '.join(SHUFFLES)}")
     make_optimizer = as_factory(optimizer)
     width = MICRO_BATCH if batch_size == math.inf else int(batch_size)
     whole = full_gradient(task)
 
-    def epoch_of_one_step(e, carry, client, key, make):
+    def epoch_of_one_step(e, carry, client, key, optimizer):
         params, state, losses = carry
         gradient, new = whole.run(params, client, jax.random.fold_in(key, e))
-        updates, state = make.update(gradient, state, params)
+        updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, trees.add(losses, new)
 
-    def epoch_of_batches(e, carry, client, key, make):
+    def epoch_of_batches(e, carry, client, key, optimizer):
         epoch_key = jax.random.fold_in(key, e)
         order = _visiting_order(shuffle, key, epoch_key, client.size)
 
-        def step(i, carry):
-            params, state, losses = carry
-            step_key = jax.random.fold_in(epoch_key, i)
-            gradient, new = sum_gradient(task, params, client, order, i, width, step_key)
-            gradient = trees.scale(gradient, 1 / jnp.maximum(new.count, 1))
-            updates, state = make.update(gradient, state, params)
-            return optax.apply_updates(params, updates), state, trees.add(losses, new)
+        def batch(i):
+            chosen, real = batch_slots(i, width, client.size)
+            return order(chosen), real
 
-        return jax.lax.fori_loop(0, _ceil_div(client.size, width), step, carry)
+        steps = _ceil_div(client.size, width)
+        return descend(task, optimizer, carry, client, batch, steps, epoch_key)
 
     epoch = epoch_of_one_step if batch_size == math.inf else epoch_of_batches
 
     def run(params: Params, client: Client, key: jax.Array, rate: jax.Array):
-        make = make_optimizer(rate)
-        carry = (params, make.init(params), no_losses())
+        optimizer = make_optimizer(rate)
+        carry = (params, optimizer.init(params), no_losses())
         params, _, losses = jax.lax.fori_loop(
-            0, local_epochs, lambda e, carry: epoch(e, carry, client, key, make), carry
+            0, local_epochs, lambda e, carry: epoch(e, carry, client, key, optimizer), carry
         )
         return params, losses
 
     return LocalWork(run, lambda sizes: local_epochs * width * _ceil_div(sizes, width))
 
 
-def sum_gradient(
+def descend(
     task: Task,
-    params: Params,
+    optimizer: optax.GradientTransformation,
+    carry: tuple[Params, Any, LossSums],
     client: Client,
-    order: Callable[[jax.Array], jax.Array],
-    i: jax.Array,
-    width: int,
+    batch: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    steps: jax.Array | int,
     key: jax.Array,
+) -> tuple[Params, Any, LossSums]:
+    """Steps of mini-batch descent.
+
+    Args:
+      task: what is learned.
+      optimizer: takes the gradient of a batch's mean loss.
+      carry: params, the optimizer's state, and the sums so far.
+      client: whose rows.
+      batch: `batch(i) -> (chosen [B] int32, real [B] bool)`, the rows of step i.
+      steps: how many; may be traced.
+      key: for the task's randomness.
+
+    Returns:
+      The carry after the steps.
+    """
+
+    def step(i, carry):
+        params, state, losses, (chosen, real) = carry
+        step_key = jax.random.fold_in(key, i)
+        gradient, new = sum_gradient(task, params, client.take(chosen), real, step_key)
+        gradient = trees.scale(gradient, 1 / jnp.maximum(new.count, 1))
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        # The next rows are chosen one step ahead: XLA would otherwise fuse the choice into the gather
+        # and repeat it for every feature of every row.
+        return params, state, trees.add(losses, new), batch(i + 1)
+
+    *carry, _ = jax.lax.fori_loop(0, steps, step, (*carry, batch(jnp.zeros((), jnp.int32))))
+    return tuple(carry)
+
+
+def sum_gradient(
+    task: Task, params: Params, batch: Batch, real: jax.Array, key: jax.Array
 ) -> tuple[Params, LossSums]:
-    """The gradient of the summed loss of a client's batch `i`.
+    """The gradient of a batch's summed loss, and the batch's sums.
 
     Args:
       task: what is learned.
       params: where.
-      client: whose rows.
-      order: positions in the order of visits -> positions among the client's rows.
-      i: `[]` int32, the number of the batch.
-      width: the number of examples in a batch; the last may be short.
+      batch: column name -> `[B, ...]`.
+      real: `[B]` bool; other rows pad the batch and count nothing.
       key: for the task's randomness.
-
-    Returns:
-      The gradient, like `params`, and the batch's sums.
     """
-    positions = i * width + jnp.arange(width, dtype=jnp.int32)
-    real = positions < client.size
-    # Slots beyond the client's end repeat one of its own rows: always a number the model can bear.
-    batch = client.take(order(jnp.clip(positions, 0, jnp.maximum(client.size - 1, 0))))
 
     def summed(params):
         total, count = task.loss(params, batch, key)
@@ -192,6 +211,16 @@ def sum_gradient(
     return jax.grad(summed, has_aux=True)(params)
 
 
+def batch_slots(i: jax.Array, width: int, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The slots of batch `i` of `size` examples in batches of `width`: `[B]` int32, `[B]` bool.
+
+    Slots beyond the end repeat the last position, so that they gather a row of the same client,
+    always one the model can bear; they are not real.
+    """
+    slots = i * width + jnp.arange(width, dtype=jnp.int32)
+    return jnp.clip(slots, 0, jnp.maximum(size - 1, 0)), slots < size
+
+
 def no_losses() -> LossSums:
     """Where sums begin."""
     return LossSums(jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
@@ -199,12 +228,8 @@ def no_losses() -> LossSums:
 
 def _visiting_order(shuffle, key, epoch_key, size):
     if shuffle == "never":
-        return _in_order
+        return lambda slots: slots
     return permutation(key if shuffle == "once" else epoch_key, jnp.maximum(size, 1))
-
-
-def _in_order(positions: jax.Array) -> jax.Array:
-    return positions
 
 
 def _ceil_div(a: jax.Array, b: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """Which devices a run uses: the one place that asks JAX for them."""
 
+import contextlib
 import os
 import warnings
 
@@ -27,10 +28,8 @@ def use_all_cores() -> None:
     )
     if chosen:
         return
-    try:
+    with contextlib.suppress(RuntimeError):  # the backend already runs; its devices are what there is
         jax.config.update("jax_num_cpu_devices", available_cores())
-    except RuntimeError:  # the backend already runs; its devices are what there is
-        pass
 
 
 def available_cores() -> int:

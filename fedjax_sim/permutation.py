@@ -5,9 +5,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-# A round pairs up all values and swaps each pair by a coin, so whatever bias is left shrinks
-# geometrically; after 40 rounds it is far below what the tests of uniformity can see.
-_ROUNDS = 40
+# A round pairs up all values and swaps each pair by a coin, which halves the bias that is left. Tests
+# of uniformity with 400,000 draws see some after 12 rounds and none after 16.
+_ROUNDS = 24
 
 
 def permutation(key: jax.Array, size: jax.Array) -> Callable[[jax.Array], jax.Array]:

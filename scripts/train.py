@@ -21,7 +21,7 @@ import sys
 
 import jax
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 
 import fedjax_sim as fs
 from fedjax_sim.naming import choose
@@ -90,6 +90,8 @@ _SERVER_OPTIMIZERS = {
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # not every step of JAX and orbax
     fs.use_all_cores()
     try:
         _train()
@@ -157,12 +159,8 @@ def _partition() -> fs.data.Partition:
         "shards": lambda: fs.data.shards(
             num_clients=num_clients, shards_per_client=_SHARDS_PER_CLIENT.value, seed=seed
         ),
-        "dirichlet": lambda: fs.data.dirichlet(
-            num_clients=num_clients, alpha=_ALPHA.value, seed=seed
-        ),
-        "lognormal": lambda: fs.data.lognormal(
-            num_clients=num_clients, sigma=_SIGMA.value, seed=seed
-        ),
+        "dirichlet": lambda: fs.data.dirichlet(num_clients=num_clients, alpha=_ALPHA.value, seed=seed),
+        "lognormal": lambda: fs.data.lognormal(num_clients=num_clients, sigma=_SIGMA.value, seed=seed),
         "natural": lambda: fs.data.natural(_PARTITION_KEY.value),
     }
     return choose("partition", _PARTITION.value, factories)()
@@ -223,5 +221,4 @@ def _default_workdir() -> str:
 
 
 if __name__ == "__main__":
-    flags.FLAGS.set_default("verbosity", -1)  # warnings, not every step of JAX and orbax
     app.run(main)

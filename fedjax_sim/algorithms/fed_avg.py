@@ -84,16 +84,14 @@ def fed_avg(
         return FedAvgState(params, server, jnp.zeros((), jnp.int32), dict(hparams))
 
     def round_fn(key: jax.Array, state: FedAvgState, data: Any, cohort: Cohort):
-        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round
+        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
 
         def client(broadcast, client, key):
             w, eta = broadcast
             w_k, losses = client_update.run(w, client, key, eta)
             return ClientOutput(trees.subtract(w_k, w), weight_of(client.size), losses._asdict())
 
-        sums = map_clients(
-            client, (state.params, eta), data, cohort, key=key, work=client_update.slots
-        )
+        sums = map_clients(client, (state.params, eta), data, cohort, key=key, work=client_update.slots)
         pseudo_gradient = trees.scale(sums.update, -1 / jnp.maximum(sums.weight, 1e-30))
         updates, server = make_server(state.hparams["server_lr"]).update(
             pseudo_gradient, state.server, state.params

@@ -54,7 +54,7 @@ def fed_sgd(
             return ClientOutput(g_k, weight_of(client.size), losses._asdict())
 
         sums = map_clients(client, state.params, data, cohort, key=key, work=gradient.slots)
-        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round
+        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
         step = trees.scale(sums.update, eta / jnp.maximum(sums.weight, 1e-30))
         w = trees.subtract(state.params, step)
         return state._replace(params=w, round=state.round + 1), round_info(sums)

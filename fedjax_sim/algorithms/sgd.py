@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import trees
 from fedjax_sim.algorithms.common import check_hparams
 from fedjax_sim.base import Algorithm, Client, ClientBytes, Cohort, Params, Task
-from fedjax_sim.client import as_factory, no_losses, sum_gradient
+from fedjax_sim.client import as_factory, batch_slots, descend, no_losses
 from fedjax_sim.permutation import permutation
 
 
@@ -77,29 +76,29 @@ def sgd(
         zero = jnp.zeros((), jnp.int32)
         everything = Client(data.examples, start=zero, size=n, id=zero)
         steps_per_epoch = -(-n // batch_size)
-        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round
-        descent = make_optimizer(eta)
+        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
 
-        def step(_, carry):
-            state, losses = carry
-            epoch, i = state.step // steps_per_epoch, state.step % steps_per_epoch
+        def batch(i):
+            epoch, within = (state.step + i) // steps_per_epoch, (state.step + i) % steps_per_epoch
             order = permutation(jax.random.fold_in(state.key, epoch), n)
-            step_key = jax.random.fold_in(key, state.step)
-            gradient, new = sum_gradient(
-                task, state.params, everything, order, i, batch_size, step_key
-            )
-            gradient = trees.scale(gradient, 1 / jnp.maximum(new.count, 1))
-            updates, optimizer = descent.update(gradient, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, updates)
-            state = state._replace(params=params, optimizer=optimizer, step=state.step + 1)
-            return state, trees.add(losses, new)
+            slots, real = batch_slots(within, batch_size, n)
+            return order(slots), real
 
-        state, losses = jax.lax.fori_loop(0, steps_per_round, step, (state, no_losses()))
+        carry = (state.params, state.optimizer, no_losses())
+        params, optimizer, losses = descend(
+            task, make_optimizer(eta), carry, everything, batch, steps_per_round, key
+        )
         info = {
             "train_loss": losses.total / jnp.maximum(losses.count, 1),
             "examples": losses.examples,
             "slots": jnp.asarray(steps_per_round * batch_size, jnp.int32),
         }
-        return state._replace(round=state.round + 1), info
+        state = state._replace(
+            params=params,
+            optimizer=optimizer,
+            step=state.step + steps_per_round,
+            round=state.round + 1,
+        )
+        return state, info
 
     return Algorithm(init, round_fn, lambda state: ClientBytes(up=0, down=0), hparams)

@@ -20,9 +20,7 @@ def training_flops(task: Task, examples: dict[str, Any]) -> int:
       examples: column name -> `[n, ...]`; only shapes and dtypes matter.
     """
     key = jax.random.key(0)
-    batch = {
-        name: jnp.zeros((1, *column.shape[1:]), column.dtype) for name, column in examples.items()
-    }
+    batch = {name: jnp.zeros((1, *column.shape[1:]), column.dtype) for name, column in examples.items()}
     params = jax.eval_shape(task.init, key)
     jaxpr = jax.make_jaxpr(task.loss)(params, batch, key)
     return 3 * _count(jaxpr.jaxpr)

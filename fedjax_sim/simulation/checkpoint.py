@@ -42,7 +42,10 @@ class Checkpoints:
 
     def _open(self):
         options = self._ocp.CheckpointManagerOptions(
-            max_to_keep=_KEEP, create=True, enable_async_checkpointing=False
+            max_to_keep=_KEEP,
+            create=True,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,  # what a killed run left half-written
         )
         return self._ocp.CheckpointManager(self._directory, options=options)
 

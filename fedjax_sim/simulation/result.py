@@ -1,10 +1,8 @@
 """What a run yields, as arrays and as a summary."""
 
-import contextlib
 import dataclasses
+import itertools
 import statistics
-import time
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,7 +10,6 @@ import numpy as np
 
 from fedjax_sim import trees
 from fedjax_sim.base import Layout
-from fedjax_sim.simulation.compilations import CompilationCounter
 
 
 def rounds_to_target(rounds: Any, accuracies: Any, target: float) -> float | None:
@@ -43,53 +40,6 @@ def rounds_to_target(rounds: Any, accuracies: Any, target: float) -> float | Non
     return float(rounds[before] + share * (rounds[after] - rounds[before]))
 
 
-@dataclasses.dataclass
-class Block:
-    """Some rounds in one compiled program: how many, how long, on how many examples."""
-
-    rounds: int
-    seconds: float = 0.0
-    examples: int = 0
-    compiled: bool = False
-
-
-@dataclasses.dataclass
-class Timing:
-    """The clock of one process's part of a run.
-
-    Attributes:
-      counter: of compilations.
-      blocks: in order.
-    """
-
-    counter: CompilationCounter
-    blocks: list[Block] = dataclasses.field(default_factory=list)
-
-    @contextlib.contextmanager
-    def block(self, rounds: int) -> Iterator[Block]:
-        """Times the block of rounds that runs inside; its last line must wait for the result."""
-        block, before = Block(rounds), self.counter.count
-        started = time.perf_counter()
-        yield block
-        block.seconds = time.perf_counter() - started
-        block.compiled = self.counter.count > before
-        self.blocks.append(block)
-
-    @property
-    def _warm(self) -> list[Block]:
-        return [block for block in self.blocks if not block.compiled]
-
-    def seconds_per_round(self) -> float | None:
-        """The median over blocks in which nothing was compiled; None without such a block."""
-        per_round = [block.seconds / block.rounds for block in self._warm]
-        return statistics.median(per_round) if per_round else None
-
-    def examples_per_second(self) -> float | None:
-        """Examples trained on, once per epoch, over the time of the blocks without compilation."""
-        seconds = sum(block.seconds for block in self._warm)
-        return sum(block.examples for block in self._warm) / seconds if seconds else None
-
-
 @dataclasses.dataclass(frozen=True)
 class Result:
     """A finished run.
@@ -98,15 +48,17 @@ class Result:
       state: the algorithm's state; `state.params` is the model.
       rows: one dict per evaluation, as in metrics.jsonl.
       target: the accuracy asked for, or None.
-      timing: of this process's part.
       layout: lanes and devices.
+      compilations: programs that this process compiled.
+      compile_seconds: the time that took, tracing included.
     """
 
     state: Any
     rows: list[dict]
     target: float | None
-    timing: Timing
     layout: Layout
+    compilations: int
+    compile_seconds: float
 
     @property
     def params(self) -> Any:
@@ -117,8 +69,7 @@ class Result:
         """The rows as columns, name -> `[evaluations]`."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         return {
-            name: np.array([row.get(name, np.nan) for row in self.rows], np.float64)
-            for name in names
+            name: np.array([row.get(name, np.nan) for row in self.rows], np.float64) for name in names
         }
 
     def summary(self) -> dict[str, Any]:
@@ -129,6 +80,19 @@ class Result:
         reached = None
         if self.target is not None and curve:
             reached = rounds_to_target(rounds, accuracies, self.target)
+        # Blocks of rounds in which something was compiled have no time of their own.
+        warm = [
+            (
+                row["round_seconds"],
+                row["round"] - before["round"],
+                row["examples"] - before["examples"],
+            )
+            for before, row in itertools.pairwise(self.rows)
+            if row["round_seconds"] is not None
+        ]
+        per_round = [seconds for seconds, _, _ in warm]
+        seconds = [seconds * rounds for seconds, rounds, _ in warm]
+        examples = [examples for *_, examples in warm]
         return {
             "num_params": trees.num_params(self.params),
             "rounds": last["round"],
@@ -136,10 +100,10 @@ class Result:
             "final_accuracy": accuracies[-1] if curve else None,
             "target_accuracy": self.target,
             "rounds_to_target": reached,
-            "seconds_per_round": self.timing.seconds_per_round(),
-            "compile_seconds": self.timing.counter.seconds,
-            "compilations": self.timing.counter.count,
-            "examples_per_second": self.timing.examples_per_second(),
+            "seconds_per_round": statistics.median(per_round) if per_round else None,
+            "compile_seconds": self.compile_seconds,
+            "compilations": self.compilations,
+            "examples_per_second": sum(examples) / sum(seconds) if seconds else None,
             "padding_waste": 1 - last["examples"] / last["slots"] if last["slots"] else 0.0,
             "bytes_up": last["bytes_up"],
             "bytes_down": last["bytes_down"],

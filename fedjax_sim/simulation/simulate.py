@@ -22,7 +22,7 @@ from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.compilations import CompilationCounter
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
-from fedjax_sim.simulation.result import Result, Timing
+from fedjax_sim.simulation.result import Result
 
 EvaluationFn = Callable[[Any], Mapping[str, float]]
 
@@ -119,7 +119,7 @@ def simulate(
         files.claim(home, settings | hparams | dict(config or {}))
 
     with contextlib.ExitStack() as stack:
-        timing = Timing(stack.enter_context(CompilationCounter()))
+        compiled = stack.enter_context(CompilationCounter())
         init_key, cohort_key, train_key = jax.random.split(key, 3)
         keys = place((cohort_key, train_key), layout)
         data = place(data, layout)
@@ -151,20 +151,21 @@ def simulate(
             before = journal.rows[-1]
             done = before["round"]
             count = min(eval_every - done % eval_every, num_rounds - done)
-            with timing.block(count) as block:
-                state, infos = _run_block(
-                    journal.state,
-                    data,
-                    keys,
-                    np.int32(done),
-                    np.int32(count),
-                    round_fn=algorithm.round,
-                    size=size,
-                    layout=layout,
-                    capacity=eval_every,
-                )
-                infos = {name: np.asarray(info)[:count] for name, info in infos.items()}
-                block.examples = int(infos["examples"].sum(dtype=np.int64))
+            compilations, block_started = compiled.count, time.perf_counter()
+            state, infos = _run_block(
+                journal.state,
+                data,
+                keys,
+                np.int32(done),
+                np.int32(count),
+                round_fn=algorithm.round,
+                size=size,
+                layout=layout,
+                capacity=eval_every,
+            )
+            infos = {name: np.asarray(info)[:count] for name, info in infos.items()}
+            block_seconds = time.perf_counter() - block_started
+            warm = compiled.count == compilations
             bad = np.flatnonzero(~infos["finite"])
             if bad.size:
                 raise _divergence(done + 1 + int(bad[0]), hparams, journal.saved_round)
@@ -173,11 +174,12 @@ def simulate(
                 "train_loss": float(infos["train_loss"].mean(dtype=np.float64)),
                 "bytes_up": before["bytes_up"] + count * size * bytes_each.up,
                 "bytes_down": before["bytes_down"] + count * size * bytes_each.down,
-                "examples": before["examples"] + block.examples,
+                "examples": before["examples"] + int(infos["examples"].sum(dtype=np.int64)),
                 "slots": before["slots"] + int(infos["slots"].sum(dtype=np.int64)),
+                "round_seconds": round(block_seconds / count, 6) if warm else None,
             }
             conclude(row, state)
-        return Result(journal.state, journal.rows, stop_at, timing, layout)
+        return Result(journal.state, journal.rows, stop_at, layout, compiled.count, compiled.seconds)
 
 
 _FIRST_ROW = {
@@ -187,6 +189,7 @@ _FIRST_ROW = {
     "bytes_down": 0,
     "examples": 0,
     "slots": 0,
+    "round_seconds": None,
 }
 
 
@@ -230,8 +233,7 @@ def _merge_hparams(defaults: Mapping[str, float], given: Mapping[str, float]) ->
     unknown = sorted(given.keys() - defaults.keys())
     if unknown:
         raise ValueError(
-            f"this algorithm has no hyper-parameter {', '.join(unknown)}; "
-            f"it has {', '.join(defaults)}"
+            f"this algorithm has no hyper-parameter {', '.join(unknown)}; it has {', '.join(defaults)}"
         )
     merged = {name: float(value) for name, value in (dict(defaults) | dict(given)).items()}
     for name, value in merged.items():

@@ -1,0 +1,269 @@
+"""Times one round of FedAvg beside PyTorch, FedJAX and the machine's matrix multiplication rate.
+
+    python benchmarks/round_time.py --pytorch_python=PATH --fedjax_python=PATH --out=round_time.json
+
+Before anything is timed the participants must agree on what a round computes. They then run in
+turn, one at a time. `benchmarks/peers/README.md` says how to make the peers' environments.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+from workers import Worker, WorkerError, alternate, save_job
+
+_PYTORCH = flags.DEFINE_string("pytorch_python", None, "Python of PyTorch's environment.")
+_FEDJAX = flags.DEFINE_string("fedjax_python", None, "Python of FedJAX's environment.")
+_ROWS = flags.DEFINE_list("rows", None, "Rows to run, by name; all of them by default.")
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Rounds to time; slow rows stop at 3.", lower_bound=3)
+_OUT = flags.DEFINE_string("out", None, "Where to write all times, as JSON.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "MNIST; by default the digits that come along.")
+
+PEERS = Path(__file__).parent / "peers"
+# What one round may differ by between implementations, relatively. Rounding that flips a ReLU near
+# zero moves the CNN's update by up to 0.5 %, even between two memory layouts of one library.
+TOLERANCE = {"loss": 1e-3, "param_norm": 1e-3, "update_norm": 1e-2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer's kernel, and at how many positions of an image it is applied."""
+
+    kernel: tuple[int, ...]
+    positions: int = 1
+
+    @property
+    def flops(self):
+        """Forward, one image: two for each weight and position, a bias counted as a weight."""
+        return 2 * self.positions * (math.prod(self.kernel) + self.kernel[-1])
+
+
+MODELS = {
+    "2nn": {
+        "fc1": Layer((784, 200)),
+        "fc2": Layer((200, 200)),
+        "fc3": Layer((200, 10)),
+    },
+    "cnn": {
+        "conv1": Layer((5, 5, 1, 32), positions=28 * 28),
+        "conv2": Layer((5, 5, 32, 64), positions=14 * 14),
+        "fc1": Layer((7 * 7 * 64, 512)),
+        "fc2": Layer((512, 10)),
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One round: a model, the clients' sizes and the batch size, 0 for all of a client's."""
+
+    model: str
+    sizes: tuple[int, ...]
+    batch_size: int
+
+    @property
+    def flops(self):
+        """Useful work: forward and backward are three times forward; padding does not count."""
+        return 3 * sum(layer.flops for layer in MODELS[self.model].values()) * sum(self.sizes)
+
+
+def lognormal_sizes(num_clients, total, sigma):
+    """Sizes of at least 1 that add up to `total`."""
+    share = np.random.default_rng(0).lognormal(sigma=sigma, size=num_clients)
+    ends = np.round(np.cumsum(share) / share.sum() * (total - num_clients)).astype(int)
+    return tuple((np.diff(ends, prepend=0) + 1).tolist())
+
+
+EQUAL, RAGGED = "2nn-20x300-b10", "2nn-20ragged-b10"
+ROWS = {
+    "2nn-10x600-b10": Row("2nn", (600,) * 10, 10),
+    "2nn-10x600-b50": Row("2nn", (600,) * 10, 50),
+    "2nn-10x600-binf": Row("2nn", (600,) * 10, 0),
+    "cnn-10x100-b10": Row("cnn", (100,) * 10, 10),
+    "cnn-10x100-b50": Row("cnn", (100,) * 10, 50),
+    "cnn-10x600-b10": Row("cnn", (600,) * 10, 10),
+    "cnn-10x600-b50": Row("cnn", (600,) * 10, 50),
+    EQUAL: Row("2nn", (300,) * 20, 10),
+    RAGGED: Row("2nn", lognormal_sizes(20, 6000, sigma=1.2), 10),
+}
+
+
+def load_digits(data_dir):
+    """MNIST's training images, `[n, 28, 28, 1]` uint8, and labels, `[n]`."""
+    import fedjax_sim
+
+    if data_dir:
+        train, _ = fedjax_sim.data.load("mnist", data_dir=data_dir)
+    else:
+        train, _ = fedjax_sim.data.load("mnist5k")
+    return train["x"], train["y"]
+
+
+def make_job(path, row, digits, *, local_epochs=1, shuffle=True):
+    """Writes `row` as a job on a random subset of `digits`, which is repeated where too small."""
+    rng = np.random.default_rng(0)
+    images, labels = digits
+    chosen = np.resize(rng.permutation(len(labels)), sum(row.sizes))
+    params = {}
+    for name, layer in MODELS[row.model].items():
+        *window, fan_in, fan_out = layer.kernel
+        limit = math.sqrt(6 / (math.prod(window) * (fan_in + fan_out)))  # Glorot's
+        params[name] = {
+            "kernel": rng.uniform(-limit, limit, layer.kernel).astype(np.float32),
+            "bias": np.zeros(fan_out, np.float32),
+        }
+    save_job(
+        path,
+        x=images[chosen].reshape(-1, 28, 28, 1),
+        y=labels[chosen].astype(np.int32),
+        offsets=np.cumsum([0, *row.sizes]),
+        params=params,
+        model=row.model,
+        batch_size=row.batch_size,
+        local_epochs=local_epochs,
+        learning_rate=0.1,
+        shuffle=shuffle,
+    )
+
+
+@contextlib.contextmanager
+def started(commands, *args):
+    """Starts those of `commands`, `{name: command}`, that can be, and has each run a round.
+
+    Yields:
+      A dict from a worker to what it reports of its first round, which compiles.
+    """
+    with contextlib.ExitStack() as stack:
+        first = {}
+        for name, command in commands.items():
+            try:
+                worker = stack.enter_context(contextlib.closing(Worker(name, [*command, *args])))
+                first[worker] = worker.round()
+            except WorkerError as error:
+                print(f"Absent: {error}", file=sys.stderr)
+        yield first
+
+
+def check_agreement(commands, rows, digits, path):
+    """Compares a small round, without shuffling, for each model and batch size among `rows`.
+
+    The clients' sizes differ, so that weights matter; they are multiples of B, because FedJAX fills
+    up a last batch.
+
+    Returns:
+      Those of `commands` that took part in every comparison.
+
+    Raises:
+      SystemExit: two participants disagree.
+    """
+    for model, batch_size in dict.fromkeys((row.model, row.batch_size) for row in rows):
+        sizes = tuple(n * (batch_size or 20) for n in (1, 2, 3))
+        make_job(path, Row(model, sizes, batch_size), digits, local_epochs=2, shuffle=False)
+        with started(commands, path) as first:
+            reports = {worker.name: report for worker, report in first.items()}
+        commands = {name: commands[name] for name in reports}
+        for key, tolerance in TOLERANCE.items():
+            values = {name: report[key] for name, report in reports.items()}
+            if not np.allclose(list(values.values()), next(iter(values.values()), 0), tolerance, 0):
+                sys.exit(f"{model}, B = {batch_size or 'inf'}: they disagree on {key}: {values}")
+    return commands
+
+
+def measure_peak(python, pytorch_python):
+    """The best matrix multiplication rate of JAX and of PyTorch, each where present, in GFLOP/s."""
+    script = PEERS / "gemm" / "run.py"
+    commands = {"JAX": [python, script, "jax"]}
+    if pytorch_python:
+        commands["PyTorch"] = [pytorch_python, script, "torch"]
+    peak = {}
+    for name, command in commands.items():
+        with started({name: command}) as first:
+            for worker in first:
+                peak[name] = max(worker.round()["gflops"] for _ in range(5))
+    return peak
+
+
+def machine():
+    """The processor's name and its number of cores."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count()}
+
+
+def table(report, peers):
+    """Markdown: a line per row, with our rate and each peer's time over ours."""
+    head = ["round", "ours ms", "GFLOP/s", "of peak"]
+    head += [column for peer in peers for column in (f"{peer} ms", f"{peer} / ours")]
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for name, row in report["rows"].items():
+        median = {who: statistics.median(seconds) for who, seconds in row["seconds"].items()}
+        ours = median.get("ours", math.nan)
+        rate = row["flops"] / ours / 1e9
+        line = [name, f"{1e3 * ours:.1f}", f"{rate:.0f}", f"{rate / report['peak']:.0%}"]
+        for peer in peers:
+            if peer in median:
+                line += [f"{1e3 * median[peer]:.1f}", f"{median[peer] / ours:.2f}"]
+            else:
+                line += ["absent", ""]
+        lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(_):
+    names = _ROWS.value or list(ROWS)
+    if unknown := set(names) - set(ROWS):
+        sys.exit(f"--rows: got {sorted(unknown)}, wanted some of {list(ROWS)}")
+    pythons = {"ours": sys.executable, "PyTorch": _PYTORCH.value, "FedJAX": _FEDJAX.value}
+    commands = {
+        name: [python, PEERS / name.lower() / "run.py"]
+        for name, python in pythons.items()
+        if python
+    }
+    digits = load_digits(_DATA_DIR.value)
+    report = {
+        "command": sys.orig_argv,
+        "date": datetime.datetime.now().isoformat(timespec="seconds"),
+        "machine": machine(),
+        "gemm_gflops": measure_peak(sys.executable, _PYTORCH.value),
+        "rows": {},
+    }
+    report["peak"] = max(report["gemm_gflops"].values())
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.npz"
+        commands = check_agreement(commands, [ROWS[name] for name in names], digits, path)
+        for name in names:
+            make_job(path, ROWS[name], digits)
+            with started(commands, path) as first:
+                seconds = alternate(list(first), _REPEATS.value)
+            row = report["rows"][name] = dataclasses.asdict(ROWS[name])
+            row |= {"flops": ROWS[name].flops, "seconds": seconds}
+            row["participants"] = {worker.name: worker.ready for worker in first}
+            medians = {who: f"{statistics.median(s):.4f} s" for who, s in seconds.items()}
+            print(name, medians, file=sys.stderr)
+
+    peers = [name for name in pythons if name != "ours"]
+    print(table(report, peers))
+    print(f"\nMatrix multiplication, the peak: {report['gemm_gflops']} GFLOP/s.")
+    if {EQUAL, RAGGED} <= set(names):
+        pair = report["rows"][EQUAL]["seconds"], report["rows"][RAGGED]["seconds"]
+        for who in pair[1]:
+            equal, ragged = (statistics.median(seconds[who]) for seconds in pair)
+            print(f"{who}: GFLOP/s on ragged clients over equal ones: {equal / ragged:.2f}.")
+    if _OUT.value:
+        Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,168 @@
+"""Both ends of the conversation between a benchmark and the libraries it compares.
+
+Each participant is a process of its own, so that every library runs in its own environment and no
+two thread pools meet. It loads one job, says that it is ready, and then answers every line
+`round` with one line of JSON, until `quit` or the end of its input.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+PROBE = 1000  # Examples on which a round's model is evaluated, after the clock has stopped.
+
+
+class WorkerError(RuntimeError):
+    """A participant could not be started or stopped answering."""
+
+
+class Worker:
+    """A participant, seen from the benchmark.
+
+    Args:
+      name: what to call it in tables and messages.
+      command: what starts it: the interpreter of its environment, a program that ends in `serve`,
+        and the program's arguments.
+
+    Raises:
+      WorkerError: it did not become ready; the message ends with what it wrote to stderr.
+    """
+
+    def __init__(self, name, command):
+        self.name = name
+        self._stderr = tempfile.TemporaryFile("w+")
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                text=True,
+            )
+        except OSError as error:
+            raise WorkerError(f"{name} did not start: {error}") from error
+        self.ready = self._read()
+
+    def round(self):
+        """Asks for one round and returns what the participant reports of it."""
+        try:
+            print("round", file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            pass  # `_read` finds out why it ended.
+        return self._read()
+
+    def close(self):
+        """Ends the process; closing its input is enough, whatever it is doing."""
+        self._process.communicate()
+        self._stderr.close()
+
+    def _read(self):
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        status = self._process.wait()
+        self._stderr.seek(0)
+        tail = "".join(self._stderr.readlines()[-8:])
+        raise WorkerError(f"{self.name} ended with status {status}:\n{tail}")
+
+
+def alternate(workers, rounds, *, at_least=3, budget=30.0):
+    """Times the participants in turn, so that a machine that drifts drifts for all alike.
+
+    Args:
+      workers: participants, already warm.
+      rounds: turns to take, each of one round per participant.
+      at_least: turns to take even where they exceed `budget`.
+      budget: seconds after which no further turn begins.
+
+    Returns:
+      A dict from a participant's name to the seconds of each of its rounds.
+    """
+    seconds = {worker.name: [] for worker in workers}
+    start = time.perf_counter()
+    for turn in range(rounds):
+        if turn >= at_least and time.perf_counter() - start > budget:
+            break
+        for worker in workers:
+            seconds[worker.name].append(worker.round()["seconds"])
+    return seconds
+
+
+def save_job(path, *, params, **fields):
+    """Writes a job; `params` is a dict of layers, each a dict of a `kernel` and a `bias`."""
+    flat = {f"param/{layer}/{k}": v for layer, p in params.items() for k, v in p.items()}
+    np.savez(path, **fields, **flat)
+
+
+def load_job(path):
+    """Reads a job.
+
+    Returns:
+      A namespace of
+        x: `[n, 28, 28, 1]` float32 in [0, 1] (stored as uint8), y: `[n]` int32;
+        offsets: `[K + 1]`, client k owns rows `offsets[k]:offsets[k + 1]`;
+        params: `{layer: {"kernel": ..., "bias": ...}}`, dense kernels `[in, out]`, convolutions
+          `[h, w, in, out]`, images flattened in the order height, width, channel;
+        model: "2nn" or "cnn"; batch_size: int, 0 for all of a client's examples;
+        local_epochs: int; learning_rate: float; shuffle: bool.
+    """
+    with np.load(path) as file:
+        arrays = dict(file)
+    params = {}
+    for name in [name for name in arrays if name.startswith("param/")]:
+        _, layer, kind = name.split("/")
+        params.setdefault(layer, {})[kind] = arrays.pop(name)
+    scalars = {name: value.item() for name, value in arrays.items() if value.ndim == 0}
+    job = SimpleNamespace(**arrays | scalars, params=params)
+    job.x = job.x.astype(np.float32) / 255
+    job.shuffle = bool(job.shuffle)
+    return job
+
+
+def norms(old, new):
+    """What to compare a round's parameters by: their L2 norm and that of the round's update.
+
+    The update tells implementations apart; one round hardly moves the norm of the whole.
+
+    Args:
+      old: the parameters' arrays before the round, in any one order.
+      new: after it, in the same order.
+    """
+    old, new = (np.concatenate([np.ravel(a) for a in p], dtype=np.float64) for p in (old, new))
+    return {
+        "param_norm": float(np.linalg.norm(new)),
+        "update_norm": float(np.linalg.norm(new - old)),
+    }
+
+
+def serve(name, versions, run_round, report, *, threads=None):
+    """Answers the benchmark, from the participant's side.
+
+    Args:
+      name: the participant's name.
+      versions: a dict from a package's name to its version.
+      run_round: a function without arguments that runs one round to its very end, on the device
+        too. It alone is timed.
+      report: a function from the result of `run_round` to a dict of numbers. For a round of
+        training: `loss`, the new model's mean loss on the job's first `PROBE` examples, and
+        what `norms` returns.
+      threads: how many threads the participant uses; by default as many as there are cores.
+    """
+    _send(ready=True, name=name, versions=versions, threads=threads or os.cpu_count())
+    for line in sys.stdin:
+        if line.strip() == "quit":
+            return
+        start = time.perf_counter()
+        result = run_round()
+        seconds = time.perf_counter() - start
+        _send(seconds=seconds, **report(result))
+
+
+def _send(**message):
+    print(json.dumps(message), flush=True)

@@ -1,0 +1,31 @@
+"""Data: named sets, partitions among clients, and the federation that simulations take."""
+
+from fedjax_sim.data.dataset import Dataset, from_arrays
+from fedjax_sim.data.federated import Description, FederatedData, Spread, federate
+from fedjax_sim.data.partition import (
+    Assignment,
+    Partition,
+    dirichlet,
+    iid,
+    lognormal,
+    natural,
+    shards,
+)
+from fedjax_sim.data.sources import load
+
+__all__ = [
+    "Assignment",
+    "Dataset",
+    "Description",
+    "FederatedData",
+    "Partition",
+    "Spread",
+    "dirichlet",
+    "federate",
+    "from_arrays",
+    "iid",
+    "load",
+    "lognormal",
+    "natural",
+    "shards",
+]

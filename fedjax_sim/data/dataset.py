@@ -1,0 +1,141 @@
+"""`Dataset`: labelled examples in host memory, not yet divided among clients."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+_INT32 = np.iinfo(np.int32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled examples as NumPy arrays of `n` rows.
+
+    64-bit columns are stored in 32 bits, as JAX would hold them by default.
+
+    Attributes:
+      examples: what a model reads. `"x"`: features `[n, ...]`, of images uint8 `[n, height, width,
+        channels]`. `"y"`: int32 labels in `[0, num_classes)`, `[n]`, or `[n, ...]` with several to
+        a row. More columns are welcome.
+      num_classes: how many labels there are.
+      name: shown in descriptions and errors.
+      keys: facts about rows that no model reads, such as the `"writer"` of a digit; integers or
+        strings `[n]`. They decide who owns a row (see `natural`) and never reach the device.
+
+    Raises:
+      ValueError: a column is missing, of another length, or holds something unusable: a label out
+        of range, NaN, infinity, or an integer beyond 32 bits. The first bad row is named.
+    """
+
+    examples: dict[str, np.ndarray]
+    num_classes: int
+    name: str = "arrays"
+    keys: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        missing = sorted({"x", "y"} - set(self.examples))
+        if missing:
+            raise ValueError(
+                f"{self.name}: examples have columns {sorted(self.examples)}, without {missing}; "
+                "give the features as 'x' and the integer labels as 'y'."
+            )
+        if self.num_classes < 1:
+            raise ValueError(f"{self.name}: num_classes is {self.num_classes}; it must be at least 1.")
+        examples = {k: _stored(self.name, k, np.asarray(v)) for k, v in self.examples.items()}
+        keys = {k: _stored_key(self.name, k, np.asarray(v)) for k, v in self.keys.items()}
+        rows = len(examples["x"])
+        if rows == 0:
+            raise ValueError(f"{self.name}: there are no rows; at least one is needed.")
+        for column, array in (examples | keys).items():
+            if len(array) != rows:
+                raise ValueError(
+                    f"{self.name}: column {column!r} has {len(array)} rows and column 'x' has "
+                    f"{rows}; every column needs one entry per example."
+                )
+        _check_labels(self.name, examples["y"], self.num_classes)
+        examples["y"] = examples["y"].astype(np.int32, copy=False)
+        object.__setattr__(self, "examples", examples)
+        object.__setattr__(self, "keys", keys)
+
+    def __len__(self) -> int:
+        return len(self.examples["x"])
+
+
+def from_arrays(
+    x: np.ndarray,
+    y: np.ndarray,
+    num_classes: int | None = None,
+    keys: Mapping[str, np.ndarray] | None = None,
+    name: str = "arrays",
+) -> Dataset:
+    """Makes a `Dataset` of arrays in memory.
+
+    Args:
+      x: features `[n, ...]`; uint8 images stay uint8, since a task decodes them on the device.
+      y: integer labels `[n]`.
+      num_classes: by default the largest label plus one; give it where the rows at hand may lack
+        the last class, as a small test set can.
+      keys: columns `[n]` that decide ownership, such as `{"writer": writers}`.
+      name: shown in descriptions and errors.
+
+    Raises:
+      ValueError: see `Dataset`.
+    """
+    if num_classes is None:
+        y = np.asarray(y)
+        _check_integers(name, y)
+        num_classes = int(y.max(initial=0)) + 1
+    return Dataset({"x": x, "y": y}, num_classes=num_classes, name=name, keys=dict(keys or {}))
+
+
+def _stored(name: str, column: str, array: np.ndarray) -> np.ndarray:
+    """`array` `[n, ...]` in the dtype it is kept in, once its numbers are known to survive that."""
+    if array.ndim == 0 or array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"{name}: column {column!r} is {array.dtype} of shape {array.shape}; wanted booleans, "
+            "integers or floats with one leading row per example (ragged rows must be padded)."
+        )
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32) if array.dtype.itemsize > 4 else array
+        _check_rows(name, column, array, np.isfinite(array), "finite 32-bit numbers")
+    elif array.dtype.kind in "iu" and array.dtype.itemsize > 4:
+        fits = (array >= _INT32.min) & (array <= _INT32.max)
+        _check_rows(name, column, array, fits, "integers that fit 32 bits")
+        array = array.astype(np.int32)
+    return array
+
+
+def _stored_key(name: str, column: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim != 1 or array.dtype.kind not in "iuU":
+        raise ValueError(
+            f"{name}: key {column!r} is {array.dtype} of shape {array.shape}; wanted integers or "
+            "strings of shape [n] (strings held as objects: call .astype(str))."
+        )
+    return array
+
+
+def _check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
+    _check_integers(name, labels)
+    in_range = (labels >= 0) & (labels < num_classes)
+    wanted = f"labels from 0 to {num_classes - 1}; check num_classes, or number the labels anew"
+    _check_rows(name, "y", labels, in_range, wanted)
+
+
+def _check_integers(name: str, labels: np.ndarray) -> None:
+    if labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: labels are {labels.dtype}; wanted integers: call .astype('int32'), or "
+            ".argmax(-1) on one-hot rows."
+        )
+
+
+def _check_rows(name: str, column: str, array: np.ndarray, good: np.ndarray, wanted: str) -> None:
+    """Raises for the first entry of `array` whose flag in `good`, of the same shape, is False."""
+    if good.all():
+        return
+    place = np.unravel_index(np.argmin(good), good.shape)
+    raise ValueError(
+        f"{name}: column {column!r} holds {array[place]} at row {place[0]}; wanted {wanted}."
+    )

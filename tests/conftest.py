@@ -1,0 +1,20 @@
+"""Two CPU devices and strict types for all tests, and a small ragged federation."""
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import toys  # noqa: E402  (after the devices are chosen)
+
+
+@pytest.fixture
+def task():
+    return toys.task()
+
+
+@pytest.fixture
+def data():
+    return toys.federation()
