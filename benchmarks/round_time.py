@@ -106,7 +106,7 @@ def load_digits(data_dir):
         train, _ = fedjax_sim.data.load("mnist", data_dir=data_dir)
     else:
         train, _ = fedjax_sim.data.load("mnist5k")
-    return train["x"], train["y"]
+    return train.examples["x"], train.examples["y"]
 
 
 def make_job(path, row, digits, *, local_epochs=1, shuffle=True):
@@ -224,12 +224,13 @@ def main(_):
     names = _ROWS.value or list(ROWS)
     if unknown := set(names) - set(ROWS):
         sys.exit(f"--rows: got {sorted(unknown)}, wanted some of {list(ROWS)}")
-    pythons = {"ours": sys.executable, "PyTorch": _PYTORCH.value, "FedJAX": _FEDJAX.value}
-    commands = {
-        name: [python, PEERS / name.lower() / "run.py"]
-        for name, python in pythons.items()
-        if python
+    participants = {
+        "ours": [sys.executable, PEERS / "ours" / "run.py"],
+        "PyTorch": [_PYTORCH.value, PEERS / "pytorch" / "run.py"],
+        "PyTorch, 1 thread": [_PYTORCH.value, PEERS / "pytorch" / "run.py", "--one_thread"],
+        "FedJAX": [_FEDJAX.value, PEERS / "fedjax" / "run.py"],
     }
+    commands = {name: command for name, command in participants.items() if command[0]}
     digits = load_digits(_DATA_DIR.value)
     report = {
         "command": sys.orig_argv,
@@ -253,7 +254,7 @@ def main(_):
             medians = {who: f"{statistics.median(s):.4f} s" for who, s in seconds.items()}
             print(name, medians, file=sys.stderr)
 
-    peers = [name for name in pythons if name != "ours"]
+    peers = [name for name in participants if name != "ours"]
     print(table(report, peers))
     print(f"\nMatrix multiplication, the peak: {report['gemm_gflops']} GFLOP/s.")
     if {EQUAL, RAGGED} <= set(names):

@@ -25,7 +25,7 @@ from fedjax_sim.base import (
 )
 from fedjax_sim.client import full_gradient, local_training
 from fedjax_sim.devices import available_cores, default_layout, use_all_cores
-from fedjax_sim.lanes import map_clients
+from fedjax_sim.lanes import map_clients, place
 from fedjax_sim.simulation import (
     CompilationCounter,
     DivergenceError,
@@ -65,6 +65,7 @@ __all__ = [
     "local_training",
     "map_clients",
     "models",
+    "place",
     "rounds_to_target",
     "sgd",
     "simulate",

@@ -45,15 +45,42 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, padding: str = "SAME") -> jax.Arr
     return _conv(pads, x, kernel)
 
 
+@jax.custom_vjp
 def max_pool2(x: jax.Array) -> jax.Array:
     """Takes the maximum of each 2 x 2 window: `[B, H, W, C]` to `[B, H/2, W/2, C]`, H and W even.
 
-    By reshape, since the gradient of `reduce_window` (select-and-scatter) is slow.
+    By reshape, since the gradient of `reduce_window` (select-and-scatter) is slow. Equal maxima of a
+    window share its gradient, as autodiff would have it.
+
+    Raises:
+      ValueError: H or W is odd.
     """
+    return _windows(x).max(axis=(2, 4))
+
+
+def _windows(x):
     b, h, w, c = x.shape
     if h % 2 or w % 2:
-        raise ValueError(f"max_pool2 got an image of {h} x {w}; wanted even height and width")
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+        raise ValueError(f"max_pool2 got images of {h} x {w}; wanted even height and width")
+    return x.reshape(b, h // 2, 2, w // 2, 2, c)
+
+
+def _pool_forward(x):
+    y = max_pool2(x)
+    return y, (x, y)
+
+
+def _pool_backward(residuals, dy):
+    x, y = residuals
+    largest = _windows(x) == y[:, :, None, :, None]
+    # Written with the small division apart, since autodiff's division of every entry costs more than
+    # the rest of the layer.
+    share = dy / largest.sum(axis=(2, 4), dtype=dy.dtype)
+    dx = jnp.where(largest, share[:, :, None, :, None], jnp.zeros((), dy.dtype))
+    return (dx.reshape(x.shape),)
+
+
+max_pool2.defvjp(_pool_forward, _pool_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

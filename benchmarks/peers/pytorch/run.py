@@ -1,9 +1,6 @@
 """FedAvg in PyTorch: a loop over clients, one model that each of them trains in its turn."""
 
-import os
-import statistics
 import sys
-import timeit
 from pathlib import Path
 
 import numpy as np
@@ -75,21 +72,11 @@ def train(model, x, y, job):
             optimizer.step()
 
 
-def choose_threads(step):
-    """Uses one thread or one per core, whichever runs `step` faster.
-
-    On two cores the 2NN's products are too small to share: a round of B = 10 takes 0.16 s on one
-    thread and 0.20 or more on two; the CNN's takes 0.53 and 0.43.
-    """
-
-    def seconds(threads):
-        torch.set_num_threads(threads)
-        return statistics.median(timeit.repeat(step, number=1, repeat=7))
-
-    torch.set_num_threads(min((1, os.cpu_count()), key=seconds))
-
-
-def main(path):
+def main(path, one_thread):
+    # By itself PyTorch uses a thread for each core. On two cores the 2NN's products are too small to
+    # share and one thread is faster; the CNN's are not.
+    if one_thread:
+        torch.set_num_threads(1)
     job = load_job(path)
     initial = state_dict(job.params)
     # Channels last, because on two Zen 5 cores a step of the CNN then takes 3.0 ms where PyTorch's
@@ -99,8 +86,6 @@ def main(path):
     y = torch.from_numpy(job.y).long()
     sizes = np.diff(job.offsets).tolist()
     clients = list(zip(x.split(sizes), y.split(sizes), strict=True))
-
-    choose_threads(lambda: train(model, *clients[0], job))
 
     def run_round():
         average = {name: torch.zeros_like(p) for name, p in initial.items()}
@@ -122,4 +107,4 @@ def main(path):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[-1], "--one_thread" in sys.argv)

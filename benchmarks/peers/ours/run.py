@@ -1,0 +1,78 @@
+"""FedAvg in fedjax_sim: all clients of the job in one compiled round."""
+
+import math
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import fedjax_sim as fs
+
+sys.path.append(str(Path(__file__).parents[2]))
+from workers import PROBE, load_job, norms, serve
+
+# The job's names of layers, in the order in which flax made ours.
+LAYERS = {
+    "2nn": {"fc1": ("Dense_0",), "fc2": ("Dense_1",), "fc3": ("Dense_2",)},
+    "cnn": {
+        "conv1": ("ConvPool_0",),
+        "conv2": ("ConvPool_1",),
+        "fc1": ("MLP_0", "Dense_0"),
+        "fc2": ("MLP_0", "Dense_1"),
+    },
+}
+
+
+def ours(params, model):
+    """The job's parameters in the shape of our model's."""
+    tree = {}
+    for layer, path in LAYERS[model].items():
+        branch = tree
+        for name in path[:-1]:
+            branch = branch.setdefault(name, {})
+        branch[path[-1]] = {kind: jnp.asarray(array) for kind, array in params[layer].items()}
+    return tree
+
+
+def main(path):
+    fs.use_all_cores()
+    job = load_job(path)
+    task = {"2nn": fs.models.mnist_2nn, "cnn": fs.models.mnist_cnn}[job.model]()
+    algorithm = fs.fed_avg(
+        task,
+        client_lr=job.learning_rate,
+        local_epochs=job.local_epochs,
+        batch_size=job.batch_size or math.inf,
+        shuffle="each_epoch" if job.shuffle else "never",
+    )
+    layout = fs.default_layout()
+    pixels = np.round(job.x * 255).astype(np.uint8)  # stored as bytes, decoded in the compiled step
+    data = fs.data.FederatedData({"x": pixels, "y": job.y}, job.offsets.astype(np.int32))
+    initial = ours(job.params, job.model)
+    hparams = {name: jnp.float32(value) for name, value in algorithm.hparams.items()}
+    state = algorithm.init(jax.random.key(0), hparams)._replace(params=initial)
+    cohort = fs.Cohort(jnp.arange(data.num_clients, dtype=jnp.int32), layout)
+    state, data, cohort, key = fs.place((state, data, cohort, jax.random.key(1)), layout)
+    round_fn = jax.jit(algorithm.round)
+
+    def run_round():
+        new, _ = jax.block_until_ready(round_fn(key, state, data, cohort))
+        return new.params
+
+    def report(params):
+        batch = {"x": pixels[:PROBE], "y": job.y[:PROBE]}
+        total, _ = task.loss(params, batch, jax.random.key(0))
+        return {
+            "loss": float(total.mean()),
+            **norms(jax.tree.leaves(initial), jax.tree.leaves(params)),
+        }
+
+    versions = {name: version(name) for name in ("jax", "flax", "optax", "numpy")}
+    serve("ours", versions, run_round, report, threads=layout.num_devices)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
