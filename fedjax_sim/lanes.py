@@ -92,7 +92,8 @@ def map_clients(
         sums = jax.lax.fori_loop(0, count, walk, (*nothing, jnp.zeros((), jnp.int32)))
         return CohortSums(*(jax.lax.psum(sums, CLIENTS) if devices > 1 else sums))
 
-    arguments = (broadcast, data.examples, data.offsets, cohort.ids, key)
+    examples = jax.tree.map(jnp.asarray, dict(data.examples))
+    arguments = (broadcast, examples, jnp.asarray(data.offsets), cohort.ids, key)
     if devices == 1:
         return on_one_device(*arguments)
     return jax.shard_map(

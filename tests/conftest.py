@@ -10,11 +10,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import toys  # noqa: E402  (after the devices are chosen)
 
 
-@pytest.fixture
+# One for all tests, so that they share what is compiled.
+@pytest.fixture(scope="session")
 def task():
     return toys.task()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data():
     return toys.federation()

@@ -112,7 +112,7 @@ def test_an_infinite_batch_of_several_micro_batches_is_one_gradient(task):
     assert int(info["examples"]) == 123
 
 
-LAYOUTS = [(1, 1), (3, 1), (10, 1), (1, 2), (3, 2), (10, 2), (64, 2)]
+LAYOUTS = [(1, 1), (3, 1), (10, 1), (1, 2), (64, 2)]
 ALGORITHMS = {
     "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.2, local_epochs=2, batch_size=4),
     "fed_avg, B=inf": lambda task: fs.fed_avg(task, client_lr=0.2, local_epochs=2, batch_size=math.inf),
@@ -141,7 +141,7 @@ def test_the_order_of_the_cohort_changes_nothing(task, data):
     toys.assert_close(forward.params, backward.params)
 
 
-@pytest.mark.parametrize(("lanes", "devices"), LAYOUTS)
+@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (3, 1), (3, 2)])
 def test_rows_of_others_never_leak(task, data, lanes, devices):
     """Huge and non-finite rows outside the cohort leave no trace, to the bit."""
     algorithm = ALGORITHMS["fed_avg"](task)

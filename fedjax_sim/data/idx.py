@@ -8,11 +8,12 @@ each axis as a big-endian 32-bit integer; then the numbers, big-endian, last axi
 import gzip
 import math
 import pathlib
+import types
 import zlib
 
 import numpy as np
 
-_TYPE_CODES = {"uint8": 0x08, "int32": 0x0C}
+_TYPE_CODES = types.MappingProxyType({"uint8": 0x08, "int32": 0x0C})
 
 
 def read_idx(path: pathlib.Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -52,7 +52,11 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint; a run killed meanwhile keeps the ones before."""
         leaves = _to_numpy(checkpoint.state)
-        meta = {"rows": checkpoint.rows, "digest": _digest(leaves, checkpoint.rows)}
+        meta = {
+            "rows": checkpoint.rows,
+            "rows_digest": _digest_rows(checkpoint.rows),
+            "state_digest": _digest_state(leaves),
+        }
         args = self._ocp.args
         composite = args.Composite(state=args.StandardSave(leaves), meta=args.JsonSave(meta))
         self._manager.save(checkpoint.round, args=composite)
@@ -78,8 +82,10 @@ class Checkpoints:
         composite = args.Composite(state=args.StandardRestore(abstract), meta=args.JsonRestore())
         restored = self._manager.restore(step, args=composite)
         leaves, meta = restored["state"], restored["meta"]
-        if _digest(leaves, meta["rows"]) != meta["digest"]:
-            raise ValueError("its contents do not match its digest")
+        if _digest_state(leaves) != meta["state_digest"]:
+            raise ValueError("its state does not match its digest")
+        if _digest_rows(meta["rows"]) != meta["rows_digest"]:
+            raise ValueError("its rows do not match their digest")
         return Checkpoint(step, _from_numpy(leaves, template), meta["rows"])
 
     def _move_aside(self, step: int, error: Exception) -> None:
@@ -124,8 +130,12 @@ def _from_numpy(leaves: dict[str, np.ndarray], template: Any) -> Any:
     return jax.tree.unflatten(structure, [restore(i, like) for i, like in enumerate(templates)])
 
 
-def _digest(leaves: dict[str, np.ndarray], rows: list[dict]) -> str:
-    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode())
+def _digest_rows(rows: list[dict]) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_state(leaves: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
     for name in sorted(leaves):
         leaf = np.ascontiguousarray(leaves[name])
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import trees
-from fedjax_sim.base import Algorithm, Cohort, Layout
+from fedjax_sim.base import Algorithm, ClientBytes, Cohort, Layout
 from fedjax_sim.data.cohorts import sample_cohort
 from fedjax_sim.devices import default_layout
 from fedjax_sim.lanes import place
@@ -103,7 +103,7 @@ def simulate(
     size = cohort_size(data.num_clients, client_fraction)
     evaluators = (evaluate,) if callable(evaluate) else tuple(evaluate)
     hparams = _merge_hparams(algorithm.hparams, hparams or {})
-    _check(num_rounds, eval_every, stop_at, data)
+    _check(num_rounds, eval_every, stop_at, evaluators, data)
     layout = layout or default_layout()
     home = None if workdir is None else pathlib.Path(workdir)
     if home is not None:
@@ -131,11 +131,11 @@ def simulate(
         earlier = journal.rows[-1]["seconds"] if journal.rows else 0.0
         started = time.perf_counter()
 
-        def is_last(row):
+        def is_last(row: dict) -> bool:
             reached = stop_at is not None and row["test_accuracy"] >= stop_at
             return reached or row["round"] == num_rounds
 
-        def conclude(row, state):
+        def conclude(row: dict, state: Any) -> None:
             for evaluation in evaluators:
                 row |= evaluation(state.params)
             if not all(value is None or math.isfinite(value) for value in row.values()):
@@ -146,7 +146,7 @@ def simulate(
                 bar.update(row, is_last(row))
 
         if not journal.rows:
-            conclude(_FIRST_ROW | {}, start)
+            conclude(_row_zero(), start)
         while not is_last(journal.rows[-1]):
             before = journal.rows[-1]
             done = before["round"]
@@ -164,33 +164,34 @@ def simulate(
                 capacity=eval_every,
             )
             infos = {name: np.asarray(info)[:count] for name, info in infos.items()}
-            block_seconds = time.perf_counter() - block_started
-            warm = compiled.count == compilations
+            seconds = (time.perf_counter() - block_started) / count
             bad = np.flatnonzero(~infos["finite"])
             if bad.size:
                 raise _divergence(done + 1 + int(bad[0]), hparams, journal.saved_round)
-            row = {
-                "round": done + count,
-                "train_loss": float(infos["train_loss"].mean(dtype=np.float64)),
-                "bytes_up": before["bytes_up"] + count * size * bytes_each.up,
-                "bytes_down": before["bytes_down"] + count * size * bytes_each.down,
-                "examples": before["examples"] + int(infos["examples"].sum(dtype=np.int64)),
-                "slots": before["slots"] + int(infos["slots"].sum(dtype=np.int64)),
-                "round_seconds": round(block_seconds / count, 6) if warm else None,
-            }
+            row = _next_row(before, infos, clients=count * size, bytes_each=bytes_each)
+            row["round_seconds"] = round(seconds, 6) if compiled.count == compilations else None
             conclude(row, state)
         return Result(journal.state, journal.rows, stop_at, layout, compiled.count, compiled.seconds)
 
 
-_FIRST_ROW = {
-    "round": 0,
-    "train_loss": None,
-    "bytes_up": 0,
-    "bytes_down": 0,
-    "examples": 0,
-    "slots": 0,
-    "round_seconds": None,
-}
+def _row_zero() -> dict[str, Any]:
+    """What is known before the first round, evaluation aside."""
+    totals = dict.fromkeys(("round", "bytes_up", "bytes_down", "examples", "slots"), 0)
+    return totals | {"train_loss": None, "round_seconds": None}
+
+
+def _next_row(
+    before: dict, infos: dict[str, np.ndarray], *, clients: int, bytes_each: ClientBytes
+) -> dict[str, Any]:
+    """The row after a block of rounds in which `clients` clients took part; totals go on."""
+    return {
+        "round": before["round"] + len(infos["train_loss"]),
+        "train_loss": float(infos["train_loss"].mean(dtype=np.float64)),
+        "bytes_up": before["bytes_up"] + clients * bytes_each.up,
+        "bytes_down": before["bytes_down"] + clients * bytes_each.down,
+        "examples": before["examples"] + int(infos["examples"].sum(dtype=np.int64)),
+        "slots": before["slots"] + int(infos["slots"].sum(dtype=np.int64)),
+    }
 
 
 @functools.partial(
@@ -219,12 +220,20 @@ def _run_block(state, data, keys, first, count, *, round_fn, size, layout, capac
     return jax.lax.fori_loop(0, count, step, (state, infos))
 
 
-def _check(num_rounds: int, eval_every: int, stop_at: float | None, data: Any) -> None:
+def _check(
+    num_rounds: int,
+    eval_every: int,
+    stop_at: float | None,
+    evaluators: Sequence[EvaluationFn],
+    data: Any,
+) -> None:
     for name, value in {"num_rounds": num_rounds, "eval_every": eval_every}.items():
         if value != int(value) or value < 1:
             raise ValueError(f"{name} is {value}; wanted a whole number, at least 1")
     if stop_at is not None and not 0 < stop_at <= 1:
         raise ValueError(f"the target accuracy is {stop_at}; wanted a share in (0, 1]")
+    if stop_at is not None and not evaluators:
+        raise ValueError("a target accuracy needs an evaluation, such as accuracy(task, test)")
     if int(data.offsets[-1]) == 0:
         raise ValueError("no client of the federation has any data; wanted at least one example")
 

@@ -1,0 +1,154 @@
+"""Pictures and event files: read back, and found to show what they were given."""
+
+import struct
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+import toys
+
+from fedjax_sim.experiment import plot_curve, plot_labels, plots, write_tensorboard
+
+ROUNDS = np.arange(0, 50, 5)
+CURVE = {
+    "round": ROUNDS,
+    "test_accuracy": 1 - 0.9 * np.exp(-ROUNDS / 10),
+    "train_loss": np.r_[np.nan, np.exp(-ROUNDS[1:] / 20)],
+    "test_loss": 1.2 * np.exp(-ROUNDS / 20),
+}
+SPREAD = {f"client_accuracy_{name}": CURVE["test_accuracy"] - 0.02 for name in ("median", "p10", "p90")}
+
+
+def colours(path):
+    """How many colours a picture has; greys, which empty axes have too, do not count."""
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    pixels = (matplotlib.image.imread(path) * 255).astype(np.uint8)
+    height, width, channels = pixels.shape
+    assert 300 < height < 2000
+    assert 300 < width < 2000
+    assert channels in (3, 4)
+    found = np.unique(pixels[..., :3].reshape(-1, 3), axis=0).astype(int)
+    return (found.max(axis=1) - found.min(axis=1) > 60).sum()
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures saved, beside their files."""
+    saved = []
+    save = plots._save
+
+    def keep(figure, path):
+        saved.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "_save", keep)
+    return saved
+
+
+def test_a_curve_shows_accuracy_and_losses(tmp_path, figures):
+    plot_curve(CURVE, tmp_path / "curve.png", target=0.8, title="digits")
+    assert colours(tmp_path / "curve.png") > 10
+    top, bottom = figures[0].axes
+    assert top.get_title() == "digits"
+    lines = {line.get_label(): line for line in top.lines}
+    assert set(lines) == {"test accuracy", "target 0.8"}
+    np.testing.assert_array_equal(lines["test accuracy"].get_xdata(), ROUNDS)
+    np.testing.assert_array_equal(lines["test accuracy"].get_ydata(), CURVE["test_accuracy"])
+    assert {line.get_label() for line in bottom.lines} == {"train loss", "test loss"}
+    assert bottom.get_yscale() == "log"
+    assert [text.get_text() for text in top.get_legend().get_texts()] == list(lines)
+
+
+def test_a_curve_shows_the_spread_of_the_clients(tmp_path, figures):
+    plot_curve(CURVE | SPREAD, tmp_path / "curve.png")
+    assert colours(tmp_path / "curve.png") > 10
+    assert len(figures[0].axes[0].collections) == 1
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        {"round": ROUNDS},
+        {"round": ROUNDS, "train_loss": np.full(10, np.nan)},
+        {name: column[:1] for name, column in CURVE.items()},
+    ],
+)
+def test_a_curve_of_next_to_nothing_is_still_drawn(tmp_path, history):
+    plot_curve(history, tmp_path / "curve.png")
+    colours(tmp_path / "curve.png")
+
+
+def heights_of(axes):
+    """What the bars show, `[clients, labels]`."""
+    return np.array([[bar.get_height() for bar in bars] for bars in axes.containers]).T
+
+
+def test_labels_are_drawn_for_every_client(tmp_path, figures):
+    data = toys.federation()
+    plot_labels(data, tmp_path / "labels.png")
+    assert colours(tmp_path / "labels.png") >= toys.CLASSES
+    (axes,) = figures[0].axes
+    assert axes.get_title() == "labels of 10 clients"
+    np.testing.assert_array_equal(heights_of(axes), data.label_histogram())
+    tops = [
+        max(bar.get_y() + bar.get_height() for bar in bars)
+        for bars in zip(*axes.containers, strict=True)
+    ]
+    np.testing.assert_array_equal(tops, toys.SIZES)
+
+
+def test_of_many_clients_a_part_is_drawn_and_said(tmp_path, figures):
+    data = toys.federation(np.arange(300) % 7)
+    plot_labels(data, tmp_path / "labels.png")
+    assert colours(tmp_path / "labels.png") >= toys.CLASSES
+    (axes,) = figures[0].axes
+    assert axes.get_title() == "labels of 200 of 300 clients"
+    heights = heights_of(axes)
+    assert heights.shape == (200, toys.CLASSES)
+    np.testing.assert_array_equal(heights[[0, -1]], data.label_histogram()[[0, -1]])
+
+
+def test_pictures_leave_the_callers_figures_alone(tmp_path):
+    from matplotlib import pyplot
+
+    before = pyplot.get_fignums()
+    plot_curve(CURVE, tmp_path / "curve.png")
+    assert pyplot.get_fignums() == before
+
+
+def scalars(directory):
+    """`{(name, round): value}` of the one events file there."""
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    (path,) = directory.glob("events.out.tfevents.*")
+    content, position, found = path.read_bytes(), 0, {}
+    while position < len(content):
+        # A record: its length, a checksum of that, the event, a checksum of that.
+        (length,) = struct.unpack_from("<Q", content, position)
+        event = event_pb2.Event.FromString(content[position + 12 : position + 12 + length])
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        position += length + 16
+    return found
+
+
+def test_tensorboard_holds_the_rows_of_the_last_writing(tmp_path):
+    pytest.importorskip("tensorboardX")
+    rows = [
+        {"round": 0, "test_accuracy": 0.125, "round_seconds": None},
+        {"round": 5, "test_accuracy": 0.75, "round_seconds": 0.5},
+    ]
+    for written in (rows, rows[:1]):
+        assert write_tensorboard(written, tmp_path / "tensorboard")
+        expected = {
+            (name, row["round"]): value
+            for row in written
+            for name, value in row.items()
+            if name != "round" and value is not None
+        }
+        assert scalars(tmp_path / "tensorboard") == expected
+
+
+def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert not write_tensorboard([{"round": 0, "test_loss": 1.0}], tmp_path / "tensorboard")
+    assert not list(tmp_path.iterdir())

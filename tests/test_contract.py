@@ -1,0 +1,86 @@
+"""One table over all algorithms: what each must give, whatever it computes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+import fedjax_sim as fs
+
+ALGORITHMS = {
+    "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4),
+    "fed_sgd": lambda task: fs.fed_sgd(task, client_lr=0.1),
+    "sgd": lambda task: fs.sgd(task, client_lr=0.1, batch_size=4, steps_per_round=5),
+}
+
+
+def test_the_table_is_complete():
+    from fedjax_sim import algorithms
+
+    factories = [name for name in algorithms.__all__ if name.islower()]
+    assert sorted(factories) == sorted(ALGORITHMS)
+    assert all(getattr(fs, name) is getattr(algorithms, name) for name in factories)
+
+
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request, task):
+    return ALGORITHMS[request.param](task)
+
+
+def test_state_and_info_have_what_the_simulation_reads(algorithm, task, data):
+    start = toys.init(algorithm)
+    state, info = toys.play(algorithm, data)
+    assert jax.tree.structure(state) == jax.tree.structure(start)
+    for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(state), strict=True):
+        assert (before.shape, before.dtype) == (after.shape, after.dtype)
+    expected = jax.eval_shape(task.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(jnp.shape, expected)
+    assert set(state.hparams) == set(algorithm.hparams)
+    assert info["train_loss"].dtype == jnp.float32
+    assert np.isfinite(info["train_loss"])
+    assert info["examples"].dtype == info["slots"].dtype == jnp.int32
+    assert 0 < info["examples"] <= info["slots"]
+    assert min(algorithm.client_bytes(state)) >= 0
+
+
+def test_rounds_learn(algorithm, data):
+    _, first = toys.play(algorithm, data)
+    _, later = toys.play(algorithm, data, rounds=20)
+    assert later["train_loss"] < first["train_loss"]
+
+
+def test_another_rate_another_key_another_cohort_compile_nothing(algorithm, data):
+    round_fn = jax.jit(algorithm.round)
+    data = jax.tree.map(jnp.asarray, data)
+
+    def play(seed, ids, **hparams):
+        cohort = fs.Cohort(jnp.asarray(ids, jnp.int32))
+        round_fn(jax.random.key(seed), toys.init(algorithm, seed, **hparams), data, cohort)
+
+    play(0, [0, 1, 2])
+    with fs.CompilationCounter() as counter:
+        play(1, [9, 4, 3], client_lr=0.7, lr_decay=0.9)
+    assert counter.count == 0
+
+
+@pytest.mark.parametrize("name", ["client_lr", "lr_decay"])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize("factory", ["fed_avg", "fed_sgd", "sgd"])
+def test_bad_rates_are_refused(task, factory, name, value):
+    settings = {
+        "fed_avg": {"local_epochs": 1, "batch_size": 4},
+        "fed_sgd": {"client_lr": 0.1},
+        "sgd": {"batch_size": 4},
+    }[factory]
+    with pytest.raises(ValueError, match=f"{name} is {value}"):
+        getattr(fs, factory)(task, **(settings | {name: value}))
+
+
+def test_bad_static_settings_are_refused(task):
+    with pytest.raises(ValueError, match="weighting is 'sizes'"):
+        fs.fed_avg(task, local_epochs=1, batch_size=4, weighting="sizes")
+    with pytest.raises(ValueError, match="batch_size is inf; sequential SGD"):
+        fs.sgd(task, batch_size=float("inf"))
+    with pytest.raises(ValueError, match="steps_per_round is 0"):
+        fs.sgd(task, batch_size=4, steps_per_round=0)

@@ -1,0 +1,219 @@
+"""The scripts, run as a user runs them: another process, flags, files."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from data_files import data_root, needs
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def train(*flags, cwd, check=True):
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_clock(rows):
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A short run with the default model and data, and its workdir."""
+    cwd = tmp_path_factory.mktemp("finished")
+    flags = ("--num_rounds=6", "--eval_every=2", "--eval_clients", "--eval_train", "--workdir=w")
+    return train(*flags, cwd=cwd), cwd / "w"
+
+
+def test_a_run_leaves_its_files(finished):
+    done, workdir = finished
+    names = {path.name for path in workdir.iterdir()}
+    files = {"config.json", "metrics.jsonl", "curve.png", "clients.png", "summary.json"}
+    assert files | {"checkpoints", "tensorboard"} <= names
+    assert [row["round"] for row in rows_of(workdir)] == [0, 2, 4, 6]
+    columns = {
+        "round",
+        "test_accuracy",
+        "test_loss",
+        "train_loss",
+        "seconds",
+        "bytes_up",
+        "bytes_down",
+        "full_train_loss",
+        "client_accuracy_median",
+    }
+    assert all(columns <= row.keys() for row in rows_of(workdir))
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["client_lr"] == 0.1
+    assert config["dataset"] == "mnist5k"
+    assert "round 6/6" in done.stderr  # plain lines, since this is no terminal
+    assert "4,000 examples of 100 clients" in done.stderr
+
+
+def test_the_summary_says_what_is_promised(finished):
+    done, workdir = finished
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert json.loads(done.stdout) == summary
+    expected = {
+        "num_params",
+        "rounds",
+        "best_accuracy",
+        "final_accuracy",
+        "target_accuracy",
+        "rounds_to_target",
+        "seconds_per_round",
+        "compile_seconds",
+        "compilations",
+        "examples_per_second",
+        "useful_flops_per_second",
+        "padding_waste",
+        "bytes_up",
+        "bytes_down",
+        "jax",
+        "backend",
+        "devices",
+        "lanes",
+    }
+    assert expected <= summary.keys()
+    assert summary["num_params"] == 199_210
+    assert summary["bytes_up"] == 6 * 10 * 199_210 * 4
+    assert summary["padding_waste"] == 0
+    assert summary["seconds_per_round"] > 0
+
+
+def test_the_same_command_continues_and_another_is_refused(finished):
+    _, workdir = finished
+    before = rows_of(workdir)
+    flags = ("--num_rounds=6", "--eval_every=2", "--eval_clients", "--eval_train", "--workdir=w")
+    again = train(*flags, cwd=workdir.parent)
+    assert rows_of(workdir) == before
+    assert json.loads(again.stdout)["rounds"] == 6
+    refused = train(*flags, "--client_lr=0.2", cwd=workdir.parent, check=False)
+    assert refused.returncode == 1
+    assert "client_lr: 0.1 there, 0.2 now" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert rows_of(workdir) == before
+
+
+def test_the_target_ends_the_run(tmp_path):
+    done = train("--target_accuracy=0.3", "--num_rounds=100", "--workdir=w", cwd=tmp_path)
+    summary = json.loads(done.stdout)
+    rows = rows_of(tmp_path / "w")
+    assert summary["rounds"] < 100
+    assert rows[-1]["test_accuracy"] >= 0.3
+    assert all(row["test_accuracy"] < 0.3 for row in rows[:-1])
+    assert rows[-2]["round"] < summary["rounds_to_target"] <= rows[-1]["round"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--algorithm=fed_sgd", "--client_lr=0.5", "--partition=iid", "--lanes=4"),
+        ("--algorithm=sgd", "--partition=lognormal", "--model=logistic"),
+        ("--batch_size=inf", "--partition=dirichlet", "--alpha=0.1", "--server_optimizer=adam"),
+    ],
+    ids=["fed_sgd", "sgd", "fed_avg inf dirichlet adam"],
+)
+def test_other_settings_run(tmp_path, flags):
+    done = train("--num_rounds=3", "--workdir=w", *flags, cwd=tmp_path)
+    assert json.loads(done.stdout)["rounds"] == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--dataset=mnits",), "unknown dataset 'mnits'; did you mean 'mnist'"),
+        (("--model=cmn",), "unknown model 'cmn'; did you mean 'cnn'? Known: 2nn, cnn, logistic"),
+        (("--algorithm=fedavg",), "unknown algorithm 'fedavg'; did you mean 'fed_avg'"),
+        (("--partition=dirichlett",), "did you mean 'dirichlet'"),
+        (("--dataset=mnist",), "data_dir"),
+        (("--dataset=mnist", "--data_dir=nowhere"), "train-images-idx3-ubyte.gz"),
+        (("--partition=dirichlet", "--alpha=0"), "alpha is 0"),
+        (("--num_clients=0",), "num_clients is 0"),
+        (("--num_clients=5000", "--partition=iid"), "5000"),
+        (("--client_fraction=1.5",), "client_fraction is 1.5"),
+        (("--batch_size=0",), "batch_size is 0"),
+        (("--batch_size=ten",), "--batch_size is 'ten'; wanted a whole number or inf"),
+        (("--local_epochs=0",), "local_epochs is 0"),
+        (("--client_lr=-1",), "client_lr is -1"),
+        (("--lanes=0",), "lanes is 0"),
+        (("--partition=natural",), "writer"),
+        (("--target_accuracy=97",), "target accuracy is 97"),
+    ],
+)
+def test_bad_flags_are_refused_with_a_cure_and_nothing_written(tmp_path, flags, message):
+    done = train(*flags, "--workdir=w", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_divergence_ends_with_the_round_and_the_rate(tmp_path):
+    done = train("--client_lr=1e20", "--workdir=w", cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert re.search(r"diverged in round 1.*client_lr=1e\+20", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "w" / "checkpoints" / "0").is_dir()
+
+
+def test_help_teaches(tmp_path):
+    done = train("--help", cwd=tmp_path, check=False)
+    for text in ("--partition=dirichlet", "--client_fraction", "--target_accuracy", "summary.json"):
+        assert text in done.stdout
+
+
+def test_kill_9_at_any_moment_loses_nothing(tmp_path):
+    """Killed several times at random moments, the run ends to the bit as one left alone."""
+    flags = ("--num_rounds=600", "--local_epochs=1", "--eval_every=3")
+    train(*flags, "--workdir=whole", cwd=tmp_path)
+    rng = random.Random(0)
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags, "--workdir=killed"]
+    kills = 0
+    while kills < 4:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        # Let some rounds pass, so that each part of a run gets its turn to be interrupted.
+        deadline = time.monotonic() + rng.uniform(2.0, 7.0)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 1
+    train(*flags, "--workdir=killed", cwd=tmp_path)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert without_clock(rows_of(killed)) == without_clock(rows_of(whole))
+    assert state_of(killed) == state_of(whole)
+
+
+def state_of(workdir):
+    """The digest of all parameters in the last checkpoint, and its round."""
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    meta = json.loads((newest / "meta" / "metadata").read_text())
+    return newest.name, meta["state_digest"]
+
+
+@needs("mnist")
+def test_real_mnist_with_natural_clients_where_it_is_present(tmp_path):
+    flags = ("--dataset=qmnist", f"--data_dir={data_root()}", "--partition=natural")
+    done = train(*flags, "--num_rounds=2", "--workdir=w", cwd=tmp_path)
+    assert "60,000 examples of 539 clients" in done.stderr
