@@ -27,9 +27,9 @@ def normal(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def inputs(size, *, lanes_of_x=(), lanes_of_kernel=(), image=(8, 10)):
-    x = normal(0, *lanes_of_x, 4, *image, 3)
-    return x, normal(1, *lanes_of_kernel, size, size, 3, 5)
+def inputs(height, width, *, lanes_of_x=(), lanes_of_kernel=()):
+    x = normal(0, *lanes_of_x, 4, 8, 10, 3)
+    return x, normal(1, *lanes_of_kernel, height, width, 3, 5)
 
 
 def value_and_gradients(conv, padding, x, kernel):
@@ -43,28 +43,22 @@ compiled = jax.jit(value_and_gradients, static_argnums=(0, 1))
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("size", [5, 3, 4])
-def test_one_kernel_equals_xla_and_autodiff_to_the_bit(size, padding):
-    x, kernel = inputs(size)
+@pytest.mark.parametrize(("height", "width"), [(5, 5), (3, 3), (4, 4), (5, 2)])
+def test_one_kernel_equals_xla_and_autodiff_to_the_bit(height, width, padding):
+    x, kernel = inputs(height, width)
     toys.assert_same(compiled(conv2d, padding, x, kernel), compiled(reference_conv, padding, x, kernel))
 
 
 def test_equal_to_the_bit_step_by_step_too():
-    x, kernel = inputs(4)
+    x, kernel = inputs(4, 4)
     ours = value_and_gradients(conv2d, "SAME", x, kernel)
     toys.assert_same(ours, value_and_gradients(reference_conv, "SAME", x, kernel))
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_a_kernel_need_not_be_square(padding):
-    x, kernel = normal(0, 2, 7, 9, 3), normal(1, 2, 5, 3, 4)
-    toys.assert_same(compiled(conv2d, padding, x, kernel), compiled(reference_conv, padding, x, kernel))
-
-
-@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize(("x_batched", "kernel_batched"), [(True, True), (True, False), (False, True)])
 def test_lanes_equal_one_lane_at_a_time(x_batched, kernel_batched, padding):
-    x, kernel = inputs(4, lanes_of_x=(LANES,) * x_batched, lanes_of_kernel=(LANES,) * kernel_batched)
+    x, kernel = inputs(4, 3, lanes_of_x=(LANES,) * x_batched, lanes_of_kernel=(LANES,) * kernel_batched)
     axes = (0 if x_batched else None, 0 if kernel_batched else None)
     lanes = jax.jit(jax.vmap(lambda x, k: value_and_gradients(conv2d, padding, x, k), axes))(x, kernel)
     for i in range(LANES):
@@ -75,7 +69,7 @@ def test_lanes_equal_one_lane_at_a_time(x_batched, kernel_batched, padding):
 
 @pytest.mark.parametrize(("x_batched", "kernel_batched"), [(True, True), (True, False), (False, True)])
 def test_the_gradient_through_lanes_sums_over_what_they_share(x_batched, kernel_batched):
-    x, kernel = inputs(3, lanes_of_x=(LANES,) * x_batched, lanes_of_kernel=(LANES,) * kernel_batched)
+    x, kernel = inputs(3, 4, lanes_of_x=(LANES,) * x_batched, lanes_of_kernel=(LANES,) * kernel_batched)
     axes = (0 if x_batched else None, 0 if kernel_batched else None)
 
     def loss(conv, x, kernel):
@@ -154,7 +148,7 @@ def grouped(fn, *arguments):
 
 @pytest.mark.parametrize("x_batched", [True, False])
 def test_no_grouped_convolution_with_a_kernel_per_lane(x_batched):
-    x, kernels = inputs(5, lanes_of_x=(LANES,) * x_batched, lanes_of_kernel=(LANES,))
+    x, kernels = inputs(5, 5, lanes_of_x=(LANES,) * x_batched, lanes_of_kernel=(LANES,))
 
     def gradients(conv):
         def loss(x, kernel):
