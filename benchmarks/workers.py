@@ -5,6 +5,7 @@ two thread pools meet. It loads one job, says that it is ready, and then answers
 `round` with one line of JSON, until `quit` or the end of its input.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -43,7 +44,7 @@ class Worker:
 
     def __init__(self, name, command):
         self.name = name
-        self._stderr = tempfile.TemporaryFile("w+")
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`)
         try:
             self._process = subprocess.Popen(
                 command,
@@ -58,10 +59,8 @@ class Worker:
 
     def round(self):
         """Asks for one round and returns what the participant reports of it."""
-        try:
+        with contextlib.suppress(BrokenPipeError):  # `_read` finds out why it ended.
             print("round", file=self._process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # `_read` finds out why it ended.
         return self._read()
 
     def close(self):

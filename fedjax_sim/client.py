@@ -1,5 +1,6 @@
 """ONE client: its gradients and its local training, written without any client axis."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,9 +17,9 @@ OptimizerFactory = Callable[[Any], optax.GradientTransformation]
 
 SHUFFLES = ("each_epoch", "once", "never")
 
-# How many examples of an infinite batch are worked on at a time: large enough for a matrix product
-# to run near its peak, small enough that a small client wastes little.
-MICRO_BATCH = 50
+# An infinite batch is worked on in large pieces, where a matrix product runs near its peak, and what
+# is left in small ones, so that a small client wastes little.
+LARGE_PIECE, SMALL_PIECE = 200, 50
 
 
 class LossSums(NamedTuple):
@@ -34,8 +35,8 @@ class LocalWork(NamedTuple):
 
     Attributes:
       run: a function of one client.
-      slots: `slots(sizes) -> int32`, like `sizes`: the example slots that clients of these sizes
-        execute, padding of the last batch included. Increases with the size.
+      slots: `slots(sizes [K]) -> [K, P]` int32: the example slots, padding included, that clients of
+        these sizes execute in each of their P loops. Lanes walk a loop together.
     """
 
     run: Callable
@@ -63,25 +64,36 @@ def as_factory(optimizer: Any) -> OptimizerFactory:
 
 
 def full_gradient(task: Task) -> LocalWork:
-    """The gradient of a client's mean loss over all its examples, as a sum over micro-batches.
+    """The gradient of a client's mean loss over all its examples, as a sum over pieces.
 
     `run(params, client, key) -> (gradient, LossSums)`; the gradient of an empty client is zero.
     """
 
     def run(params: Params, client: Client, key: jax.Array):
-        def add_micro_batch(i, sums):
+        def add_piece(i, sums, width, first):
             gradient, losses = sums
-            chosen, real = batch_slots(i, MICRO_BATCH, client.size)
-            more, new = sum_gradient(task, params, client.take(chosen), real, jax.random.fold_in(key, i))
+            chosen, real = batch_slots(i, width, client.size, first)
+            piece_key = jax.random.fold_in(key, first + i * width)
+            more, new = sum_gradient(task, params, client.take(chosen), real, piece_key)
             return trees.add(gradient, more), trees.add(losses, new)
 
-        start = (trees.zeros_like(params), no_losses())
-        gradient, losses = jax.lax.fori_loop(
-            0, _ceil_div(client.size, MICRO_BATCH), add_micro_batch, start
-        )
+        def add_pieces(count, sums, width, first):
+            add = functools.partial(add_piece, width=width, first=first)
+            return jax.lax.fori_loop(0, count, add, sums)
+
+        large = client.size // LARGE_PIECE
+        done = large * LARGE_PIECE
+        sums = (trees.zeros_like(params), no_losses())
+        sums = add_pieces(large, sums, LARGE_PIECE, jnp.zeros_like(done))
+        sums = add_pieces(_ceil_div(client.size - done, SMALL_PIECE), sums, SMALL_PIECE, done)
+        gradient, losses = sums
         return trees.scale(gradient, 1 / jnp.maximum(losses.count, 1)), losses
 
-    return LocalWork(run, lambda sizes: MICRO_BATCH * _ceil_div(sizes, MICRO_BATCH))
+    def slots(sizes):
+        large = LARGE_PIECE * (sizes // LARGE_PIECE)
+        return jnp.stack([large, SMALL_PIECE * _ceil_div(sizes - large, SMALL_PIECE)], axis=-1)
+
+    return LocalWork(run, slots)
 
 
 def local_training(
@@ -107,14 +119,16 @@ def local_training(
     Raises:
       ValueError: `E`, `B` or `shuffle` is none of these.
     """
-    if isinstance(local_epochs, bool) or local_epochs != int(local_epochs) or local_epochs < 1:
+    if not _is_count(local_epochs):
         raise ValueError(f"local_epochs is {local_epochs}; wanted a whole number, at least 1")
-    if batch_size != math.inf and (batch_size != int(batch_size) or batch_size < 1):
+    if batch_size != math.inf and not _is_count(batch_size):
         raise ValueError(f"batch_size is {batch_size}; wanted a whole number, at least 1, or infinity")
     if shuffle not in SHUFFLES:
         raise ValueError(f"shuffle is {shuffle!r}; wanted one of {', '.join(SHUFFLES)}")
     make_optimizer = as_factory(optimizer)
-    width = MICRO_BATCH if batch_size == math.inf else int(batch_size)
+    local_epochs = int(local_epochs)
+    infinite = batch_size == math.inf
+    width = 0 if infinite else int(batch_size)
     whole = full_gradient(task)
 
     def epoch_of_one_step(e, carry, client, key, optimizer):
@@ -134,7 +148,7 @@ def local_training(
         steps = _ceil_div(client.size, width)
         return descend(task, optimizer, carry, client, batch, steps, epoch_key)
 
-    epoch = epoch_of_one_step if batch_size == math.inf else epoch_of_batches
+    epoch = epoch_of_one_step if infinite else epoch_of_batches
 
     def run(params: Params, client: Client, key: jax.Array, rate: jax.Array):
         optimizer = make_optimizer(rate)
@@ -144,7 +158,11 @@ def local_training(
         )
         return params, losses
 
-    return LocalWork(run, lambda sizes: local_epochs * width * _ceil_div(sizes, width))
+    def slots(sizes):
+        one_epoch = whole.slots(sizes) if infinite else width * _ceil_div(sizes, width)[:, None]
+        return local_epochs * one_epoch
+
+    return LocalWork(run, slots)
 
 
 def descend(
@@ -175,7 +193,7 @@ def descend(
         params, state, losses, (chosen, real) = carry
         step_key = jax.random.fold_in(key, i)
         gradient, new = sum_gradient(task, params, client.take(chosen), real, step_key)
-        gradient = trees.scale(gradient, 1 / jnp.maximum(new.count, 1))
+        gradient = trees.scale(gradient, 1 / jnp.maximum(new.count, 1) + _zero_after(gradient))
         updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         # The next rows are chosen one step ahead: XLA would otherwise fuse the choice into the gather
@@ -211,19 +229,37 @@ def sum_gradient(
     return jax.grad(summed, has_aux=True)(params)
 
 
-def batch_slots(i: jax.Array, width: int, size: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _zero_after(tree: Any) -> jax.Array:
+    """Zero, known only when all leaves are.
+
+    Who uses it for an update tells XLA that by then nobody reads the parameters any more. Otherwise
+    it copies them at every step, lest the update of one layer overtake the backward pass through it.
+    """
+    return 0 * sum(leaf.ravel()[0] for leaf in jax.tree.leaves(tree))
+
+
+def batch_slots(
+    i: jax.Array, width: int, size: jax.Array, first: jax.Array | int = 0
+) -> tuple[jax.Array, jax.Array]:
     """The slots of batch `i` of `size` examples in batches of `width`: `[B]` int32, `[B]` bool.
+
+    Batches begin at position `first`.
 
     Slots beyond the end repeat the last position, so that they gather a row of the same client,
     always one the model can bear; they are not real.
     """
-    slots = i * width + jnp.arange(width, dtype=jnp.int32)
+    slots = first + i * width + jnp.arange(width, dtype=jnp.int32)
     return jnp.clip(slots, 0, jnp.maximum(size - 1, 0)), slots < size
 
 
 def no_losses() -> LossSums:
     """Where sums begin."""
     return LossSums(jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+
+def _is_count(value: Any) -> bool:
+    """Whether `value` is a whole number that an int32 can hold, at least 1."""
+    return not isinstance(value, bool) and 1 <= value < 2**31 and value == math.floor(value)
 
 
 def _visiting_order(shuffle, key, epoch_key, size):

@@ -22,7 +22,7 @@ class CohortSums(NamedTuple):
       update: the sum of `weight * update` over the cohort.
       weight: `[]` float32, the sum of the weights.
       metrics: the sums of the clients' metrics.
-      slots: `[]` int32, the work executed: of each chunk, its longest client's, in every lane.
+      slots: `[]` int32, the work executed: of each loop of a chunk, its longest client's, in every lane.
     """
 
     update: Any
@@ -54,7 +54,8 @@ def map_clients(
       cohort: who takes part, and where.
       key: PRNG key of the round; a client's own key folds in its id, so that what it computes does
         not depend on its lane, its device or the order.
-      work: sizes `[K]` -> int32 `[K]`, the work of clients of these sizes.
+      work: sizes `[K]` -> `[K, P]` int32, the work of clients of these sizes in each of the P loops
+        that lanes walk together.
 
     Returns:
       The sums over the cohort, on every device.
@@ -75,7 +76,11 @@ def map_clients(
             output = client_fn(broadcast, client, jax.random.fold_in(key, client.id))
             weight = jnp.where(present, output.weight, 0).astype(jnp.float32)
             metrics = jax.tree.map(lambda m: jnp.where(present, m, 0), output.metrics)
-            return trees.scale(output.update, weight), weight, metrics
+            # Not by the weight alone: zero times what an empty client divides by zero is NaN.
+            update = jax.tree.map(
+                lambda u: jnp.where(weight > 0, weight * u, 0).astype(u.dtype), output.update
+            )
+            return update, weight, metrics
 
         def one_chunk(members):
             if lanes == 1:  # without a lane axis: a batched product of one is slower on CPU
@@ -109,20 +114,22 @@ def _plan(work: jax.Array, lanes: int, devices: int) -> tuple[jax.Array, jax.Arr
     """Cuts a cohort into chunks and gives each to a device.
 
     Args:
-      work: `[K]` int32.
+      work: `[K, P]` int32, by client and loop.
       lanes: `L`.
       devices: `D`.
 
     Returns:
       chunks `[C, L]` int32, positions in the cohort, `K` where a lane is empty;
-      cost `[C]` int32, the work of a chunk's longest client, in descending order;
+      cost `[C]` int32, the work of a chunk: of each loop, its longest client's;
       owner `[C]` int32, the device of each chunk: longest first to the least loaded.
     """
-    size = work.size
+    size, loops = work.shape
     count = -(-size // lanes)
-    order = jnp.argsort(work, descending=True, stable=True).astype(jnp.int32)
-    cost = work[order][::lanes]
-    chunks = jnp.pad(order, (0, count * lanes - size), constant_values=size)
+    missing = count * lanes - size
+    order = jnp.argsort(work.sum(axis=1), descending=True, stable=True).astype(jnp.int32)
+    chunks = jnp.pad(order, (0, missing), constant_values=size).reshape(count, lanes)
+    sorted_work = jnp.pad(work[order], ((0, missing), (0, 0)))
+    cost = sorted_work.reshape(count, lanes, loops).max(axis=1).sum(axis=1)
 
     def give(load, cost):
         device = jnp.argmin(load).astype(jnp.int32)
@@ -130,7 +137,7 @@ def _plan(work: jax.Array, lanes: int, devices: int) -> tuple[jax.Array, jax.Arr
         return load.at[device].add(cost + 1), device
 
     _, owner = jax.lax.scan(give, jnp.zeros(devices, jnp.int32), cost)
-    return chunks.reshape(count, lanes), cost, owner
+    return chunks, cost, owner
 
 
 def map_rows(

@@ -11,9 +11,9 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.client import MICRO_BATCH, SHUFFLES, batch_slots
+from fedjax_sim.client import LARGE_PIECE, SHUFFLES, SMALL_PIECE, batch_slots
 
-SIZES = [0, 1, 49, 50, 51, 123]
+SIZES = [0, 1, 49, 50, 51, 123, 200, 430]
 ROWS = {
     "x": np.random.default_rng(0).normal(size=130).astype(np.float32),
     "terms": np.random.default_rng(1).integers(1, 9, size=130).astype(np.float32),
@@ -91,18 +91,20 @@ def test_what_is_no_optimizer_is_refused(optimizer):
 @pytest.mark.parametrize("epochs", [1, 5])
 def test_slots_count_whole_batches(batch_size, epochs):
     work = fs.local_training(LINEAR, optax.sgd, local_epochs=epochs, batch_size=batch_size)
-    width = MICRO_BATCH if batch_size == math.inf else int(batch_size)
+    width = SMALL_PIECE if batch_size == math.inf else int(batch_size)
     sizes = range(0, 650, 7)
     slots = work.slots(jnp.array(sizes, jnp.int32))
     assert slots.dtype == jnp.int32
     expected = [epochs * width * math.ceil(size / width) for size in sizes]
-    np.testing.assert_array_equal(slots, expected)
+    np.testing.assert_array_equal(slots.sum(axis=1), expected)
     assert expected[0] == 0
 
 
-def test_slots_of_a_full_gradient_count_whole_micro_batches():
-    slots = fs.full_gradient(LINEAR).slots(jnp.array(SIZES, jnp.int32))
-    np.testing.assert_array_equal(slots, [0, 50, 50, 50, 100, 150])
+def test_slots_of_a_full_gradient_are_large_pieces_and_small_ones():
+    assert (LARGE_PIECE, SMALL_PIECE) == (200, 50)
+    slots = fs.full_gradient(LINEAR).slots(jnp.array([0, 1, 50, 51, 199, 200, 430], jnp.int32))
+    expected = [[0, 0], [0, 50], [0, 50], [0, 100], [0, 200], [200, 0], [400, 50]]
+    np.testing.assert_array_equal(slots, expected)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 8, 13])

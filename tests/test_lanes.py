@@ -25,7 +25,7 @@ WORKS = {
 
 def planned(name, seed, size, lanes, devices):
     work = WORKS[name](np.random.default_rng(seed), size)
-    plan_ = plan(jnp.asarray(work, jnp.int32), lanes, devices)
+    plan_ = plan(jnp.asarray(work, jnp.int32)[:, None], lanes, devices)
     return work, *(np.asarray(part) for part in plan_)
 
 
@@ -60,10 +60,18 @@ def test_the_plan_is_within_a_third_of_the_best_there_is(name, size, lanes, devi
             assert loads.max() <= best * 4 / 3
 
 
+def test_the_cost_of_a_chunk_is_its_longest_client_in_each_loop():
+    work = jnp.array([[200, 0], [0, 150], [200, 50], [0, 50]], jnp.int32)
+    chunks, cost, _ = plan(work, 2, 1)
+    np.testing.assert_array_equal(chunks, [[2, 0], [1, 3]])
+    np.testing.assert_array_equal(cost, [250, 150])
+
+
 @pytest.mark.parametrize("devices", [2, 4])
 def test_a_client_with_half_the_work_has_a_device_to_itself(devices):
     work = np.array([3, 5, 2, 71, 4, 6, 7, 8, 5, 9, 6, 5])  # the rest: 60, and 11 trips
-    chunks, cost, owner = (np.asarray(p) for p in plan(jnp.asarray(work, jnp.int32), 1, devices))
+    by_loop = jnp.asarray(work, jnp.int32)[:, None]
+    chunks, cost, owner = (np.asarray(part) for part in plan(by_loop, 1, devices))
     assert chunks[0] == [3]
     assert (owner == owner[0]).sum() == 1
     others = np.delete(loads_of(cost, owner, devices), owner[0])
@@ -82,9 +90,11 @@ def test_clients_are_summed_with_their_weights(data, lanes, devices):
 
     @jax.jit
     def run(data, cohort):
-        return fs.map_clients(
-            client, jnp.float32(10), data, cohort, key=jax.random.key(0), work=lambda sizes: 2 * sizes
-        )
+        def work(sizes):
+            return 2 * sizes[:, None]
+
+        key = jax.random.key(0)
+        return fs.map_clients(client, jnp.float32(10), data, cohort, key=key, work=work)
 
     where = toys.layout(lanes, devices)
     cohort = fs.Cohort(fs.place(jnp.array(ids, jnp.int32), where), where)

@@ -13,7 +13,8 @@ def training_flops(task: Task, examples: dict[str, Any]) -> int:
     """The useful operations of one example's forward and backward pass.
 
     Counts the matrix products and convolutions of the forward pass, two operations for a
-    multiplication with its addition, times three: the backward pass does each twice.
+    multiplication with its addition, times three: the backward pass does each twice. Of a `cond` the
+    longer branch counts; the body of a `while` counts once, since its trips are not known.
 
     Args:
       task: what is learned.
@@ -38,6 +39,8 @@ def _count(jaxpr: Any) -> int:
         elif name == "conv_general_dilated":
             kernel = settings["dimension_numbers"].rhs_spec
             total += 2 * out * math.prod(shapes[1][axis] for axis in kernel[1:])
+        elif name == "cond":
+            total += max(_count(branch) for branch in _inner_jaxprs(settings))
         else:
             repeats = settings.get("length", 1) if name == "scan" else 1
             total += repeats * sum(_count(inner) for inner in _inner_jaxprs(settings))

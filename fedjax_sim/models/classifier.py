@@ -93,6 +93,8 @@ def _as_model(model: Any, example: jax.Array) -> Model:
             "got an nnx module that already has its parameters; pass a function that builds it, "
             "such as `lambda rngs: MyModule(rngs=rngs)`, so that each seed has its own start"
         )
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise ValueError(f"got the class {model.__name__}; pass a module, such as {model.__name__}(...)")
     if callable(model):
         return _from_nnx(model)
     raise ValueError(

@@ -13,6 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+# The kernel's gradient is a sum over images. On two Zen 5 cores the MNIST CNN's second layer runs it at
+# 243 GFLOP/s a core for 10 images and at 178 for 50, so a batch is taken in parts (jax 0.10.2).
+_FEW_IMAGES = 10
+_MOST_PARTS = 8  # each is compiled apart
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -139,7 +144,10 @@ def _kernel_gradient(pads: Padding):
     def kernel_gradient(x, dy):
         # Images play the channels: x as [Ci, H, W, B] with dy as a kernel [H', W', B, Co]. The
         # transposes are explicit because XLA's fast path on CPU wants this one order in memory.
-        gradient = _correlate(pads)(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3))
+        images, kernels = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
+        width = max(_FEW_IMAGES, -(-len(x) // _MOST_PARTS))
+        parts = [slice(i, i + width) for i in range(0, len(x), width)]
+        gradient = sum(_correlate(pads)(images[..., p], kernels[:, :, p]) for p in parts)
         return gradient.transpose(1, 2, 0, 3)
 
     @kernel_gradient.def_vmap

@@ -43,7 +43,7 @@ class ConvPool(nn.Module):
         kernel = self.param("kernel", _glorot, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # A maximum passes through biases and ReLU, which then touch a quarter of the numbers.
-        return nn.relu(max_pool2(conv2d(x, kernel)) + bias)
+        return nn.relu(max_pool2(conv2d(x, kernel)) + bias[None, None, None])
 
 
 class CNN(nn.Module):

@@ -11,7 +11,7 @@ from test_simulate import run, without_clock
 import fedjax_sim as fs
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of a process."""
 
 
@@ -22,7 +22,7 @@ def killed_after(task, evaluations):
 
     def stop(params):
         if next(left, None) is None:
-            raise Killed
+            raise KilledError
         return evaluate(params)
 
     return stop
@@ -47,7 +47,7 @@ def test_an_interrupted_run_ends_to_the_bit_as_one_that_was_not(
     home = tmp_path / "run"
     settings = {"workdir": home, "num_rounds": 5, "checkpoint_seconds": checkpoint_seconds}
     for evaluations in (1, 1, 2):  # the rest is left for the last part
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(task, data, chosen=chosen, evaluate=killed_after(task, evaluations), **settings)
     resumed = run(task, data, chosen=chosen, **settings)
     toys.assert_same(resumed.params, whole.params)
@@ -136,6 +136,6 @@ def test_a_workdir_of_other_data_is_refused(task, data, tmp_path):
 
 def test_a_folder_of_other_files_is_refused(task, data, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
-    with pytest.raises(ValueError, match="not empty and holds no config.json"):
+    with pytest.raises(ValueError, match=r"not empty and holds no config\.json"):
         run(task, data, workdir=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
