@@ -15,8 +15,8 @@ from fedjax_sim.client import LARGE_PIECE, SHUFFLES, SMALL_PIECE, batch_slots
 
 SIZES = [0, 1, 49, 50, 51, 123, 200, 430]
 ROWS = {
-    "x": np.random.default_rng(0).normal(size=130).astype(np.float32),
-    "terms": np.random.default_rng(1).integers(1, 9, size=130).astype(np.float32),
+    "x": np.random.default_rng(0).normal(size=450).astype(np.float32),
+    "terms": np.random.default_rng(1).integers(1, 9, size=450).astype(np.float32),
 }
 
 
