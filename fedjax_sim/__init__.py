@@ -26,6 +26,7 @@ from fedjax_sim.base import (
 from fedjax_sim.client import full_gradient, local_training
 from fedjax_sim.devices import available_cores, default_layout, use_all_cores
 from fedjax_sim.lanes import map_clients, place
+from fedjax_sim.naming import choose
 from fedjax_sim.simulation import (
     CompilationCounter,
     DivergenceError,
@@ -54,6 +55,7 @@ __all__ = [
     "accuracy",
     "accuracy_of_each_client",
     "available_cores",
+    "choose",
     "client_accuracy",
     "cohort_size",
     "data",

@@ -124,9 +124,11 @@ class Algorithm(NamedTuple):
         and `slots` (example slots executed, padding included).
       client_bytes: `client_bytes(state) -> ClientBytes`, from shapes alone.
       hparams: name -> default value of what a sweep may vary: learning rates and the like.
+      settings: name -> JSON value of what is fixed, by which a workdir recognises its run.
     """
 
     init: Callable[[jax.Array, Mapping[str, Any]], Any]
     round: Callable[[jax.Array, Any, Any, Cohort], tuple[Any, dict[str, jax.Array]]]
     client_bytes: Callable[[Any], ClientBytes]
     hparams: Mapping[str, float]
+    settings: Mapping[str, Any]

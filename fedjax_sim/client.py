@@ -11,6 +11,7 @@ import optax
 
 from fedjax_sim import trees
 from fedjax_sim.base import Batch, Client, Params, Task
+from fedjax_sim.checks import check_count
 from fedjax_sim.permutation import permutation
 
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
@@ -61,6 +62,19 @@ def as_factory(optimizer: Any) -> OptimizerFactory:
         f"got an optimizer of type {type(optimizer).__name__}; wanted an optax optimizer or a "
         "function from a learning rate to one, such as optax.sgd"
     )
+
+
+def describe(optimizer: Any) -> str:
+    """A name for an optimizer by which to recognise it: of a function or a `functools.partial`.
+
+    What is inside an optimizer that is already built cannot be seen; it is called "built".
+    """
+    if isinstance(optimizer, optax.GradientTransformation):
+        return "built"
+    if isinstance(optimizer, functools.partial):
+        settings = ", ".join(f"{name}={value!r}" for name, value in sorted(optimizer.keywords.items()))
+        return f"{describe(optimizer.func)}({settings})"
+    return getattr(optimizer, "__qualname__", type(optimizer).__name__)
 
 
 def full_gradient(task: Task) -> LocalWork:
@@ -119,43 +133,47 @@ def local_training(
     Raises:
       ValueError: `E`, `B` or `shuffle` is none of these.
     """
-    if not _is_count(local_epochs):
-        raise ValueError(f"local_epochs is {local_epochs}; wanted a whole number, at least 1")
-    if batch_size != math.inf and not _is_count(batch_size):
-        raise ValueError(f"batch_size is {batch_size}; wanted a whole number, at least 1, or infinity")
+    local_epochs = check_count("local_epochs", local_epochs)
+    infinite = batch_size == math.inf
+    width = 0 if infinite else check_count("batch_size", batch_size)
     if shuffle not in SHUFFLES:
         raise ValueError(f"shuffle is {shuffle!r}; wanted one of {', '.join(SHUFFLES)}")
     make_optimizer = as_factory(optimizer)
-    local_epochs = int(local_epochs)
-    infinite = batch_size == math.inf
-    width = 0 if infinite else int(batch_size)
     whole = full_gradient(task)
 
-    def epoch_of_one_step(e, carry, client, key, optimizer):
+    def epoch_of_one_step(e, carry, client, order_key, step_key, optimizer):
+        del order_key  # all examples at once have no order
         params, state, losses = carry
-        gradient, new = whole.run(params, client, jax.random.fold_in(key, e))
+        gradient, new = whole.run(params, client, jax.random.fold_in(step_key, e))
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, trees.add(losses, new)
 
-    def epoch_of_batches(e, carry, client, key, optimizer):
-        epoch_key = jax.random.fold_in(key, e)
-        order = _visiting_order(shuffle, key, epoch_key, client.size)
+    def epoch_of_batches(e, carry, client, order_key, step_key, optimizer):
+        if shuffle == "each_epoch":
+            order_key = jax.random.fold_in(order_key, e)
+        order = permutation(order_key, jnp.maximum(client.size, 1))
 
         def batch(i):
             chosen, real = batch_slots(i, width, client.size)
-            return order(chosen), real
+            return chosen if shuffle == "never" else order(chosen), real
 
         steps = _ceil_div(client.size, width)
+        epoch_key = jax.random.fold_in(step_key, e)
         return descend(task, optimizer, carry, client, batch, steps, epoch_key)
 
     epoch = epoch_of_one_step if infinite else epoch_of_batches
 
     def run(params: Params, client: Client, key: jax.Array, rate: jax.Array):
         optimizer = make_optimizer(rate)
+        constants = {
+            "client": client,
+            "order_key": jax.random.fold_in(key, 0),
+            "step_key": jax.random.fold_in(key, 1),
+            "optimizer": optimizer,
+        }
         carry = (params, optimizer.init(params), no_losses())
-        params, _, losses = jax.lax.fori_loop(
-            0, local_epochs, lambda e, carry: epoch(e, carry, client, key, optimizer), carry
-        )
+        body = functools.partial(epoch, **constants)
+        params, _, losses = jax.lax.fori_loop(0, local_epochs, body, carry)
         return params, losses
 
     def slots(sizes):
@@ -235,7 +253,8 @@ def _zero_after(tree: Any) -> jax.Array:
     Who uses it for an update tells XLA that by then nobody reads the parameters any more. Otherwise
     it copies them at every step, lest the update of one layer overtake the backward pass through it.
     """
-    return 0 * sum(leaf.ravel()[0] for leaf in jax.tree.leaves(tree))
+    total = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(tree))
+    return 0 * jnp.where(jnp.isfinite(total), total, 0)
 
 
 def batch_slots(
@@ -255,17 +274,6 @@ def batch_slots(
 def no_losses() -> LossSums:
     """Where sums begin."""
     return LossSums(jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
-
-
-def _is_count(value: Any) -> bool:
-    """Whether `value` is a whole number that an int32 can hold, at least 1."""
-    return not isinstance(value, bool) and 1 <= value < 2**31 and value == math.floor(value)
-
-
-def _visiting_order(shuffle, key, epoch_key, size):
-    if shuffle == "never":
-        return lambda slots: slots
-    return permutation(key if shuffle == "once" else epoch_key, jnp.maximum(size, 1))
 
 
 def _ceil_div(a: jax.Array, b: int) -> jax.Array:

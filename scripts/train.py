@@ -14,6 +14,7 @@ the same workdir continues an interrupted run and ends as if it had not been int
 """
 
 import functools
+import hashlib
 import json
 import math
 import pathlib
@@ -24,7 +25,6 @@ import optax
 from absl import app, flags, logging
 
 import fedjax_sim as fs
-from fedjax_sim.naming import choose
 
 _DATASET = flags.DEFINE_string(
     "dataset",
@@ -55,7 +55,7 @@ _BATCH_SIZE = flags.DEFINE_string("batch_size", "10", "B, examples in a local ba
 _CLIENT_LR = flags.DEFINE_float("client_lr", 0.1, "Learning rate of the clients.")
 _LR_DECAY = flags.DEFINE_float("lr_decay", 1.0, "Multiplies the clients' rate after each round.")
 _SERVER_LR = flags.DEFINE_float(
-    "server_lr", 1.0, "Learning rate of fed_avg's server; 1 replaces the model by the average."
+    "server_lr", 1.0, "Rate of fed_avg's server; 1 replaces the model by the average."
 )
 _SERVER_OPTIMIZER = flags.DEFINE_string("server_optimizer", "sgd", "sgd, momentum, adam or yogi.")
 _WEIGHTING = flags.DEFINE_string("weighting", "examples", "Of clients: examples or uniform.")
@@ -68,11 +68,22 @@ _TARGET_ACCURACY = flags.DEFINE_float(
     "target_accuracy", None, "Stop at the first evaluation with this test accuracy, such as 0.97."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Fixes the partition and the run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results go; by default runs/<settings>.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where results go; by default a folder of runs/ named by the flags."
+)
+_CHECKPOINT_SECONDS = flags.DEFINE_float(
+    "checkpoint_seconds", 10.0, "The least time between two checkpoints; the last is always written."
+)
 _LANES = flags.DEFINE_integer("lanes", None, "Clients a device trains side by side.")
 
-# Where files lie and where results go do not change them; the data's own digest is compared.
-_NOT_SETTINGS = ("data_dir", "workdir")
+# Where files lie and when the state is saved do not change results; the clients' data has a digest.
+_NOT_SETTINGS = ("data_dir", "workdir", "checkpoint_seconds")
+# What an algorithm has no use for: FedSGD is one epoch of one batch, the baseline has no server.
+_UNUSED = {
+    "fed_avg": (),
+    "fed_sgd": ("local_epochs", "batch_size", "shuffle", "server_lr"),
+    "sgd": ("shuffle", "server_lr", "server_optimizer", "weighting"),
+}
 
 _MODELS = {
     "2nn": fs.models.mnist_2nn,
@@ -100,16 +111,20 @@ def main(argv: list[str]) -> None:
 
 
 def _train() -> None:
-    # What can be refused is, before any data is read.
+    # Names are checked before any data is read.
     batch_size = _parse_batch_size(_BATCH_SIZE.value)
-    model = choose("model", _MODEL.value, _MODELS)
+    model = fs.choose("model", _MODEL.value, _MODELS)
     partition = _partition()
-    choose("algorithm", _ALGORITHM.value, _ALGORITHMS)
+    make_algorithm = fs.choose("algorithm", _ALGORITHM.value, _ALGORITHMS)
+    server_optimizer = fs.choose("server_optimizer", _SERVER_OPTIMIZER.value, _SERVER_OPTIMIZERS)
+    for name in _UNUSED[_ALGORITHM.value]:
+        if flags.FLAGS[name].present:
+            print(f"--{name} has no meaning for {_ALGORITHM.value}; ignored", file=sys.stderr)
 
     train, test = fs.data.load(_DATASET.value, data_dir=_DATA_DIR.value)
     clients = fs.data.federate(train, partition)
     task = model(train.num_classes, train.examples["x"].shape[1:])
-    algorithm = _ALGORITHMS[_ALGORITHM.value](task, clients, batch_size)
+    algorithm = make_algorithm(task, clients, batch_size, server_optimizer)
     layout = fs.default_layout(_LANES.value)
     evaluate = [fs.accuracy(task, test, layout=layout)]
     if _EVAL_TRAIN.value:
@@ -128,9 +143,11 @@ def _train() -> None:
         evaluate=evaluate,
         eval_every=_EVAL_EVERY.value,
         stop_at=_TARGET_ACCURACY.value,
-        layout=layout,
+        # Sequential steps would only be repeated by more devices.
+        layout=fs.Layout() if _ALGORITHM.value == "sgd" else layout,
         workdir=workdir,
         config=_settings(),
+        checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         progress=True,
     )
     fs.experiment.plot_labels(clients, workdir / "clients.png")
@@ -163,14 +180,14 @@ def _partition() -> fs.data.Partition:
         "lognormal": lambda: fs.data.lognormal(num_clients=num_clients, sigma=_SIGMA.value, seed=seed),
         "natural": lambda: fs.data.natural(_PARTITION_KEY.value),
     }
-    return choose("partition", _PARTITION.value, factories)()
+    return fs.choose("partition", _PARTITION.value, factories)()
 
 
-def _fed_avg(task: fs.Task, clients: fs.data.FederatedData, batch_size: float) -> fs.Algorithm:
+def _fed_avg(task, clients, batch_size, server_optimizer) -> fs.Algorithm:
     return fs.fed_avg(
         task,
         optax.sgd,
-        choose("server_optimizer", _SERVER_OPTIMIZER.value, _SERVER_OPTIMIZERS),
+        server_optimizer,
         local_epochs=_LOCAL_EPOCHS.value,
         batch_size=batch_size,
         client_lr=_CLIENT_LR.value,
@@ -181,18 +198,19 @@ def _fed_avg(task: fs.Task, clients: fs.data.FederatedData, batch_size: float) -
     )
 
 
-def _fed_sgd(task: fs.Task, clients: fs.data.FederatedData, batch_size: float) -> fs.Algorithm:
+def _fed_sgd(task, clients, batch_size, server_optimizer) -> fs.Algorithm:
     return fs.fed_sgd(
         task,
+        server_optimizer,
         client_lr=_CLIENT_LR.value,
         lr_decay=_LR_DECAY.value,
         weighting=_WEIGHTING.value,
     )
 
 
-def _sgd(task: fs.Task, clients: fs.data.FederatedData, batch_size: float) -> fs.Algorithm:
-    if batch_size == math.inf:
-        raise ValueError("--algorithm=sgd needs a finite --batch_size")
+def _sgd(task, clients, batch_size, server_optimizer) -> fs.Algorithm:
+    if batch_size == math.inf or batch_size < 1 or _LOCAL_EPOCHS.value < 1:
+        raise ValueError("--algorithm=sgd wants a finite --batch_size and --local_epochs, at least 1")
     # A round handles as many examples as a cohort would, so that rounds cost the same.
     cohort = fs.cohort_size(clients.num_clients, _CLIENT_FRACTION.value)
     share = cohort / clients.num_clients * len(clients.examples["y"])
@@ -200,7 +218,7 @@ def _sgd(task: fs.Task, clients: fs.data.FederatedData, batch_size: float) -> fs
         task,
         optax.sgd,
         batch_size=batch_size,
-        steps_per_round=math.ceil(_LOCAL_EPOCHS.value * share / max(batch_size, 1)),
+        steps_per_round=math.ceil(_LOCAL_EPOCHS.value * share / batch_size),
         client_lr=_CLIENT_LR.value,
         lr_decay=_LR_DECAY.value,
     )
@@ -211,13 +229,14 @@ _ALGORITHMS = {"fed_avg": _fed_avg, "fed_sgd": _fed_sgd, "sgd": _sgd}
 
 def _settings() -> dict:
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    return {flag.name: flag.value for flag in own if flag.name not in _NOT_SETTINGS}
+    left_out = (*_NOT_SETTINGS, *_UNUSED[_ALGORITHM.value])
+    return {flag.name: flag.value for flag in own if flag.name not in left_out}
 
 
 def _default_workdir() -> str:
     parts = (_DATASET.value, _MODEL.value, _PARTITION.value, _ALGORITHM.value)
-    numbers = f"E{_LOCAL_EPOCHS.value}-B{_BATCH_SIZE.value}-lr{_CLIENT_LR.value:g}-s{_SEED.value}"
-    return "runs/" + "-".join(parts).replace(":", "_").replace("/", "_") + "-" + numbers
+    digest = hashlib.sha256(json.dumps(_settings(), sort_keys=True).encode()).hexdigest()
+    return "runs/" + "-".join(parts).replace(":", "_").replace("/", "_") + "-" + digest[:6]
 
 
 if __name__ == "__main__":

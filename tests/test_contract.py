@@ -1,5 +1,8 @@
 """One table over all algorithms: what each must give, whatever it computes."""
 
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +21,9 @@ ALGORITHMS = {
 def test_the_table_is_complete():
     from fedjax_sim import algorithms
 
-    factories = [name for name in algorithms.__all__ if name.islower()]
+    files = pathlib.Path(algorithms.__file__).parent.glob("*.py")
+    factories = sorted({path.stem for path in files} - {"__init__", "common"})
+    assert factories == [name for name in algorithms.__all__ if name.islower()]
     assert sorted(factories) == sorted(ALGORITHMS)
     assert all(getattr(fs, name) is getattr(algorithms, name) for name in factories)
 
@@ -42,6 +47,8 @@ def test_state_and_info_have_what_the_simulation_reads(algorithm, task, data):
     assert info["examples"].dtype == info["slots"].dtype == jnp.int32
     assert 0 < info["examples"] <= info["slots"]
     assert min(algorithm.client_bytes(state)) >= 0
+    assert json.loads(json.dumps(algorithm.settings)) == algorithm.settings
+    assert algorithm.settings["algorithm"] in ALGORITHMS
 
 
 def test_rounds_learn(algorithm, data):
@@ -80,7 +87,7 @@ def test_bad_rates_are_refused(task, factory, name, value):
 def test_bad_static_settings_are_refused(task):
     with pytest.raises(ValueError, match="weighting is 'sizes'"):
         fs.fed_avg(task, local_epochs=1, batch_size=4, weighting="sizes")
-    with pytest.raises(ValueError, match="batch_size is inf; sequential SGD"):
+    with pytest.raises(ValueError, match="batch_size is inf; wanted a whole number"):
         fs.sgd(task, batch_size=float("inf"))
     with pytest.raises(ValueError, match="steps_per_round is 0"):
         fs.sgd(task, batch_size=4, steps_per_round=0)

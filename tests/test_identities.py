@@ -54,13 +54,14 @@ def test_fed_avg_on_one_client_is_sgd(task, data, shuffle):
 
     rows = client_rows(data, k)
     x, y = data.examples["x"][rows], data.examples["y"][rows]
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), k)
+    client_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), k)
+    order_key = jax.random.fold_in(client_key, 0)
     expected = start.params
     for e in range(epochs):
         order = np.arange(13)
         if shuffle != "never":
-            epoch_key = key if shuffle == "once" else jax.random.fold_in(key, e)
-            order = np.asarray(permutation(epoch_key, jnp.int32(13))(jnp.asarray(order, jnp.int32)))
+            key = order_key if shuffle == "once" else jax.random.fold_in(order_key, e)
+            order = np.asarray(permutation(key, jnp.int32(13))(jnp.asarray(order, jnp.int32)))
         for i in range(0, 13, batch):
             chosen = order[i : i + batch]
             expected = descend(task, expected, x[chosen], y[chosen], 0.2)

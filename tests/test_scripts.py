@@ -180,11 +180,11 @@ def test_help_teaches(tmp_path):
 
 def test_kill_9_at_any_moment_loses_nothing(tmp_path):
     """Killed several times at random moments, the run ends to the bit as one left alone."""
-    flags = ("--num_rounds=600", "--local_epochs=1", "--eval_every=3")
+    flags = ("--num_rounds=600", "--local_epochs=1", "--eval_every=3", "--checkpoint_seconds=0.05")
     train(*flags, "--workdir=whole", cwd=tmp_path)
     rng = random.Random(0)
     command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags, "--workdir=killed"]
-    rows_at_kills = []
+    rows_at_kills, checkpoints_at_kills = [], []
     while len(rows_at_kills) < 4:
         process = subprocess.Popen(
             command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -198,8 +198,13 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         metrics = tmp_path / "killed" / "metrics.jsonl"
+        rounds = [
+            int(p.name) for p in (tmp_path / "killed" / "checkpoints").glob("[0-9]*") if p.name.isdigit()
+        ]
+        checkpoints_at_kills.append(max(rounds, default=0))
         rows_at_kills.append(len(metrics.read_text().splitlines()) if metrics.exists() else 0)
     assert any(0 < rows < 201 for rows in rows_at_kills), rows_at_kills
+    assert max(checkpoints_at_kills) > 0, checkpoints_at_kills
     train(*flags, "--workdir=killed", cwd=tmp_path)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert without_clock(rows_of(killed)) == without_clock(rows_of(whole))
@@ -208,7 +213,7 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
 
 def state_of(workdir):
     """The digest of all parameters in the last checkpoint, and its round."""
-    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    newest = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
     meta = json.loads((newest / "meta" / "metadata").read_text())
     return newest.name, meta["state_digest"]
 

@@ -1,20 +1,12 @@
 """Plumbing that algorithms share; each algorithm's own mathematics stands in its own file."""
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fedjax_sim.lanes import CohortSums
-
-
-def check_hparams(hparams: Mapping[str, float]) -> None:
-    """Raises ValueError for a rate that is negative or not a finite number."""
-    for name, value in hparams.items():
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"{name} is {value}; wanted a finite number, at least 0")
 
 
 def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim import trees
-from fedjax_sim.algorithms.common import check_hparams, client_weight, round_info, select_state
+from fedjax_sim.algorithms.common import client_weight, round_info, select_state
 from fedjax_sim.base import Algorithm, ClientBytes, ClientOutput, Cohort, Params, Task
-from fedjax_sim.client import as_factory, local_training
+from fedjax_sim.checks import check_rates
+from fedjax_sim.client import as_factory, describe, local_training
 from fedjax_sim.lanes import map_clients
 
 
@@ -71,7 +72,7 @@ def fed_avg(
       ValueError: a setting is out of its range.
     """
     hparams = {"client_lr": client_lr, "server_lr": server_lr, "lr_decay": lr_decay}
-    check_hparams(hparams)
+    check_rates(hparams)
     weight_of = client_weight(weighting)
     make_server = as_factory(server_optimizer)
     client_update = local_training(
@@ -104,4 +105,13 @@ def fed_avg(
         model = trees.num_bytes(state.params)
         return ClientBytes(up=model, down=model)
 
-    return Algorithm(init, round_fn, client_bytes, hparams)
+    settings = {
+        "algorithm": "fed_avg",
+        "local_epochs": local_epochs,
+        "batch_size": str(batch_size),
+        "client_optimizer": describe(client_optimizer),
+        "server_optimizer": describe(server_optimizer),
+        "weighting": weighting,
+        "shuffle": shuffle,
+    }
+    return Algorithm(init, round_fn, client_bytes, hparams, settings)

@@ -10,30 +10,48 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fedjax_sim import trees
-from fedjax_sim.algorithms.common import check_hparams, client_weight, round_info
+from fedjax_sim.algorithms.common import client_weight, round_info, select_state
 from fedjax_sim.base import Algorithm, ClientBytes, ClientOutput, Cohort, Params, Task
-from fedjax_sim.client import full_gradient
+from fedjax_sim.checks import check_rates
+from fedjax_sim.client import as_factory, describe, full_gradient
 from fedjax_sim.lanes import map_clients
 
 
 class FedSGDState(NamedTuple):
-    """The shared model `w`, the rounds done `t`, and name -> `[]` float32."""
+    """What a round of FedSGD needs of the one before.
+
+    Attributes:
+      params: `w`, the shared model.
+      server: the optimizer's state.
+      round: `[]` int32, `t`, the rounds done.
+      hparams: name -> `[]` float32.
+    """
 
     params: Params
+    server: Any
     round: jax.Array
     hparams: Mapping[str, jax.Array]
 
 
 def fed_sgd(
-    task: Task, *, client_lr: float, lr_decay: float = 1.0, weighting: str = "examples"
+    task: Task,
+    optimizer: Any = optax.sgd,
+    *,
+    client_lr: float = 1.0,
+    lr_decay: float = 1.0,
+    weighting: str = "examples",
 ) -> Algorithm:
     """`w <- w - eta * sum_k (n_k / m_t) g_k`, `g_k` the gradient of client k's mean loss at `w`.
 
     Args:
       task: what is learned.
-      client_lr: `eta`; may vary without compiling again, like the next.
+      optimizer: the server's, which takes the mean gradient: an optax optimizer, or a function from a
+        rate to one such as `optax.sgd`.
+      client_lr: `eta`; multiplies the updates of an optimizer that is already built. May vary
+        without compiling again, like the next.
       lr_decay: the rate in round t is `client_lr * lr_decay ** t`.
       weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for one vote each.
 
@@ -41,12 +59,15 @@ def fed_sgd(
       ValueError: a setting is out of its range.
     """
     hparams = {"client_lr": client_lr, "lr_decay": lr_decay}
-    check_hparams(hparams)
+    check_rates(hparams)
     weight_of = client_weight(weighting)
+    make_optimizer = as_factory(optimizer)
     gradient = full_gradient(task)
 
     def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> FedSGDState:
-        return FedSGDState(task.init(key), jnp.zeros((), jnp.int32), dict(hparams))
+        params = task.init(key)
+        server = make_optimizer(hparams["client_lr"]).init(params)
+        return FedSGDState(params, server, jnp.zeros((), jnp.int32), dict(hparams))
 
     def round_fn(key: jax.Array, state: FedSGDState, data: Any, cohort: Cohort):
         def client(w, client, key):
@@ -55,12 +76,19 @@ def fed_sgd(
 
         sums = map_clients(client, state.params, data, cohort, key=key, work=gradient.slots)
         eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
-        step = trees.scale(sums.update, eta / jnp.maximum(sums.weight, 1e-30))
-        w = trees.subtract(state.params, step)
-        return state._replace(params=w, round=state.round + 1), round_info(sums)
+        g = trees.scale(sums.update, 1 / jnp.maximum(sums.weight, 1e-30))
+        updates, server = make_optimizer(eta).update(g, state.server, state.params)
+        new = state._replace(params=optax.apply_updates(state.params, updates), server=server)
+        new = select_state(sums.weight > 0, new, state)
+        return new._replace(round=state.round + 1), round_info(sums)
 
     def client_bytes(state: FedSGDState) -> ClientBytes:
         model = trees.num_bytes(state.params)
         return ClientBytes(up=model, down=model)
 
-    return Algorithm(init, round_fn, client_bytes, hparams)
+    settings = {
+        "algorithm": "fed_sgd",
+        "server_optimizer": describe(optimizer),
+        "weighting": weighting,
+    }
+    return Algorithm(init, round_fn, client_bytes, hparams, settings)

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.algorithms.common import check_hparams
 from fedjax_sim.base import Algorithm, Client, ClientBytes, Cohort, Params, Task
-from fedjax_sim.client import as_factory, batch_slots, descend, no_losses
+from fedjax_sim.checks import check_count, check_rates
+from fedjax_sim.client import as_factory, batch_slots, descend, describe, no_losses
 from fedjax_sim.permutation import permutation
 
 
@@ -44,6 +44,8 @@ def sgd(
 ) -> Algorithm:
     """Epoch after epoch over all rows of the federation, in a new random order each, nothing sent.
 
+    One step follows another, so more devices do not help: give `simulate` a layout of one.
+
     Args:
       task: what is learned.
       optimizer: an optax optimizer, or a function from a rate to one such as `optax.sgd`.
@@ -55,12 +57,10 @@ def sgd(
     Raises:
       ValueError: a setting is out of its range.
     """
-    for name, value in {"batch_size": batch_size, "steps_per_round": steps_per_round}.items():
-        if value != value // 1 or not 1 <= value < 2**31:
-            raise ValueError(f"{name} is {value}; sequential SGD wants a whole number, at least 1")
-    batch_size, steps_per_round = int(batch_size), int(steps_per_round)
+    batch_size = check_count("batch_size", batch_size)
+    steps_per_round = check_count("steps_per_round", steps_per_round)
     hparams = {"client_lr": client_lr, "lr_decay": lr_decay}
-    check_hparams(hparams)
+    check_rates(hparams)
     make_optimizer = as_factory(optimizer)
 
     def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> SGDState:
@@ -72,8 +72,7 @@ def sgd(
 
     def round_fn(key: jax.Array, state: SGDState, data: Any, cohort: Cohort):
         del cohort  # everybody's data, always
-        n = jnp.asarray(next(iter(data.examples.values())).shape[0], jnp.int32)
-        zero = jnp.zeros((), jnp.int32)
+        n, zero = data.offsets[-1], jnp.zeros((), jnp.int32)
         everything = Client(data.examples, start=zero, size=n, id=zero)
         steps_per_epoch = -(-n // batch_size)
         eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
@@ -101,4 +100,10 @@ def sgd(
         )
         return state, info
 
-    return Algorithm(init, round_fn, lambda state: ClientBytes(up=0, down=0), hparams)
+    settings = {
+        "algorithm": "sgd",
+        "optimizer": describe(optimizer),
+        "batch_size": str(batch_size),
+        "steps_per_round": steps_per_round,
+    }
+    return Algorithm(init, round_fn, lambda state: ClientBytes(up=0, down=0), hparams, settings)

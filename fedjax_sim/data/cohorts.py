@@ -17,6 +17,9 @@ def sample_cohort(key: jax.Array, num_clients: int, cohort_size: int) -> jax.Arr
     Returns:
       `[K]` int32, in ascending order where all clients are taken.
 
+    Raises:
+      ValueError: the cohort is empty or larger than the federation.
+
     Source: R. W. Floyd in J. Bentley, "Programming pearls: a sample of brilliance", Communications
     of the ACM 30(9), 1987, https://doi.org/10.1145/30401.315746
     """

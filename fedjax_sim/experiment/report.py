@@ -1,12 +1,12 @@
 """Writes what a run leaves for people and programs beside its metrics."""
 
-import json
 import pathlib
 import shutil
 from typing import Any
 
 from fedjax_sim.experiment.plots import plot_curve
 from fedjax_sim.simulation import Result
+from fedjax_sim.simulation.workdir import write_json
 
 
 def write_report(
@@ -33,7 +33,7 @@ def write_report(
     rate = summary["examples_per_second"]
     if flops_per_example is not None:
         summary["useful_flops_per_second"] = None if rate is None else rate * flops_per_example
-    (workdir / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_json(workdir / "summary.json", summary)
     plot_curve(result.history(), workdir / "curve.png", target=result.target, title=title)
     write_tensorboard(result.rows, workdir / "tensorboard")
     return summary

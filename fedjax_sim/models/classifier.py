@@ -37,8 +37,8 @@ def classifier(
         a function that takes `nnx.Rngs` and returns a flax nnx module;
         a pair `(init, apply)` with `init(key) -> params` and `apply(params, x) -> logits [B, classes]`.
       input_shape: the shape of one example, as stored.
-      decode: stored inputs -> floats, inside the compiled step; the default scales integers to
-        [0, 1] by 255 and leaves floats alone.
+      decode: stored inputs `[B, *input_shape]` -> the model's floats, inside the compiled step; it may
+        change the shape. The default scales integers to [0, 1] by 255 and leaves floats alone.
 
     Returns:
       A task with cross-entropy loss and the metrics "accuracy" and "loss".
@@ -49,7 +49,8 @@ def classifier(
         one vector of logits for each example.
     """
     decode = decode or scale_pixels
-    example = jnp.zeros((1, *input_shape), jnp.float32)
+    decoded = jax.eval_shape(decode, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+    example = jnp.zeros(decoded.shape, jnp.float32)
     init, apply = _as_model(model, example)
 
     params = jax.eval_shape(init, jax.random.key(0))

@@ -25,6 +25,10 @@ class Checkpoint:
     rows: list[dict]
 
 
+class StructureError(ValueError):
+    """A checkpoint of arrays other than those of the run that would continue from it."""
+
+
 class Checkpoints:
     """The checkpoints of one run, the newest three.
 
@@ -54,6 +58,7 @@ class Checkpoints:
         leaves = _to_numpy(checkpoint.state)
         meta = {
             "rows": checkpoint.rows,
+            "structure": _structure(leaves),
             "rows_digest": _digest_rows(checkpoint.rows),
             "state_digest": _digest_state(leaves),
         }
@@ -68,20 +73,31 @@ class Checkpoints:
 
         Args:
           template: a state of the shapes, dtypes and shardings to restore into.
+
+        Raises:
+          StructureError: it is of other shapes or dtypes; nothing is moved.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._read(step, template)
+            except StructureError:
+                raise
             except Exception as error:  # whatever is wrong with it, an older one may be whole
                 self._move_aside(step, error)
         return None
 
     def _read(self, step: int, template: Any) -> Checkpoint:
         args = self._ocp.args
-        abstract = jax.tree.map(np.zeros_like, _to_numpy(template))
-        composite = args.Composite(state=args.StandardRestore(abstract), meta=args.JsonRestore())
-        restored = self._manager.restore(step, args=composite)
-        leaves, meta = restored["state"], restored["meta"]
+        like = _to_numpy(template)
+        meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
+        if meta["structure"] != _structure(like):
+            raise StructureError(
+                f"the checkpoint of round {step} in {self._directory} holds the arrays "
+                f"{meta['structure']}, this run's state {_structure(like)}; it is the run of another "
+                "model or optimizer: choose another workdir"
+            )
+        composite = args.Composite(state=args.StandardRestore(jax.tree.map(np.zeros_like, like)))
+        leaves = self._manager.restore(step, args=composite)["state"]
         if _digest_state(leaves) != meta["state_digest"]:
             raise ValueError("its state does not match its digest")
         if _digest_rows(meta["rows"]) != meta["rows_digest"]:
@@ -128,6 +144,10 @@ def _from_numpy(leaves: dict[str, np.ndarray], template: Any) -> Any:
 
     templates, structure = jax.tree.flatten(template)
     return jax.tree.unflatten(structure, [restore(i, like) for i, like in enumerate(templates)])
+
+
+def _structure(leaves: dict[str, np.ndarray]) -> list[str]:
+    return [f"{leaf.dtype}{list(leaf.shape)}" for _, leaf in sorted(leaves.items())]
 
 
 def _digest_rows(rows: list[dict]) -> str:

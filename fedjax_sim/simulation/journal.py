@@ -35,8 +35,7 @@ class Journal:
         self._checkpoints = Checkpoints(home / "checkpoints")
         saved = self._checkpoints.restore(state)
         if saved is not None:
-            self.rows, self.state = saved.rows, saved.state
-            self._saved_round, self._saved_at = saved.round, time.monotonic()
+            self.rows, self.state, self._saved_round = saved.rows, saved.state, saved.round
         files.write_rows(self._metrics, self.rows)
 
     def record(self, row: dict, state: Any, *, last: bool) -> None:

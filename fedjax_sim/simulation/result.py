@@ -80,19 +80,9 @@ class Result:
         reached = None
         if self.target is not None and curve:
             reached = rounds_to_target(rounds, accuracies, self.target)
-        # Blocks of rounds in which something was compiled have no time of their own.
-        warm = [
-            (
-                row["round_seconds"],
-                row["round"] - before["round"],
-                row["examples"] - before["examples"],
-            )
-            for before, row in itertools.pairwise(self.rows)
-            if row["round_seconds"] is not None
-        ]
-        per_round = [seconds for seconds, _, _ in warm]
-        seconds = [seconds * rounds for seconds, rounds, _ in warm]
-        examples = [examples for *_, examples in warm]
+        blocks = list(itertools.pairwise(self.rows))
+        per_round = [row["round_seconds"] for _, row in blocks]
+        seconds = sum(row["round_seconds"] * (row["round"] - before["round"]) for before, row in blocks)
         return {
             "num_params": trees.num_params(self.params),
             "rounds": last["round"],
@@ -103,7 +93,7 @@ class Result:
             "seconds_per_round": statistics.median(per_round) if per_round else None,
             "compile_seconds": self.compile_seconds,
             "compilations": self.compilations,
-            "examples_per_second": sum(examples) / sum(seconds) if seconds else None,
+            "examples_per_second": last["examples"] / seconds if seconds else None,
             "padding_waste": 1 - last["examples"] / last["slots"] if last["slots"] else 0.0,
             "bytes_up": last["bytes_up"],
             "bytes_down": last["bytes_down"],

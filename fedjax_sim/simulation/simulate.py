@@ -15,6 +15,7 @@ import numpy as np
 
 from fedjax_sim import trees
 from fedjax_sim.base import Algorithm, ClientBytes, Cohort, Layout
+from fedjax_sim.checks import check_count, check_rates
 from fedjax_sim.data.cohorts import sample_cohort
 from fedjax_sim.devices import default_layout
 from fedjax_sim.lanes import place
@@ -103,7 +104,9 @@ def simulate(
     size = cohort_size(data.num_clients, client_fraction)
     evaluators = (evaluate,) if callable(evaluate) else tuple(evaluate)
     hparams = _merge_hparams(algorithm.hparams, hparams or {})
-    _check(num_rounds, eval_every, stop_at, evaluators, data)
+    num_rounds = check_count("num_rounds", num_rounds)
+    eval_every = check_count("eval_every", eval_every)
+    _check(stop_at, evaluators, data)
     layout = layout or default_layout()
     home = None if workdir is None else pathlib.Path(workdir)
     if home is not None:
@@ -116,9 +119,11 @@ def simulate(
             "key": np.asarray(jax.random.key_data(key)).tolist(),
             "data_digest": _digest(data),
         }
-        files.claim(home, settings | hparams | dict(config or {}))
+        files.claim(home, settings | hparams | dict(algorithm.settings) | dict(config or {}))
 
     with contextlib.ExitStack() as stack:
+        if home is not None:
+            stack.enter_context(files.locked(home))
         compiled = stack.enter_context(CompilationCounter())
         init_key, cohort_key, train_key = jax.random.split(key, 3)
         keys = place((cohort_key, train_key), layout)
@@ -137,7 +142,11 @@ def simulate(
 
         def conclude(row: dict, state: Any) -> None:
             for evaluation in evaluators:
-                row |= evaluation(state.params)
+                row |= {name: float(value) for name, value in evaluation(state.params).items()}
+            if stop_at is not None and "test_accuracy" not in row:
+                raise ValueError(
+                    f"a target accuracy needs an evaluation named test_accuracy; there are {list(row)}"
+                )
             if not all(value is None or math.isfinite(value) for value in row.values()):
                 raise _divergence(row["round"], hparams, journal.saved_round)
             row["seconds"] = round(earlier + time.perf_counter() - started, 6)
@@ -145,15 +154,9 @@ def simulate(
             if bar is not None:
                 bar.update(row, is_last(row))
 
-        if not journal.rows:
-            conclude(_row_zero(), start)
-        while not is_last(journal.rows[-1]):
-            before = journal.rows[-1]
-            done = before["round"]
-            count = min(eval_every - done % eval_every, num_rounds - done)
-            compilations, block_started = compiled.count, time.perf_counter()
-            state, infos = _run_block(
-                journal.state,
+        def run_block(state: Any, done: int, count: int) -> tuple[Any, dict[str, jax.Array]]:
+            return _run_block(
+                state,
                 data,
                 keys,
                 np.int32(done),
@@ -163,13 +166,25 @@ def simulate(
                 layout=layout,
                 capacity=eval_every,
             )
+
+        if not journal.rows:
+            conclude(_row_zero(), start)
+        if not is_last(journal.rows[-1]):
+            # A block of no rounds compiles the program, so that the clock of the others runs for them.
+            journal.state, _ = run_block(journal.state, 0, 0)
+        while not is_last(journal.rows[-1]):
+            before = journal.rows[-1]
+            done = before["round"]
+            count = min(eval_every - done % eval_every, num_rounds - done)
+            block_started = time.perf_counter()
+            state, infos = run_block(journal.state, done, count)
             infos = {name: np.asarray(info)[:count] for name, info in infos.items()}
             seconds = (time.perf_counter() - block_started) / count
             bad = np.flatnonzero(~infos["finite"])
             if bad.size:
                 raise _divergence(done + 1 + int(bad[0]), hparams, journal.saved_round)
             row = _next_row(before, infos, clients=count * size, bytes_each=bytes_each)
-            row["round_seconds"] = round(seconds, 6) if compiled.count == compilations else None
+            row["round_seconds"] = round(seconds, 6)
             conclude(row, state)
         return Result(journal.state, journal.rows, stop_at, layout, compiled.count, compiled.seconds)
 
@@ -186,12 +201,17 @@ def _next_row(
     """The row after a block of rounds in which `clients` clients took part; totals go on."""
     return {
         "round": before["round"] + len(infos["train_loss"]),
-        "train_loss": float(infos["train_loss"].mean(dtype=np.float64)),
+        "train_loss": _mean_loss(infos["train_loss"], infos["examples"]),
         "bytes_up": before["bytes_up"] + clients * bytes_each.up,
         "bytes_down": before["bytes_down"] + clients * bytes_each.down,
         "examples": before["examples"] + int(infos["examples"].sum(dtype=np.int64)),
         "slots": before["slots"] + int(infos["slots"].sum(dtype=np.int64)),
     }
+
+
+def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
+    """The mean over all examples of some rounds; None where nobody had any."""
+    return float(np.average(losses, weights=examples)) if examples.any() else None
 
 
 @functools.partial(
@@ -220,16 +240,7 @@ def _run_block(state, data, keys, first, count, *, round_fn, size, layout, capac
     return jax.lax.fori_loop(0, count, step, (state, infos))
 
 
-def _check(
-    num_rounds: int,
-    eval_every: int,
-    stop_at: float | None,
-    evaluators: Sequence[EvaluationFn],
-    data: Any,
-) -> None:
-    for name, value in {"num_rounds": num_rounds, "eval_every": eval_every}.items():
-        if value != int(value) or value < 1:
-            raise ValueError(f"{name} is {value}; wanted a whole number, at least 1")
+def _check(stop_at: float | None, evaluators: Sequence[EvaluationFn], data: Any) -> None:
     if stop_at is not None and not 0 < stop_at <= 1:
         raise ValueError(f"the target accuracy is {stop_at}; wanted a share in (0, 1]")
     if stop_at is not None and not evaluators:
@@ -245,13 +256,17 @@ def _merge_hparams(defaults: Mapping[str, float], given: Mapping[str, float]) ->
             f"this algorithm has no hyper-parameter {', '.join(unknown)}; it has {', '.join(defaults)}"
         )
     merged = {name: float(value) for name, value in (dict(defaults) | dict(given)).items()}
-    for name, value in merged.items():
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"{name} is {value}; wanted a finite number, at least 0")
+    check_rates(merged)
     return merged
 
 
 def _divergence(round: int, hparams: Mapping[str, float], saved: int | None) -> DivergenceError:
+    if round == 0:
+        return DivergenceError(
+            "a loss is not a finite number before any training: do the labels go beyond the model's "
+            "classes, or the features beyond what it can bear?",
+            round,
+        )
     rates = ", ".join(f"{name}={value:g}" for name, value in hparams.items())
     kept = "" if saved is None else f" The checkpoint of round {saved} is kept."
     return DivergenceError(

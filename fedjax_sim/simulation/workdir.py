@@ -1,9 +1,10 @@
 """The files of a run: its configuration, and a row of metrics for each evaluation."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 _PARTIAL = ".partial"  # what a run killed while writing may leave
@@ -42,6 +43,28 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, config)
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes out of a run's workdir; the lock ends with the process that holds it.
+
+    Raises:
+      ValueError: another process is at work there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows
+        yield
+        return
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is running in {workdir}; wait for its end, or choose another workdir"
+            ) from None
+        yield
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

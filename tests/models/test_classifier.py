@@ -283,3 +283,16 @@ def test_inputs_are_decoded_in_training_and_evaluation():
     )
     decoded["x"] = stored["x"].astype(jnp.float32) / 128 - 1
     toys.assert_close(outputs(centred, stored), outputs(task, decoded))
+
+
+def test_decoding_may_change_the_shape():
+    task = fs.models.classifier(fs.models.MLP((3,)), (8, 8, 1), decode=lambda x: x[:, 2:6, 2:6] / 1.0)
+    params = task.init(jax.random.key(0))
+    assert params["Dense_0"]["kernel"].shape == (16, 3)
+    batch = {"x": jnp.ones((5, 8, 8, 1), jnp.float32), "y": jnp.zeros(5, jnp.int32)}
+    assert task.loss(params, batch, jax.random.key(0))[0].shape == (5,)
+
+
+def test_a_class_in_place_of_a_module_is_refused():
+    with pytest.raises(ValueError, match="got the class MLP; pass a module"):
+        fs.models.classifier(fs.models.MLP, (4,))

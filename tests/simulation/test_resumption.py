@@ -4,6 +4,7 @@ import json
 import logging
 
 import jax
+import optax
 import pytest
 import toys
 from test_simulate import run, without_clock
@@ -126,6 +127,38 @@ def test_a_workdir_of_another_configuration_is_refused(task, data, tmp_path, set
     with pytest.raises(ValueError, match=message):
         run(task, data, workdir=home, **settings)
     assert before == {p: p.stat().st_mtime_ns for p in home.rglob("*")}
+
+
+def test_a_workdir_of_another_algorithm_or_optimizer_is_refused(task, data, tmp_path):
+    home = tmp_path / "run"
+    run(task, data, workdir=home)
+    longer = fs.fed_avg(task, client_lr=0.1, local_epochs=5, batch_size=4)
+    with pytest.raises(ValueError, match="local_epochs: 1 there, 5 now"):
+        run(task, data, chosen=longer, workdir=home)
+    adam = fs.fed_avg(task, optax.sgd, optax.adam, client_lr=0.1, local_epochs=1, batch_size=4)
+    with pytest.raises(ValueError, match="server_optimizer: 'sgd' there, 'adam' now"):
+        run(task, data, chosen=adam, workdir=home)
+
+
+def test_a_workdir_of_another_model_is_refused_and_left_alone(data, tmp_path):
+    home = tmp_path / "run"
+    run(toys.task(hidden=4), data, workdir=home)
+    before = rows_of(home)
+    with pytest.raises(ValueError, match="the run of another model or optimizer"):
+        run(toys.task(hidden=5), data, workdir=home)
+    assert rows_of(home) == before
+    assert not (home / "checkpoints_unreadable").exists()
+
+
+def test_two_processes_do_not_share_a_workdir(task, data, tmp_path):
+    home = tmp_path / "run"
+
+    def enter_again(params):
+        run(task, data, workdir=home)
+        raise AssertionError("the second run was let in")
+
+    with pytest.raises(ValueError, match="another process is running in"):
+        run(task, data, workdir=home, evaluate=enter_again)
 
 
 def test_a_workdir_of_other_data_is_refused(task, data, tmp_path):

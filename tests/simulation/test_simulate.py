@@ -162,6 +162,19 @@ def test_bad_settings_are_refused_before_anything_is_written(task, data, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_target_needs_the_evaluation_it_speaks_of(task, data):
+    valid = fs.accuracy(task, toys.dataset(31), prefix="valid", layout=toys.layout())
+    with pytest.raises(ValueError, match=r"needs an evaluation named test_accuracy; there are .*valid"):
+        run(task, data, evaluate=valid, stop_at=0.9)
+
+
+def test_labels_beyond_the_models_classes_are_not_blamed_on_the_rate(data):
+    narrow = fs.models.classifier(fs.models.MLP((2,)), (toys.FEATURES,))
+    evaluate = fs.accuracy(narrow, toys.dataset(31), layout=toys.layout())
+    with pytest.raises(fs.DivergenceError, match="before any training: do the labels go beyond"):
+        run(narrow, data, chosen=algorithm(narrow), evaluate=evaluate)
+
+
 def test_a_federation_without_data_is_refused(task):
     empty = fs.data.FederatedData(
         {"x": np.zeros((0, toys.FEATURES), np.float32), "y": np.zeros(0, np.int32)},
