@@ -150,6 +150,8 @@ def started(commands, *args):
                 worker = stack.enter_context(contextlib.closing(Worker(name, [*command, *args])))
                 first[worker] = worker.round()
             except WorkerError as error:
+                if name == "ours":
+                    raise
                 print(f"Absent: {error}", file=sys.stderr)
         yield first
 

@@ -121,7 +121,8 @@ def local_training(
     """ClientUpdate: `E` epochs of mini-batch descent over the client's own examples.
 
     `run(params, client, key, rate) -> (params, LossSums)`. The last batch of an epoch may be short;
-    its loss is the mean over the examples it has. The optimizer starts afresh.
+    its loss is the mean over the examples it has. The optimizer starts afresh from `rate`, which may
+    be whatever an optimizer function of your own takes.
 
     Args:
       task: what is learned.
@@ -163,7 +164,7 @@ def local_training(
 
     epoch = epoch_of_one_step if infinite else epoch_of_batches
 
-    def run(params: Params, client: Client, key: jax.Array, rate: jax.Array):
+    def run(params: Params, client: Client, key: jax.Array, rate: Any):
         optimizer = make_optimizer(rate)
         constants = {
             "client": client,

@@ -14,7 +14,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[2]))
 from workers import serve
 
-CORES = os.cpu_count()
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 SIZES = (1024, 1536, 2048)
 FLOPS = 4e10  # Of one measurement, long beside the cost of starting it.
 

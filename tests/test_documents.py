@@ -1,0 +1,39 @@
+"""What README and CONTRIBUTING show is run as it stands there."""
+
+import pathlib
+import re
+
+import jax
+import toys
+
+import fedjax_sim as fs
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def python_blocks(document):
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_the_example_algorithm_is_fed_avg_without_its_pull(task, data):
+    (source,) = python_blocks("CONTRIBUTING.md")
+    names = {}
+    exec(compile(source, "CONTRIBUTING.md", "exec"), names)
+    settings = {"local_epochs": 2, "batch_size": 4, "client_lr": 0.2}
+    average, _ = toys.play(fs.fed_avg(task, **settings), data, rounds=2)
+    free, info = toys.play(names["fed_prox"](task, mu=0.0, **settings), data, rounds=2)
+    toys.assert_close(free.params, average.params, rtol=1e-4)
+    assert int(info["examples"]) == 2 * sum(toys.SIZES)
+
+    start = toys.init(fs.fed_avg(task, **settings)).params
+    held, _ = toys.play(names["fed_prox"](task, mu=4.0, **settings), data, rounds=2)
+    assert toys.largest_difference(held.params, start) < toys.largest_difference(free.params, start)
+
+
+def test_the_readmes_example_runs():
+    (source,) = python_blocks("README.md")
+    source = source.replace("num_rounds=100", "num_rounds=3")
+    names = {}
+    with jax.numpy_dtype_promotion("standard"):
+        exec(compile(source, "README.md", "exec"), names)
+    assert names["result"].rows[-1]["round"] == 3
