@@ -1,11 +1,14 @@
 """Plumbing that algorithms share; each algorithm's own mathematics stands in its own file."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from fedjax_sim import trees
+from fedjax_sim.base import ClientBytes, Params
 from fedjax_sim.lanes import CohortSums
 
 
@@ -18,9 +21,46 @@ def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
     raise ValueError(f"weighting is {weighting!r}; wanted 'examples' or 'uniform'")
 
 
-def select_state(condition: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where the condition holds, else `old`: a cohort without any data changes nothing."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+class ServerState(NamedTuple):
+    """What a round needs of the one before where nothing but the server has a memory.
+
+    Attributes:
+      params: `w`, the shared model.
+      server: the server optimizer's state.
+      round: `[]` int32, `t`, the rounds done.
+      hparams: name -> `[]` float32.
+    """
+
+    params: Params
+    server: Any
+    round: jax.Array
+    hparams: Mapping[str, jax.Array]
+
+
+def start_server(
+    params: Params, optimizer: optax.GradientTransformation, hparams: Mapping[str, jax.Array]
+) -> ServerState:
+    """The state before the first round."""
+    return ServerState(params, optimizer.init(params), jnp.zeros((), jnp.int32), dict(hparams))
+
+
+def server_step(
+    state: ServerState, optimizer: optax.GradientTransformation, gradient: Params, weight: jax.Array
+) -> ServerState:
+    """The state after a round, by a step along `gradient`.
+
+    A cohort without any data, whose `weight` is zero, changes nothing but the count of rounds.
+    """
+    updates, server = optimizer.update(gradient, state.server, state.params)
+    new = state._replace(params=optax.apply_updates(state.params, updates), server=server)
+    new = jax.tree.map(lambda a, b: jnp.where(weight > 0, a, b), new, state)
+    return new._replace(round=state.round + 1)
+
+
+def whole_model(state: ServerState) -> ClientBytes:
+    """A client receives the model and sends something of its size."""
+    model = trees.num_bytes(state.params)
+    return ClientBytes(up=model, down=model)
 
 
 def round_info(sums: CohortSums) -> dict[str, jax.Array]:

@@ -6,34 +6,25 @@ with the weights of arXiv version 4: n_k over the examples of the SELECTED clien
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_sim import trees
-from fedjax_sim.algorithms.common import client_weight, round_info, select_state
-from fedjax_sim.base import Algorithm, ClientBytes, ClientOutput, Cohort, Params, Task
+from fedjax_sim.algorithms.common import (
+    ServerState,
+    client_weight,
+    round_info,
+    server_step,
+    start_server,
+    whole_model,
+)
+from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.checks import check_rates
 from fedjax_sim.client import as_factory, describe, local_training
 from fedjax_sim.lanes import map_clients
-
-
-class FedAvgState(NamedTuple):
-    """What a round of FedAvg needs of the one before.
-
-    Attributes:
-      params: `w`, the shared model.
-      server: the server optimizer's state.
-      round: `[]` int32, `t`, the rounds done.
-      hparams: name -> `[]` float32.
-    """
-
-    params: Params
-    server: Any
-    round: jax.Array
-    hparams: Mapping[str, jax.Array]
 
 
 def fed_avg(
@@ -79,12 +70,10 @@ def fed_avg(
         task, client_optimizer, local_epochs=local_epochs, batch_size=batch_size, shuffle=shuffle
     )
 
-    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> FedAvgState:
-        params = task.init(key)
-        server = make_server(hparams["server_lr"]).init(params)
-        return FedAvgState(params, server, jnp.zeros((), jnp.int32), dict(hparams))
+    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> ServerState:
+        return start_server(task.init(key), make_server(hparams["server_lr"]), hparams)
 
-    def round_fn(key: jax.Array, state: FedAvgState, data: Any, cohort: Cohort):
+    def round_fn(key: jax.Array, state: ServerState, data: Any, cohort: Cohort):
         eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
 
         def client(broadcast, client, key):
@@ -94,16 +83,8 @@ def fed_avg(
 
         sums = map_clients(client, (state.params, eta), data, cohort, key=key, work=client_update.slots)
         pseudo_gradient = trees.scale(sums.update, -1 / jnp.maximum(sums.weight, 1e-30))
-        updates, server = make_server(state.hparams["server_lr"]).update(
-            pseudo_gradient, state.server, state.params
-        )
-        new = state._replace(params=optax.apply_updates(state.params, updates), server=server)
-        new = select_state(sums.weight > 0, new, state)
-        return new._replace(round=state.round + 1), round_info(sums)
-
-    def client_bytes(state: FedAvgState) -> ClientBytes:
-        model = trees.num_bytes(state.params)
-        return ClientBytes(up=model, down=model)
+        optimizer = make_server(state.hparams["server_lr"])
+        return server_step(state, optimizer, pseudo_gradient, sums.weight), round_info(sums)
 
     settings = {
         "algorithm": "fed_avg",
@@ -114,4 +95,4 @@ def fed_avg(
         "weighting": weighting,
         "shuffle": shuffle,
     }
-    return Algorithm(init, round_fn, client_bytes, hparams, settings)
+    return Algorithm(init, round_fn, whole_model, hparams, settings)

@@ -6,34 +6,25 @@ It equals FedAvg with E = 1 and B = infinity; here it is written as the paper fi
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from fedjax_sim import trees
-from fedjax_sim.algorithms.common import client_weight, round_info, select_state
-from fedjax_sim.base import Algorithm, ClientBytes, ClientOutput, Cohort, Params, Task
+from fedjax_sim.algorithms.common import (
+    ServerState,
+    client_weight,
+    round_info,
+    server_step,
+    start_server,
+    whole_model,
+)
+from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.checks import check_rates
 from fedjax_sim.client import as_factory, describe, full_gradient
 from fedjax_sim.lanes import map_clients
-
-
-class FedSGDState(NamedTuple):
-    """What a round of FedSGD needs of the one before.
-
-    Attributes:
-      params: `w`, the shared model.
-      server: the optimizer's state.
-      round: `[]` int32, `t`, the rounds done.
-      hparams: name -> `[]` float32.
-    """
-
-    params: Params
-    server: Any
-    round: jax.Array
-    hparams: Mapping[str, jax.Array]
 
 
 def fed_sgd(
@@ -64,12 +55,10 @@ def fed_sgd(
     make_optimizer = as_factory(optimizer)
     gradient = full_gradient(task)
 
-    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> FedSGDState:
-        params = task.init(key)
-        server = make_optimizer(hparams["client_lr"]).init(params)
-        return FedSGDState(params, server, jnp.zeros((), jnp.int32), dict(hparams))
+    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> ServerState:
+        return start_server(task.init(key), make_optimizer(hparams["client_lr"]), hparams)
 
-    def round_fn(key: jax.Array, state: FedSGDState, data: Any, cohort: Cohort):
+    def round_fn(key: jax.Array, state: ServerState, data: Any, cohort: Cohort):
         def client(w, client, key):
             g_k, losses = gradient.run(w, client, key)
             return ClientOutput(g_k, weight_of(client.size), losses._asdict())
@@ -77,18 +66,11 @@ def fed_sgd(
         sums = map_clients(client, state.params, data, cohort, key=key, work=gradient.slots)
         eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
         g = trees.scale(sums.update, 1 / jnp.maximum(sums.weight, 1e-30))
-        updates, server = make_optimizer(eta).update(g, state.server, state.params)
-        new = state._replace(params=optax.apply_updates(state.params, updates), server=server)
-        new = select_state(sums.weight > 0, new, state)
-        return new._replace(round=state.round + 1), round_info(sums)
-
-    def client_bytes(state: FedSGDState) -> ClientBytes:
-        model = trees.num_bytes(state.params)
-        return ClientBytes(up=model, down=model)
+        return server_step(state, make_optimizer(eta), g, sums.weight), round_info(sums)
 
     settings = {
         "algorithm": "fed_sgd",
         "server_optimizer": describe(optimizer),
         "weighting": weighting,
     }
-    return Algorithm(init, round_fn, client_bytes, hparams, settings)
+    return Algorithm(init, round_fn, whole_model, hparams, settings)
