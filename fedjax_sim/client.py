@@ -234,6 +234,9 @@ def sum_gradient(
       batch: column name -> `[B, ...]`.
       real: `[B]` bool; other rows pad the batch and count nothing.
       key: for the task's randomness.
+
+    Returns:
+      The gradient, like `params`, and the sums over the real rows.
     """
 
     def summed(params):
@@ -261,12 +264,17 @@ def _zero_after(tree: Any) -> jax.Array:
 def batch_slots(
     i: jax.Array, width: int, size: jax.Array, first: jax.Array | int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """The slots of batch `i` of `size` examples in batches of `width`: `[B]` int32, `[B]` bool.
+    """The positions of one batch among a client's examples.
 
-    Batches begin at position `first`.
+    Args:
+      i: `[]` int32, which batch.
+      width: `B`.
+      size: `[]` int32, `n_k`.
+      first: where batch 0 begins.
 
-    Slots beyond the end repeat the last position, so that they gather a row of the same client,
-    always one the model can bear; they are not real.
+    Returns:
+      Positions `[B]` int32, and `[B]` bool, whether they are real. Those beyond the end repeat the last
+      position, so that they gather a row of the same client, always one the model can bear.
     """
     slots = first + i * width + jnp.arange(width, dtype=jnp.int32)
     return jnp.clip(slots, 0, jnp.maximum(size - 1, 0)), slots < size

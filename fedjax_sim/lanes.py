@@ -83,7 +83,7 @@ def map_clients(
             return update, weight, metrics
 
         def one_chunk(members):
-            if lanes == 1:  # without a lane axis: a batched product of one is slower on CPU
+            if lanes == 1:  # without a lane axis, under which conv2d would take its other body
                 return one_client(members[0])
             return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(one_client)(members))
 

@@ -5,7 +5,7 @@ With no flags: 100 clients with two digits each, by Federated Averaging, in well
   python scripts/train.py
   python scripts/train.py --partition=dirichlet --alpha=0.1 --local_epochs=5
   python scripts/train.py --dataset=mnist --data_dir=DIR --model=cnn --partition=iid \
-      --local_epochs=5 --client_lr=0.1 --target_accuracy=0.99 --workdir=runs/cnn
+      --local_epochs=5 --client_lr=0.215 --target_accuracy=0.99 --workdir=runs/cnn
   python scripts/train.py --algorithm=fed_sgd --client_lr=0.5 --num_rounds=1000
 
 The workdir receives config.json, metrics.jsonl (a row per evaluation), curve.png, clients.png,

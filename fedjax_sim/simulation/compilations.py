@@ -17,7 +17,8 @@ class CompilationCounter:
 
     Attributes:
       count: programs compiled so far.
-      seconds: time spent tracing, lowering and compiling them.
+      seconds: time spent tracing, lowering and compiling them; at most, since a trace within a trace
+        counts in both.
     """
 
     def __init__(self):

@@ -50,7 +50,7 @@ class Result:
       target: the accuracy asked for, or None.
       layout: lanes and devices.
       compilations: programs that this process compiled.
-      compile_seconds: the time that took, tracing included.
+      compile_seconds: the time that took, tracing included; see `CompilationCounter`.
     """
 
     state: Any
