@@ -31,12 +31,15 @@ from fedjax_sim.simulation import (
     CompilationCounter,
     DivergenceError,
     Result,
+    SweepResult,
+    SweepRun,
     accuracy,
     accuracy_of_each_client,
     client_accuracy,
     cohort_size,
     rounds_to_target,
     simulate,
+    sweep,
 )
 
 __version__ = "0.1.0"
@@ -51,6 +54,8 @@ __all__ = [
     "DivergenceError",
     "Layout",
     "Result",
+    "SweepResult",
+    "SweepRun",
     "Task",
     "accuracy",
     "accuracy_of_each_client",
@@ -71,5 +76,6 @@ __all__ = [
     "rounds_to_target",
     "sgd",
     "simulate",
+    "sweep",
     "use_all_cores",
 ]

@@ -2,17 +2,21 @@
 
 from fedjax_sim.simulation.compilations import CompilationCounter
 from fedjax_sim.simulation.evaluate import accuracy, accuracy_of_each_client, client_accuracy
-from fedjax_sim.simulation.result import Result, rounds_to_target
+from fedjax_sim.simulation.result import Result, SweepResult, SweepRun, rounds_to_target
 from fedjax_sim.simulation.simulate import DivergenceError, cohort_size, simulate
+from fedjax_sim.simulation.sweep import sweep
 
 __all__ = [
     "CompilationCounter",
     "DivergenceError",
     "Result",
+    "SweepResult",
+    "SweepRun",
     "accuracy",
     "accuracy_of_each_client",
     "client_accuracy",
     "cohort_size",
     "rounds_to_target",
     "simulate",
+    "sweep",
 ]

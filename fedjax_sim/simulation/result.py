@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,6 +41,18 @@ def rounds_to_target(rounds: Any, accuracies: Any, target: float) -> float | Non
     return float(rounds[before] + share * (rounds[after] - rounds[before]))
 
 
+def columns(rows: list[dict]) -> dict[str, np.ndarray]:
+    """Rows of metrics as columns, name -> `[evaluations]` float64; NaN where a row has no value."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in names}
+
+
+def accuracy_curve(rows: list[dict]) -> tuple[list[int], list[float]]:
+    """The rounds of the rows that have a test accuracy, and these accuracies."""
+    judged = [row for row in rows if "test_accuracy" in row]
+    return [row["round"] for row in judged], [row["test_accuracy"] for row in judged]
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """A finished run.
@@ -67,19 +80,13 @@ class Result:
 
     def history(self) -> dict[str, np.ndarray]:
         """The rows as columns, name -> `[evaluations]`."""
-        names = dict.fromkeys(name for row in self.rows for name in row)
-        return {
-            name: np.array([row.get(name, np.nan) for row in self.rows], np.float64) for name in names
-        }
+        return columns(self.rows)
 
     def summary(self) -> dict[str, Any]:
         """The run in numbers, ready for JSON."""
-        curve = [(r["round"], r["test_accuracy"]) for r in self.rows if "test_accuracy" in r]
-        rounds, accuracies = zip(*curve, strict=True) if curve else ((), ())
+        rounds, accuracies = accuracy_curve(self.rows)
         last = self.rows[-1]
-        reached = None
-        if self.target is not None and curve:
-            reached = rounds_to_target(rounds, accuracies, self.target)
+        reached = None if self.target is None else rounds_to_target(rounds, accuracies, self.target)
         blocks = list(itertools.pairwise(self.rows))
         per_round = [row["round_seconds"] for _, row in blocks]
         seconds = sum(row["round_seconds"] * (row["round"] - before["round"]) for before, row in blocks)
@@ -87,7 +94,7 @@ class Result:
             "num_params": trees.num_params(self.params),
             "rounds": last["round"],
             "best_accuracy": max(accuracies, default=None),
-            "final_accuracy": accuracies[-1] if curve else None,
+            "final_accuracy": accuracies[-1] if accuracies else None,
             "target_accuracy": self.target,
             "rounds_to_target": reached,
             "seconds_per_round": statistics.median(per_round) if per_round else None,
@@ -102,3 +109,71 @@ class Result:
             "devices": self.layout.num_devices,
             "lanes": self.layout.lanes,
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+      hparams: name -> value, of all the algorithm's hyper-parameters.
+      seed: of the run's key.
+      rows: one dict per evaluation, as `simulate` makes them; `seconds` and `round_seconds` are what
+        this run took of the time of all.
+      state: the algorithm's state after the last row.
+      diverged: the round in which training left the finite numbers, or None; rows end before it, and
+        `state` is then of no use.
+    """
+
+    hparams: Mapping[str, float]
+    seed: int
+    rows: list[dict]
+    state: Any
+    diverged: int | None
+
+    def history(self) -> dict[str, np.ndarray]:
+        """The rows as columns, name -> `[evaluations]`."""
+        return columns(self.rows)
+
+    def rounds_to_target(self, target: float) -> float | None:
+        """When the test accuracy first reaches a target; see the function of this name."""
+        return rounds_to_target(*accuracy_curve(self.rows), target)
+
+    @property
+    def best_accuracy(self) -> float | None:
+        """The highest test accuracy of the run."""
+        return max(accuracy_curve(self.rows)[1], default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepResult:
+    """A finished sweep.
+
+    Attributes:
+      runs: every combination of hyper-parameters and seeds.
+      target: the accuracy asked for, or None.
+      seconds: that the whole sweep took.
+      compilations: programs compiled for it.
+      compile_seconds: the time that took, tracing included; see `CompilationCounter`.
+    """
+
+    runs: tuple[SweepRun, ...]
+    target: float | None
+    seconds: float
+    compilations: int
+    compile_seconds: float
+
+    def summary(self) -> list[dict[str, Any]]:
+        """A dict per run: its hyper-parameters, seed and result, ready for JSON."""
+        return [
+            dict(run.hparams)
+            | {
+                "seed": run.seed,
+                "rounds": run.rows[-1]["round"],
+                "rounds_to_target": None if self.target is None else run.rounds_to_target(self.target),
+                "best_accuracy": run.best_accuracy,
+                "seconds": run.rows[-1]["seconds"],
+                "diverged": run.diverged,
+            }
+            for run in self.runs
+        ]

@@ -1,31 +1,35 @@
 """The simulation of a federation: blocks of compiled rounds, evaluations between them."""
 
 import contextlib
-import functools
 import hashlib
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import trees
-from fedjax_sim.base import Algorithm, ClientBytes, Cohort, Layout
-from fedjax_sim.checks import check_count, check_rates
-from fedjax_sim.data.cohorts import sample_cohort
+from fedjax_sim.base import Algorithm, Layout
+from fedjax_sim.checks import check_count
 from fedjax_sim.devices import default_layout
 from fedjax_sim.lanes import place
 from fedjax_sim.simulation import workdir as files
+from fedjax_sim.simulation.block import (
+    Blocks,
+    EvaluationFn,
+    as_evaluators,
+    check_data,
+    evaluate_into,
+    first_bad_round,
+    merge_hparams,
+    row_zero,
+)
 from fedjax_sim.simulation.compilations import CompilationCounter
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import Result
-
-EvaluationFn = Callable[[Any], Mapping[str, float]]
 
 
 class DivergenceError(ArithmeticError):
@@ -102,11 +106,11 @@ def simulate(
       DivergenceError: a parameter or the loss is no longer a finite number.
     """
     size = cohort_size(data.num_clients, client_fraction)
-    evaluators = (evaluate,) if callable(evaluate) else tuple(evaluate)
-    hparams = _merge_hparams(algorithm.hparams, hparams or {})
+    evaluators = as_evaluators(evaluate, stop_at)
+    hparams = merge_hparams(algorithm.hparams, hparams or {})
     num_rounds = check_count("num_rounds", num_rounds)
     eval_every = check_count("eval_every", eval_every)
-    _check(stop_at, evaluators, data)
+    check_data(data)
     layout = layout or default_layout()
     home = None if workdir is None else pathlib.Path(workdir)
     if home is not None:
@@ -125,14 +129,12 @@ def simulate(
         if home is not None:
             stack.enter_context(files.locked(home))
         compiled = stack.enter_context(CompilationCounter())
-        init_key, cohort_key, train_key = jax.random.split(key, 3)
-        keys = place((cohort_key, train_key), layout)
-        data = place(data, layout)
-        rates = {name: np.float32(value) for name, value in hparams.items()}
-        start = place(jax.jit(algorithm.init)(init_key, rates), layout)
+        blocks = Blocks(algorithm, place(data, layout), size, layout, eval_every)
+        start, keys = blocks.start(key, hparams)
         bytes_each = algorithm.client_bytes(start)
         journal = stack.enter_context(Journal(home, start, checkpoint_seconds))
-        bar = stack.enter_context(Progress(num_rounds, journal.rows)) if progress else None
+        done = journal.rows[-1]["round"] if journal.rows else 0
+        bar = stack.enter_context(Progress(num_rounds, done)) if progress else None
         earlier = journal.rows[-1]["seconds"] if journal.rows else 0.0
         started = time.perf_counter()
 
@@ -141,126 +143,35 @@ def simulate(
             return reached or row["round"] == num_rounds
 
         def conclude(row: dict, state: Any) -> None:
-            for evaluation in evaluators:
-                row |= {name: float(value) for name, value in evaluation(state.params).items()}
-            if stop_at is not None and "test_accuracy" not in row:
-                raise ValueError(
-                    f"a target accuracy needs an evaluation named test_accuracy; there are {list(row)}"
-                )
-            if not all(value is None or math.isfinite(value) for value in row.values()):
-                raise _divergence(row["round"], hparams, journal.saved_round)
+            if not evaluate_into(row, evaluators, state.params, stop_at):
+                raise divergence(row["round"], hparams, journal.saved_round)
             row["seconds"] = round(earlier + time.perf_counter() - started, 6)
             journal.record(row, state, last=is_last(row))
             if bar is not None:
-                bar.update(row, is_last(row))
-
-        def run_block(state: Any, done: int, count: int) -> tuple[Any, dict[str, jax.Array]]:
-            return _run_block(
-                state,
-                data,
-                keys,
-                np.int32(done),
-                np.int32(count),
-                round_fn=algorithm.round,
-                size=size,
-                layout=layout,
-                capacity=eval_every,
-            )
+                bar.update(row["round"], row, last=is_last(row))
 
         if not journal.rows:
-            conclude(_row_zero(), start)
+            conclude(row_zero(), start)
         if not is_last(journal.rows[-1]):
             # A block of no rounds compiles the program, so that the clock of the others runs for them.
-            journal.state, _ = run_block(journal.state, 0, 0)
+            journal.state, _ = blocks.run(journal.state, keys, 0, 0)
         while not is_last(journal.rows[-1]):
             before = journal.rows[-1]
-            done = before["round"]
-            count = min(eval_every - done % eval_every, num_rounds - done)
+            count = blocks.next_count(before["round"], num_rounds)
             block_started = time.perf_counter()
-            state, infos = run_block(journal.state, done, count)
-            infos = {name: np.asarray(info)[:count] for name, info in infos.items()}
+            state, infos = blocks.run(journal.state, keys, before["round"], count)
             seconds = (time.perf_counter() - block_started) / count
-            bad = np.flatnonzero(~infos["finite"])
-            if bad.size:
-                raise _divergence(done + 1 + int(bad[0]), hparams, journal.saved_round)
-            row = _next_row(before, infos, clients=count * size, bytes_each=bytes_each)
+            bad = first_bad_round(before["round"], infos)
+            if bad is not None:
+                raise divergence(bad, hparams, journal.saved_round)
+            row = blocks.next_row(before, infos, bytes_each)
             row["round_seconds"] = round(seconds, 6)
             conclude(row, state)
         return Result(journal.state, journal.rows, stop_at, layout, compiled.count, compiled.seconds)
 
 
-def _row_zero() -> dict[str, Any]:
-    """What is known before the first round, evaluation aside."""
-    totals = dict.fromkeys(("round", "bytes_up", "bytes_down", "examples", "slots"), 0)
-    return totals | {"train_loss": None, "round_seconds": None}
-
-
-def _next_row(
-    before: dict, infos: dict[str, np.ndarray], *, clients: int, bytes_each: ClientBytes
-) -> dict[str, Any]:
-    """The row after a block of rounds in which `clients` clients took part; totals go on."""
-    return {
-        "round": before["round"] + len(infos["train_loss"]),
-        "train_loss": _mean_loss(infos["train_loss"], infos["examples"]),
-        "bytes_up": before["bytes_up"] + clients * bytes_each.up,
-        "bytes_down": before["bytes_down"] + clients * bytes_each.down,
-        "examples": before["examples"] + int(infos["examples"].sum(dtype=np.int64)),
-        "slots": before["slots"] + int(infos["slots"].sum(dtype=np.int64)),
-    }
-
-
-def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
-    """The mean over all examples of some rounds; None where nobody had any."""
-    return float(np.average(losses, weights=examples)) if examples.any() else None
-
-
-@functools.partial(
-    jax.jit,
-    static_argnames=("round_fn", "size", "layout", "capacity"),
-    donate_argnames="state",
-)
-def _run_block(state, data, keys, first, count, *, round_fn, size, layout, capacity):
-    """`count` rounds from round `first`, at most `capacity`; infos are stacked, `[capacity]`."""
-    cohort_key, train_key = keys
-
-    def one_round(r, state):
-        ids = sample_cohort(jax.random.fold_in(cohort_key, r), data.num_clients, size)
-        key = jax.random.fold_in(train_key, r)
-        state, info = round_fn(key, state, data, Cohort(ids, layout))
-        finite = trees.all_finite(state.params) & jnp.isfinite(info["train_loss"])
-        return state, info | {"finite": finite}
-
-    def step(i, carry):
-        state, infos = carry
-        state, info = one_round(first + i, state)
-        return state, jax.tree.map(lambda all_, new: all_.at[i].set(new), infos, info)
-
-    _, shapes = jax.eval_shape(one_round, first, state)
-    infos = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, count, step, (state, infos))
-
-
-def _check(stop_at: float | None, evaluators: Sequence[EvaluationFn], data: Any) -> None:
-    if stop_at is not None and not 0 < stop_at <= 1:
-        raise ValueError(f"the target accuracy is {stop_at}; wanted a share in (0, 1]")
-    if stop_at is not None and not evaluators:
-        raise ValueError("a target accuracy needs an evaluation, such as accuracy(task, test)")
-    if int(data.offsets[-1]) == 0:
-        raise ValueError("no client of the federation has any data; wanted at least one example")
-
-
-def _merge_hparams(defaults: Mapping[str, float], given: Mapping[str, float]) -> dict[str, float]:
-    unknown = sorted(given.keys() - defaults.keys())
-    if unknown:
-        raise ValueError(
-            f"this algorithm has no hyper-parameter {', '.join(unknown)}; it has {', '.join(defaults)}"
-        )
-    merged = {name: float(value) for name, value in (dict(defaults) | dict(given)).items()}
-    check_rates(merged)
-    return merged
-
-
-def _divergence(round: int, hparams: Mapping[str, float], saved: int | None) -> DivergenceError:
+def divergence(round: int, hparams: Mapping[str, float], saved: int | None) -> DivergenceError:
+    """The error that tells where training left the finite numbers, and why, most likely."""
     if round == 0:
         return DivergenceError(
             "a loss is not a finite number before any training: do the labels go beyond the model's "

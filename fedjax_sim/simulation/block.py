@@ -1,0 +1,216 @@
+"""A block of rounds as one compiled program, and the row of metrics that it ends with."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim import trees
+from fedjax_sim.base import Algorithm, ClientBytes, Cohort, Layout
+from fedjax_sim.checks import check_rates
+from fedjax_sim.data.cohorts import sample_cohort
+from fedjax_sim.lanes import place
+
+EvaluationFn = Callable[[Any], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """The rounds of an algorithm on some data, to be run in blocks.
+
+    Attributes:
+      algorithm: whose rounds.
+      data: a `FederatedData`, placed on the layout's devices.
+      cohort_size: `K`, clients of a round.
+      layout: lanes and devices.
+      capacity: the most rounds of a block.
+    """
+
+    algorithm: Algorithm
+    data: Any
+    cohort_size: int
+    layout: Layout
+    capacity: int
+
+    def start(self, key: jax.Array, hparams: Mapping[str, float]) -> tuple[Any, Any]:
+        """The state before the first round, and the keys of cohorts and training."""
+        init_key, cohort_key, train_key = jax.random.split(key, 3)
+        rates = {name: np.float32(value) for name, value in hparams.items()}
+        state = jax.jit(self.algorithm.init)(init_key, rates)
+        return place(state, self.layout), place((cohort_key, train_key), self.layout)
+
+    def run(self, state: Any, keys: Any, done: int, count: int) -> tuple[Any, dict[str, np.ndarray]]:
+        """`count` rounds after `done`; the state is consumed. Returns infos, `[count]` each."""
+        state, infos = _run(
+            state,
+            self.data,
+            keys,
+            np.int32(done),
+            np.int32(count),
+            round_fn=self.algorithm.round,
+            size=self.cohort_size,
+            layout=self.layout,
+            capacity=self.capacity,
+        )
+        return state, {name: np.asarray(info)[:count] for name, info in infos.items()}
+
+    def run_stacked(
+        self, states: Any, keys: Any, done: int, counts: np.ndarray
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        """Blocks of many runs side by side: every argument and result has a leading axis of runs.
+
+        Args:
+          states: the runs' states; consumed.
+          keys: the runs' keys.
+          done: rounds before the block.
+          counts: `[runs]`, how many rounds of each; a run of none keeps its state.
+
+        Returns:
+          The states, and infos `[runs, capacity]`.
+        """
+        states, infos = _run_stacked(
+            states,
+            self.data,
+            keys,
+            np.int32(done),
+            np.asarray(counts, np.int32),
+            round_fn=self.algorithm.round,
+            size=self.cohort_size,
+            layout=self.layout,
+            capacity=self.capacity,
+        )
+        return states, {name: np.asarray(info) for name, info in infos.items()}
+
+    def next_count(self, done: int, num_rounds: int) -> int:
+        """How many rounds bring a run that has done `done` to its next evaluation."""
+        return min(self.capacity - done % self.capacity, num_rounds - done)
+
+    def next_row(
+        self, before: dict, infos: dict[str, np.ndarray], bytes_each: ClientBytes
+    ) -> dict[str, Any]:
+        """The row after a block of rounds; totals go on from the row `before`."""
+        rounds = len(infos["train_loss"])
+        clients = rounds * self.cohort_size
+        return {
+            "round": before["round"] + rounds,
+            "train_loss": _mean_loss(infos["train_loss"], infos["examples"]),
+            "bytes_up": before["bytes_up"] + clients * bytes_each.up,
+            "bytes_down": before["bytes_down"] + clients * bytes_each.down,
+            "examples": before["examples"] + int(infos["examples"].sum(dtype=np.int64)),
+            "slots": before["slots"] + int(infos["slots"].sum(dtype=np.int64)),
+        }
+
+
+def row_zero() -> dict[str, Any]:
+    """What is known before the first round, evaluation aside."""
+    totals = dict.fromkeys(("round", "bytes_up", "bytes_down", "examples", "slots"), 0)
+    return totals | {"train_loss": None, "round_seconds": None}
+
+
+def first_bad_round(done: int, infos: dict[str, np.ndarray]) -> int | None:
+    """The first round of a block after which a parameter or the loss is not a finite number."""
+    bad = np.flatnonzero(~infos["finite"])
+    return done + 1 + int(bad[0]) if bad.size else None
+
+
+def as_evaluators(
+    evaluate: EvaluationFn | Sequence[EvaluationFn], stop_at: float | None
+) -> tuple[EvaluationFn, ...]:
+    """The evaluations as a tuple.
+
+    Raises:
+      ValueError: the target accuracy is not a share, or there is nothing to compare it with.
+    """
+    evaluators = (evaluate,) if callable(evaluate) else tuple(evaluate)
+    if stop_at is not None and not 0 < stop_at <= 1:
+        raise ValueError(f"the target accuracy is {stop_at}; wanted a share in (0, 1]")
+    if stop_at is not None and not evaluators:
+        raise ValueError("a target accuracy needs an evaluation, such as accuracy(task, test)")
+    return evaluators
+
+
+def evaluate_into(
+    row: dict[str, Any], evaluators: Sequence[EvaluationFn], params: Any, stop_at: float | None
+) -> bool:
+    """Adds what the evaluations say of `params` to a row.
+
+    Returns:
+      Whether all of the row is finite.
+
+    Raises:
+      ValueError: no evaluation gives the accuracy that `stop_at` is compared with.
+    """
+    for evaluation in evaluators:
+        row |= {name: float(value) for name, value in evaluation(params).items()}
+    if stop_at is not None and "test_accuracy" not in row:
+        raise ValueError(
+            f"a target accuracy needs an evaluation named test_accuracy; there are {list(row)}"
+        )
+    return all(value is None or math.isfinite(value) for value in row.values())
+
+
+def merge_hparams(defaults: Mapping[str, float], given: Mapping[str, float]) -> dict[str, float]:
+    """The algorithm's hyper-parameters with `given` in place of their defaults.
+
+    Raises:
+      ValueError: the algorithm does not have one, or it is not a finite number of at least 0.
+    """
+    unknown = sorted(given.keys() - defaults.keys())
+    if unknown:
+        raise ValueError(
+            f"this algorithm has no hyper-parameter {', '.join(unknown)}; it has {', '.join(defaults)}"
+        )
+    merged = {name: float(value) for name, value in (dict(defaults) | dict(given)).items()}
+    check_rates(merged)
+    return merged
+
+
+def check_data(data: Any) -> None:
+    """Refuses a federation without any example.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if int(data.offsets[-1]) == 0:
+        raise ValueError("no client of the federation has any data; wanted at least one example")
+
+
+def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
+    """The mean over all examples of some rounds; None where nobody had any."""
+    return float(np.average(losses, weights=examples)) if examples.any() else None
+
+
+def _rounds(state, data, keys, first, count, *, round_fn, size, layout, capacity):
+    """`count` rounds from round `first`, at most `capacity`; infos are stacked, `[capacity]`."""
+    cohort_key, train_key = keys
+
+    def one_round(r, state):
+        ids = sample_cohort(jax.random.fold_in(cohort_key, r), data.num_clients, size)
+        key = jax.random.fold_in(train_key, r)
+        state, info = round_fn(key, state, data, Cohort(ids, layout))
+        finite = trees.all_finite(state.params) & jnp.isfinite(info["train_loss"])
+        return state, info | {"finite": finite}
+
+    def step(i, carry):
+        state, infos = carry
+        state, info = one_round(first + i, state)
+        return state, jax.tree.map(lambda all_, new: all_.at[i].set(new), infos, info)
+
+    _, shapes = jax.eval_shape(one_round, first, state)
+    infos = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
+    return jax.lax.fori_loop(0, count, step, (state, infos))
+
+
+_STATIC = ("round_fn", "size", "layout", "capacity")
+_run = jax.jit(_rounds, static_argnames=_STATIC, donate_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnums=0)
+def _run_stacked(states, data, keys, first, counts, **static):
+    run = functools.partial(_rounds, **static)
+    return jax.vmap(run, in_axes=(0, None, 0, None, 0))(states, data, keys, first, counts)
