@@ -1,7 +1,71 @@
-"""What papers and people want of runs: pictures, reports, counts."""
+"""What papers and people want of runs: protocols, published tables, pictures, reports, counts."""
 
 from fedjax_sim.experiment.flops import training_flops
+from fedjax_sim.experiment.grids import rate_grid
 from fedjax_sim.experiment.plots import plot_curve, plot_labels
+from fedjax_sim.experiment.protocol import (
+    Best,
+    best_of_each_seed,
+    envelope,
+    expected_updates,
+    mean_rounds,
+    sweep_rates,
+)
+from fedjax_sim.experiment.published import PARTS, PublishedCell, batch_name, choose_rows, published
+from fedjax_sim.experiment.records import (
+    Records,
+    claim_workdir,
+    provenance,
+    write_csv,
+    write_lines,
+    write_text,
+)
 from fedjax_sim.experiment.report import write_report, write_tensorboard
+from fedjax_sim.experiment.reproduction import (
+    default_limit,
+    paper_algorithm,
+    paper_clients,
+    run_cell,
+)
+from fedjax_sim.experiment.tables import (
+    render_tables,
+    reproduction_markdown,
+    reproduction_table,
+    sweep_markdown,
+    sweep_table,
+)
 
-__all__ = ["plot_curve", "plot_labels", "training_flops", "write_report", "write_tensorboard"]
+__all__ = [
+    "PARTS",
+    "Best",
+    "PublishedCell",
+    "Records",
+    "batch_name",
+    "best_of_each_seed",
+    "choose_rows",
+    "claim_workdir",
+    "default_limit",
+    "envelope",
+    "expected_updates",
+    "mean_rounds",
+    "paper_algorithm",
+    "paper_clients",
+    "plot_curve",
+    "plot_labels",
+    "provenance",
+    "published",
+    "rate_grid",
+    "render_tables",
+    "reproduction_markdown",
+    "reproduction_table",
+    "run_cell",
+    "sweep_markdown",
+    "sweep_rates",
+    "sweep_table",
+    "training_flops",
+    "write_csv",
+    "write_lines",
+    "write_report",
+    "write_tensorboard",
+    "write_text",
+]

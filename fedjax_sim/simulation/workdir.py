@@ -69,12 +69,12 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON so that the file is never seen half-written."""
-    _replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_rows(path: pathlib.Path, rows: list[dict]) -> None:
     """Makes a file of JSON lines hold exactly `rows`."""
-    _replace(path, "".join(map(_line, rows)))
+    write_text(path, "".join(map(_line, rows)))
 
 
 def append_row(path: pathlib.Path, row: dict) -> None:
@@ -87,7 +87,8 @@ def _line(row: dict) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
-def _replace(path: pathlib.Path, text: str) -> None:
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text so that the file is never seen half-written."""
     partial = path.with_name(path.name + _PARTIAL)
     with partial.open("w") as file:
         file.write(text)

@@ -1,0 +1,52 @@
+"""Multiplicative grids of learning rates, as the FedAvg paper searches them."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+_PER_DECADE = (3, 6)  # the paper's resolutions, 10^(1/3) and 10^(1/6)
+
+
+def rate_grid(low: float, high: float, per_decade: int) -> list[float]:
+    """The rates `10 ** (k / per_decade)`, k whole, from `low` to `high`, to three digits.
+
+    Raises:
+      ValueError: a bound is not a positive number, they are out of order, `per_decade` is not a whole
+        number of at least 1, or no rate lies between them.
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and 0 < low <= high):
+        raise ValueError(f"the grid goes from {low} to {high}; wanted 0 < first <= last, both finite")
+    if per_decade != int(per_decade) or per_decade < 1:
+        raise ValueError(
+            f"the grid has {per_decade} rates per decade; wanted a whole number, at least 1"
+        )
+    first = math.ceil(per_decade * math.log10(low) - _ROUNDING)
+    last = math.floor(per_decade * math.log10(high) + _ROUNDING)
+    if first > last:
+        raise ValueError(f"no rate 10^(k/{per_decade}) lies from {low:g} to {high:g}; widen the grid")
+    return [_rate(k, per_decade) for k in range(first, last + 1)]
+
+
+# Three digits are off a point of the grid by at most 0.5 %, which is this much of a step.
+_ROUNDING = 0.02
+
+
+def resolution(rates: Sequence[float]) -> int:
+    """Which of the paper's resolutions a grid has, in rates per decade: the nearest to its steps."""
+    rates = sorted(rate for rate in rates if rate > 0)
+    if len(rates) < 2:
+        return _PER_DECADE[0]
+    steps = [math.log10(b / a) for a, b in itertools.pairwise(rates)]
+    return min(_PER_DECADE, key=lambda per_decade: abs(1 / per_decade - min(steps)))
+
+
+def neighbour(rate: float, per_decade: int, direction: int) -> float:
+    """The next rate of the paper's grid above (`direction` 1) or below (-1)."""
+    position = per_decade * math.log10(rate)
+    if direction > 0:
+        return _rate(math.floor(position + _ROUNDING) + 1, per_decade)
+    return _rate(math.ceil(position - _ROUNDING) - 1, per_decade)
+
+
+def _rate(k: int, per_decade: int) -> float:
+    return float(f"{10 ** (k / per_decade):.3g}")

@@ -1,0 +1,186 @@
+"""How the FedAvg paper compares settings: each at its best learning rate, in rounds to a target.
+
+H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
+of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629, section 3:
+curves of test accuracy are made monotone and read at the target by linear interpolation; the rate is
+optimised for each setting over a multiplicative grid whose best value must not lie at its edge.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_sim.base import Algorithm
+from fedjax_sim.experiment.grids import neighbour, resolution
+from fedjax_sim.simulation import SweepRun, sweep
+
+MOST_RATES = 13  # what the paper tried at most
+
+
+class Best(NamedTuple):
+    """The best run of one seed.
+
+    Attributes:
+      seed: whose.
+      rate: its learning rate.
+      rounds: to the target, or None where no rate reached it; the best is then the most accurate.
+      accuracy: the highest of the run.
+      interior: whether rates on both sides of it were tried.
+    """
+
+    seed: int
+    rate: float
+    rounds: float | None
+    accuracy: float
+    interior: bool
+
+
+def best_of_each_seed(runs: Sequence[Mapping[str, Any]]) -> list[Best]:
+    """For each seed the run that reached the target first, or else came nearest to it.
+
+    Args:
+      runs: dicts with "rate", "seed", "rounds_to_target" and "best_accuracy". A run that diverged
+        before it reached the target is worse than any that did not.
+
+    Returns:
+      In the order in which the seeds first occur.
+    """
+    rates = [run["rate"] for run in runs]
+
+    def rank(run):
+        reached = run["rounds_to_target"]
+        missed = reached is None
+        return missed, missed and run["diverged"] is not None, reached or 0.0, -run["best_accuracy"]
+
+    best = []
+    for seed in dict.fromkeys(run["seed"] for run in runs):
+        run = min((run for run in runs if run["seed"] == seed), key=rank)
+        interior = min(rates) < run["rate"] < max(rates)
+        best.append(Best(seed, run["rate"], run["rounds_to_target"], run["best_accuracy"], interior))
+    return best
+
+
+def mean_rounds(best: Sequence[Best]) -> float | None:
+    """The mean over seeds of the rounds to the target; None where one did not reach it."""
+    if any(b.rounds is None for b in best):
+        return None
+    return float(np.mean([b.rounds for b in best]))
+
+
+def sweep_rates(
+    algorithm: Algorithm,
+    data: Any,
+    *,
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    num_rounds: int,
+    stop_at: float,
+    most_rates: int = MOST_RATES,
+    report: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Sweeps the client's rate, and widens the grid until no seed's best rate lies at its edge.
+
+    Further rates come one at a time, from the paper's grid of the resolution nearest to that of
+    `rates`. They only have to be compared with the best so far, so they run for as many rounds.
+
+    Args:
+      algorithm: has the hyper-parameter "client_lr".
+      data: a `FederatedData`.
+      rates: to begin with.
+      seeds: one run each, for every rate.
+      num_rounds: the most rounds of a run.
+      stop_at: the target test accuracy; a seed's runs end when one of them has reached it.
+      most_rates: the grid is never widened beyond this many.
+      report: receives a line of text for each widening.
+      **settings: for `sweep`.
+
+    Returns:
+      A dict per run: see `describe_run`.
+
+    Raises:
+      ValueError: see `sweep`.
+    """
+
+    def go(chosen, limit):
+        result = sweep(
+            algorithm,
+            data,
+            hparams={"client_lr": chosen},
+            seeds=seeds,
+            num_rounds=limit,
+            stop_at=stop_at,
+            **settings,
+        )
+        return [describe_run(run, stop_at) for run in result.runs]
+
+    rates = sorted(rates)
+    runs = go(rates, num_rounds)
+    per_decade = resolution(rates)
+    while (further := _beyond(runs, per_decade)) and len(rates) < most_rates:
+        rate = further[0]
+        best = best_of_each_seed(runs)
+        missed = any(b.rounds is None for b in best)
+        limit = num_rounds if missed else math.ceil(max(b.rounds for b in best))
+        if report is not None:
+            report(f"The best rate lies at the edge of the grid; trying {rate:g} as well.")
+        rates.append(rate)
+        runs += go([rate], max(limit, 1))
+    return sorted(runs, key=lambda run: (run["rate"], run["seed"]))
+
+
+def _beyond(runs: Sequence[Mapping[str, Any]], per_decade: int) -> list[float]:
+    """The rates next to the grid on the sides where the best of some seed lies."""
+    rates = [run["rate"] for run in runs]
+    best = [b.rate for b in best_of_each_seed(runs) if b.rate > 0]
+    further = [neighbour(rate, per_decade, -1) for rate in best if rate == min(rates)]
+    further += [neighbour(rate, per_decade, 1) for rate in best if rate == max(rates)]
+    return further
+
+
+def describe_run(run: SweepRun, target: float) -> dict[str, Any]:
+    """A run of a sweep over rates as JSON values.
+
+    Returns:
+      "rate", "seed", "rounds_to_target" (None where it stayed below), "best_accuracy", "seconds",
+      "diverged" (the round, or None) and the curves: "rounds", "accuracy" and "train_loss", the
+      latter two to three digits.
+    """
+    rows = run.rows
+    return {
+        "rate": run.hparams["client_lr"],
+        "seed": run.seed,
+        "rounds_to_target": _rounded(run.rounds_to_target(target), 2),
+        "best_accuracy": _rounded(run.best_accuracy, 5),
+        "seconds": _rounded(rows[-1]["seconds"], 2),
+        "diverged": run.diverged,
+        "rounds": [row["round"] for row in rows],
+        "accuracy": [_rounded(row["test_accuracy"], 3) for row in rows],
+        "train_loss": [
+            None if row["train_loss"] is None else float(f"{row['train_loss']:.3g}") for row in rows
+        ],
+    }
+
+
+def expected_updates(local_epochs: int, batch_size: float, n: int, num_clients: int) -> float:
+    """`u = E n / (K B)`, the updates of a client in a round; with B infinite it is E."""
+    per_client = n / num_clients
+    return local_epochs * per_client / min(batch_size, per_client)
+
+
+def envelope(runs: Sequence[Mapping[str, Any]], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best monotone accuracy of any rate, at each round at which some run was evaluated.
+
+    Returns:
+      Rounds `[n]` and accuracies `[n]`.
+    """
+    own = [run for run in runs if run["seed"] == seed]
+    rounds = np.unique(np.concatenate([run["rounds"] for run in own]))
+    curves = [np.interp(rounds, run["rounds"], np.maximum.accumulate(run["accuracy"])) for run in own]
+    return rounds, np.max(curves, axis=0)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -1,0 +1,141 @@
+"""Cells of a table as files: one JSON each, which says what was run, where, when and how it went."""
+
+import contextlib
+import csv
+import datetime
+import importlib.metadata
+import io
+import json
+import pathlib
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from fedjax_sim.devices import available_cores
+from fedjax_sim.simulation import workdir as files
+
+_PACKAGES = ("fedjax_sim", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+class Records:
+    """The finished cells of a workdir: `cells/NAME.json` each, written whole or not at all.
+
+    Args:
+      workdir: made if absent.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path):
+        self._workdir = pathlib.Path(workdir)
+        self._folder = self._workdir / "cells"
+
+    def path(self, name: str) -> pathlib.Path:
+        """Where the record of a cell lies, or will."""
+        return self._folder / f"{name}.json"
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """The record of a cell, or None before it is finished.
+
+        Raises:
+          ValueError: the file is not a record.
+        """
+        path = self.path(name)
+        if not path.exists():
+            return None
+        try:
+            record = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not JSON ({error}); delete it to run the cell again") from error
+        if not isinstance(record, dict) or not {"cell", "runs"} <= record.keys():
+            raise ValueError(f"{path} is not the record of a cell; delete it to run the cell again")
+        return record
+
+    def load_all(self) -> dict[str, dict[str, Any]]:
+        """Every finished cell, by name."""
+        return {path.stem: self.load(path.stem) for path in sorted(self._folder.glob("*.json"))}
+
+    def save(self, name: str, record: Mapping[str, Any]) -> None:
+        """Keeps a finished cell: a line for each of its properties, and for each run."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lines = [
+            f" {json.dumps(key)}: {_dumps(value)}," for key, value in record.items() if key != "runs"
+        ]
+        runs = ",\n".join(f"  {_dumps(run)}" for run in record["runs"])
+        files.write_text(self.path(name), "\n".join(["{", *lines, f' "runs": [\n{runs}\n ]', "}\n"]))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the workdir.
+
+        Raises:
+          ValueError: another process is at work there.
+        """
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        with files.locked(self._workdir):
+            yield
+
+
+def claim_workdir(workdir: str | pathlib.Path, config: Mapping[str, Any]) -> None:
+    """Makes a folder the home of what `config` describes, or checks that it is.
+
+    Raises:
+      ValueError: it belongs to something else; the message tells the differences.
+    """
+    files.claim(pathlib.Path(workdir), config)
+
+
+def provenance() -> dict[str, Any]:
+    """The command, machine, date and versions that a result is worth nothing without."""
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": {
+            "processor": _processor(),
+            "cores": available_cores(),
+            "backend": jax.default_backend(),
+            "device": jax.local_devices()[0].device_kind,
+        },
+        "versions": {"python": platform.python_version()} | _versions(),
+    }
+
+
+def write_csv(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes dicts of the same keys as a table; None becomes an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(pathlib.Path(path), text.getvalue())
+
+
+def write_lines(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes dicts as JSON lines."""
+    files.write_rows(pathlib.Path(path), [dict(row) for row in rows])
+
+
+def write_text(path: str | pathlib.Path, text: str) -> None:
+    """Writes a text so that the file is never seen half-written."""
+    files.write_text(pathlib.Path(path), text)
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

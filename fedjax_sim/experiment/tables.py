@@ -1,0 +1,174 @@
+"""Tables of cells: of a sweep, and beside the numbers of a paper."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedjax_sim.experiment.protocol import Best, best_of_each_seed, expected_updates, mean_rounds
+from fedjax_sim.experiment.published import CLIENTS, EXAMPLES, PARTS, PublishedCell, published
+
+ACCEPTED = 1.25  # the paper's own repetitions of a cell differ by this much
+
+
+def sweep_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row per cell: E, B, C and u, the rounds at the best rate, the speedup over the first cell.
+
+    Args:
+      records: of cells, each with "cell" (E, B, C and u) and "runs".
+    """
+    rows, baseline = [], None
+    for record in records:
+        best = best_of_each_seed(record["runs"])
+        rounds = mean_rounds(best)
+        baseline = rounds if not rows else baseline
+        cell = {name: record["cell"][name] for name in ("C", "E", "B", "u")}
+        rows.append(cell | _result(best, record["runs"]) | {"speedup": _ratio(baseline, rounds)})
+    return rows
+
+
+def reproduction_table(
+    cells: Sequence[PublishedCell], records: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row per published cell: the paper's rounds and ours, their ratio, the speedups of both.
+
+    Speedups are over the first row of the same column, as in the paper.
+
+    Args:
+      cells: of one table and model.
+      records: those that were run, by name.
+    """
+    firsts, rows = {}, []
+    for cell in cells:
+        record = records.get(cell.name)
+        best = best_of_each_seed(record["runs"]) if record else []
+        rounds = mean_rounds(best) if best else None
+        column = (cell.partition, cell.batch_size if cell.table == 1 else None)
+        paper_first, our_first = firsts.setdefault(column, (cell.rounds, rounds))
+        row = {
+            "row": cell.row,
+            "partition": cell.partition,
+            "u": round(expected_updates(cell.local_epochs, cell.batch_size, EXAMPLES, CLIENTS), 1),
+            "paper": cell.rounds,
+            "paper_speedup": _ratio(paper_first, cell.rounds),
+        }
+        if record:
+            row |= _result(best, record["runs"])
+        else:
+            row |= dict.fromkeys(_RESULT)
+        row["speedup"] = _ratio(our_first, rounds)
+        row["ratio"] = _ratio(rounds, cell.rounds)
+        row["verdict"] = _verdict(cell, rounds, record is not None)
+        rows.append(row)
+    return rows
+
+
+_RESULT = ("rounds", "per_seed", "rate", "interior", "best_accuracy", "rates", "diverged")
+
+
+def _result(best: Sequence[Best], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    rounds = mean_rounds(best)
+    rates = sorted({run["rate"] for run in runs})
+    values = (
+        None if rounds is None else round(rounds, 1),
+        [b.rounds for b in best],
+        list(dict.fromkeys(b.rate for b in best)),
+        all(b.interior for b in best),
+        max(b.accuracy for b in best),
+        rates,
+        sorted({run["rate"] for run in runs if run["diverged"] is not None}),
+    )
+    return dict(zip(_RESULT, values, strict=True))
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return None if not a or not b else a / b
+
+
+def _verdict(cell: PublishedCell, rounds: float | None, ran: bool) -> str:
+    if not ran:
+        return "not run"
+    if rounds is None:
+        return "not reached, as in the paper" if cell.rounds is None else "missed"
+    if cell.rounds is None:
+        return "reached"
+    return "met" if rounds <= ACCEPTED * cell.rounds else "missed"
+
+
+def reproduction_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `reproduction_table` for people."""
+    return markdown(
+        [
+            {
+                "row": row["row"],
+                "clients": row["partition"],
+                "u": f"{row['u']:g}",
+                "paper": _with_speedup(row["paper"], row["paper_speedup"]),
+                "ours": _with_speedup(row["rounds"], row["speedup"]),
+                "ours / paper": "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
+                "": row["verdict"],
+                "best rate": _rates(row["rate"], row["interior"]),
+                "rates tried": _text(row["rates"]),
+                "rounds by seed": _text(row["per_seed"]),
+                "best accuracy": "" if row["rounds"] else _text(row["best_accuracy"]),
+            }
+            for row in rows
+        ]
+    )
+
+
+def render_tables(records: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown of every part of a published table of which some cell was run."""
+    parts = []
+    for table, model in PARTS:
+        cells = published(table, model)
+        if any(cell.name in records for cell in cells):
+            title = f"Table {table}, {model}: rounds to {cells[0].target:.0%} test accuracy"
+            parts.append(f"## {title}\n\n{reproduction_markdown(reproduction_table(cells, records))}")
+    return "\n".join(parts)
+
+
+def sweep_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `sweep_table` for people."""
+    return markdown(
+        [
+            {
+                "C": f"{row['C']:g}",
+                "E": str(row["E"]),
+                "B": str(row["B"]),
+                "u": f"{row['u']:g}",
+                "rounds": _with_speedup(row["rounds"], row["speedup"]),
+                "best rate": _rates(row["rate"], row["interior"]),
+                "rates tried": _text(row["rates"]),
+                "rounds by seed": _text(row["per_seed"]),
+                "best accuracy": _text(row["best_accuracy"]),
+                "diverged at": _text(row["diverged"]),
+            }
+            for row in rows
+        ]
+    )
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> str:
+    """Dicts of the same keys as a Markdown table."""
+    if not rows:
+        return ""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _with_speedup(rounds: float | None, speedup: float | None) -> str:
+    if rounds is None:
+        return "-"
+    return f"{rounds:.0f}" + ("" if speedup is None else f" ({speedup:.1f}x)")
+
+
+def _rates(rates: Sequence[float] | None, interior: bool | None) -> str:
+    return _text(rates) + ("" if interior or not rates else " (edge of the grid)")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value)
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
