@@ -1,7 +1,37 @@
-"""What the scripts share: reading lists of numbers from flags."""
+"""What the scripts share: their frame, and reading numbers from flags."""
+
+import math
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+import fedjax_sim as fs
 
 
-def numbers(flag: str, entries: list[str], kind: type) -> list:
+def run(script: str, work: Callable[[], None]) -> None:
+    """Parses the flags and does the work; a mistake of the user ends in one message."""
+
+    def main(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # not every step of JAX and orbax
+        fs.use_all_cores()
+        try:
+            work()
+        except (ValueError, OSError, ImportError, fs.DivergenceError) as error:
+            sys.exit(f"{script}: {error}")
+
+    app.run(main)
+
+
+def say(text: str) -> None:
+    """Tells the person who waits, apart from the results on standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def numbers(flag: str, entries: list[str], kind: Callable[[str], float]) -> list:
     """The entries of a list flag as numbers.
 
     Raises:
@@ -15,6 +45,17 @@ def numbers(flag: str, entries: list[str], kind: type) -> list:
         try:
             parsed.append(kind(entry))
         except ValueError:
-            wanted = "whole numbers" if kind is int else "numbers"
-            raise ValueError(f"--{flag} holds {entry!r}; wanted {wanted} with commas between") from None
+            raise ValueError(f"--{flag} holds {entry!r}; wanted {_WANTED[kind]}") from None
     return parsed
+
+
+def batch_size(text: str) -> float:
+    """A whole number or infinity.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    return math.inf if text in ("inf", "infinity") else int(text)
+
+
+_WANTED = {int: "a whole number", float: "a number", batch_size: "a whole number or inf"}

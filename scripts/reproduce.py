@@ -15,10 +15,9 @@ not run again: delete its file if you want it to be; an interrupted one starts a
 """
 
 import pathlib
-import sys
 
-from absl import app, flags, logging
-from common import numbers
+from absl import flags
+from common import numbers, run, say
 
 import fedjax_sim as fs
 
@@ -40,18 +39,6 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of MNIST's files.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Where results go.")
 
 _MODELS = {"2nn": fs.models.mnist_2nn, "cnn": fs.models.mnist_cnn}
-
-
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    fs.use_all_cores()
-    try:
-        _reproduce()
-    except (ValueError, OSError, ImportError, fs.DivergenceError) as error:
-        sys.exit(f"reproduce.py: {error}")
 
 
 def _reproduce() -> None:
@@ -84,14 +71,14 @@ def _run(cells, records, rates, seeds) -> None:
     missing = [cell for cell in cells if records.load(cell.name) is None]
     for cell in cells:
         if cell not in missing:
-            _say(f"{cell.name}: done before, see {records.path(cell.name)}")
+            say(f"{cell.name}: done before, see {records.path(cell.name)}")
     if not missing:
         return
     train, test = fs.data.load("mnist", data_dir=_DATA_DIR.value)
     task = _MODELS[missing[0].model]()
     evaluate = fs.accuracy(task, test, layout=fs.Layout())
     for number, cell in enumerate(missing, 1):
-        _say(f"{cell.name}, cell {number} of {len(missing)}; the paper's rounds: {cell.rounds}")
+        say(f"{cell.name}, cell {number} of {len(missing)}; the paper's rounds: {cell.rounds}")
         record = fs.experiment.run_cell(
             cell,
             task,
@@ -101,10 +88,10 @@ def _run(cells, records, rates, seeds) -> None:
             seeds=seeds,
             num_rounds=_ROUNDS_LIMIT.value,
             progress=True,
-            report=_say,
+            report=say,
         )
         records.save(cell.name, record)
-        _say(", ".join(map(_outcome, fs.experiment.best_of_each_seed(record["runs"]))))
+        say(", ".join(map(_outcome, fs.experiment.best_of_each_seed(record["runs"]))))
 
 
 def _outcome(best: fs.experiment.Best) -> str:
@@ -114,9 +101,5 @@ def _outcome(best: fs.experiment.Best) -> str:
     return f"seed {best.seed}: {reached} at rate {best.rate:g}"
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    app.run(main)
+    run("reproduce.py", _reproduce)

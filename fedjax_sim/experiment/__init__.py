@@ -2,7 +2,7 @@
 
 from fedjax_sim.experiment.flops import training_flops
 from fedjax_sim.experiment.grids import rate_grid
-from fedjax_sim.experiment.plots import plot_curve, plot_labels
+from fedjax_sim.experiment.plots import plot_curve, plot_curves, plot_labels
 from fedjax_sim.experiment.protocol import (
     Best,
     best_of_each_seed,
@@ -11,7 +11,7 @@ from fedjax_sim.experiment.protocol import (
     mean_rounds,
     sweep_rates,
 )
-from fedjax_sim.experiment.published import PARTS, PublishedCell, batch_name, choose_rows, published
+from fedjax_sim.experiment.published import PARTS, PublishedCell, batch_value, choose_rows, published
 from fedjax_sim.experiment.records import (
     Records,
     claim_workdir,
@@ -40,7 +40,7 @@ __all__ = [
     "Best",
     "PublishedCell",
     "Records",
-    "batch_name",
+    "batch_value",
     "best_of_each_seed",
     "choose_rows",
     "claim_workdir",
@@ -51,6 +51,7 @@ __all__ = [
     "paper_algorithm",
     "paper_clients",
     "plot_curve",
+    "plot_curves",
     "plot_labels",
     "provenance",
     "published",

@@ -48,6 +48,43 @@ def plot_curve(
     _save(figure, path)
 
 
+def plot_curves(
+    panels: Mapping[str, Mapping[str, tuple[Any, Any]]],
+    path: str | pathlib.Path,
+    *,
+    target: float | None = None,
+    ylabel: str = "test accuracy",
+    log: bool = False,
+    title: str = "",
+) -> None:
+    """Draws many curves over communication rounds, one panel below the other.
+
+    Args:
+      panels: title of a panel -> name of a curve -> (rounds `[n]`, values `[n]`).
+      path: of the PNG file.
+      target: draws a line at this value.
+      ylabel: what the values are.
+      log: of the values' axis.
+      title: of the picture.
+    """
+    figure, all_axes = _subplots(len(panels), squeeze=False)
+    for axes, (name, curves) in zip(all_axes[:, 0], panels.items(), strict=True):
+        for (label, curve), colour in zip(curves.items(), _colours(len(curves)), strict=True):
+            axes.plot(*curve, label=label, color=colour)
+        if target is not None:
+            axes.axhline(target, color="gray", linewidth=0.8)
+        if log:
+            axes.set_yscale("log")
+        axes.set_title(name)
+        axes.set_ylabel(ylabel)
+        axes.grid(alpha=0.3)
+        if curves:
+            axes.legend(fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
+    all_axes[-1, 0].set_xlabel("communication rounds")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
 def plot_labels(data: Any, path: str | pathlib.Path) -> None:
     """Draws each client's examples as a bar of its labels, in the clients' order.
 

@@ -76,7 +76,7 @@ def sweep_rates(
     rates: Sequence[float],
     seeds: Sequence[int],
     num_rounds: int,
-    stop_at: float,
+    stop_at: float | None,
     most_rates: int = MOST_RATES,
     report: Callable[[str], None] | None = None,
     **settings: Any,
@@ -92,7 +92,8 @@ def sweep_rates(
       rates: to begin with.
       seeds: one run each, for every rate.
       num_rounds: the most rounds of a run.
-      stop_at: the target test accuracy; a seed's runs end when one of them has reached it.
+      stop_at: the target test accuracy; a seed's runs end when one of them has reached it. With None
+        the most accurate run is the best.
       most_rates: the grid is never widened beyond this many.
       report: receives a line of text for each widening.
       **settings: for `sweep`.
@@ -140,7 +141,7 @@ def _beyond(runs: Sequence[Mapping[str, Any]], per_decade: int) -> list[float]:
     return further
 
 
-def describe_run(run: SweepRun, target: float) -> dict[str, Any]:
+def describe_run(run: SweepRun, target: float | None) -> dict[str, Any]:
     """A run of a sweep over rates as JSON values.
 
     Returns:
@@ -152,7 +153,7 @@ def describe_run(run: SweepRun, target: float) -> dict[str, Any]:
     return {
         "rate": run.hparams["client_lr"],
         "seed": run.seed,
-        "rounds_to_target": _rounded(run.rounds_to_target(target), 2),
+        "rounds_to_target": None if target is None else _rounded(run.rounds_to_target(target), 2),
         "best_accuracy": _rounded(run.best_accuracy, 5),
         "seconds": _rounded(rows[-1]["seconds"], 2),
         "diverged": run.diverged,

@@ -47,7 +47,7 @@ class PublishedCell(NamedTuple):
     def row(self) -> str:
         """Its row in the table: C and B in table 1, whose columns they are as well; else E and B."""
         first = f"C={self.client_fraction:g}" if self.table == 1 else f"E={self.local_epochs}"
-        return f"{first}/B={batch_name(self.batch_size)}"
+        return f"{first}/B={batch_value(self.batch_size)}"
 
     @property
     def name(self) -> str:
@@ -58,7 +58,7 @@ class PublishedCell(NamedTuple):
                 self.partition,
                 f"C{self.client_fraction:g}",
                 f"E{self.local_epochs}",
-                f"B{batch_name(self.batch_size)}",
+                f"B{batch_value(self.batch_size)}",
             )
         )
 
@@ -71,7 +71,7 @@ class PublishedCell(NamedTuple):
             "algorithm": "fed_sgd" if self.is_fed_sgd else "fed_avg",
             "C": self.client_fraction,
             "E": self.local_epochs,
-            "B": batch_name(self.batch_size),
+            "B": batch_value(self.batch_size),
             "target": self.target,
         }
 
@@ -84,9 +84,9 @@ class PublishedCell(NamedTuple):
         return (0.0464, 0.1, 0.215) if self.local_epochs == 1 else (0.0215, 0.0464, 0.1)
 
 
-def batch_name(batch_size: float) -> str:
-    """`B` as people write it."""
-    return "inf" if batch_size == math.inf else f"{batch_size:g}"
+def batch_value(batch_size: float) -> int | str:
+    """`B` as JSON: a whole number, or "inf"."""
+    return "inf" if batch_size == math.inf else int(batch_size)
 
 
 def published(table: int, model: str) -> list[PublishedCell]:

@@ -103,11 +103,13 @@ def provenance() -> dict[str, Any]:
 
 
 def write_csv(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes dicts of the same keys as a table; None becomes an empty field."""
+    """Writes dicts of the same keys as a table; None becomes an empty field, a list `a;b`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    for row in rows:
+        fields = {name: ";".join(map(str, v)) if isinstance(v, list) else v for name, v in row.items()}
+        writer.writerow(fields)
     files.write_text(pathlib.Path(path), text.getvalue())
 
 

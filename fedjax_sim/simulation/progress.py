@@ -21,7 +21,7 @@ class Progress:
     def __init__(self, total: int, done: int = 0):
         self._total, self._first = total, done
         self._started = self._shown = time.monotonic()
-        self._bar = None
+        self._bar, self._line = None, -1
         if sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, unit="round", dynamic_ncols=True)
 
@@ -39,8 +39,10 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
-        elif last or now - self._shown >= _SECONDS_BETWEEN_LINES or done == self._first:
-            self._shown = now
+        elif done != self._line and (
+            last or now - self._shown >= _SECONDS_BETWEEN_LINES or done == self._first
+        ):
+            self._shown, self._line = now, done
             print(
                 f"round {done}/{self._total}: {text}{self._left(done, last)}",
                 file=sys.stderr,

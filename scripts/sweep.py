@@ -1,0 +1,214 @@
+r"""Sweeps FedAvg over E, B and C, each combination at its best learning rate.
+
+With no flags: 100 clients with two digits each, four combinations, three rates, in about a minute.
+
+  python scripts/sweep.py
+  python scripts/sweep.py --local_epochs=1,5,20 --batch_sizes=10,50,inf --client_lrs=0.0464,0.1,0.215
+  python scripts/sweep.py --dataset=mnist --data_dir=DIR --partition=iid --target_accuracy=0.97 \
+      --lr_grid=0.01:1:3 --client_fractions=0,0.1,1 --seeds=0,1 --num_rounds=1000
+
+All rates and seeds of a combination (a cell) run in one compiled program. Where the best rate lies at
+the edge of the grid, further ones are tried. With a target a cell ends when one of its curves has
+crossed it. The workdir receives cells.jsonl (a row per run), table.md and table.csv (a row per cell),
+curves.png, cells/NAME.json and cells/NAME.png. The same command on the same workdir continues after
+the last finished cell.
+"""
+
+import itertools
+import pathlib
+import time
+from typing import NamedTuple
+
+import workload
+from absl import flags
+from common import batch_size, numbers, run, say
+
+import fedjax_sim as fs
+
+flags.adopt_module_key_flags(workload)
+_LOCAL_EPOCHS = flags.DEFINE_list("local_epochs", ["1", "5"], "E, epochs a client trains in a round.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["10", "inf"], "B, examples in a local batch, or inf.")
+_CLIENT_FRACTIONS = flags.DEFINE_list(
+    "client_fractions", ["0.1"], "C; max(C * N, 1) clients take part in a round."
+)
+_CLIENT_LRS = flags.DEFINE_list(
+    "client_lrs", ["0.0464", "0.1", "0.215"], "Learning rates of the clients to begin with."
+)
+_LR_GRID = flags.DEFINE_string(
+    "lr_grid", None, "first:last:per_decade in place of --client_lrs, such as 0.01:1:3."
+)
+_MOST_RATES = flags.DEFINE_integer(
+    "most_rates", 13, "The grid is widened up to so many rates while the best lies at its edge."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the runs; the clients' data is the same for all.")
+_NUM_ROUNDS = flags.DEFINE_integer("num_rounds", 100, "R, communication rounds at most.")
+_EVAL_EVERY = flags.DEFINE_integer("eval_every", 1, "Rounds between evaluations.")
+_TARGET_ACCURACY = flags.DEFINE_float(
+    "target_accuracy",
+    None,
+    "What a cell's runs race for, such as 0.97; without it the most accurate rate is the best.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where results go; by default a folder of runs/ named by the flags."
+)
+
+
+class Cell(NamedTuple):
+    """A combination of what is compiled into the program."""
+
+    client_fraction: float
+    local_epochs: int
+    batch_size: float
+
+    @property
+    def name(self) -> str:
+        batch = fs.experiment.batch_value(self.batch_size)
+        return f"C{self.client_fraction:g}-E{self.local_epochs}-B{batch}"
+
+    @property
+    def label(self) -> str:
+        return self.name.replace("-", " ").replace("C", "C=").replace("E", "E=").replace("B", "B=")
+
+
+def _sweep() -> None:
+    cells = [
+        Cell(*values)
+        for values in itertools.product(
+            numbers("client_fractions", _CLIENT_FRACTIONS.value, float),
+            numbers("local_epochs", _LOCAL_EPOCHS.value, int),
+            numbers("batch_sizes", _BATCH_SIZES.value, batch_size),
+        )
+    ]
+    rates, seeds = _rates(), numbers("seeds", _SEEDS.value, int)
+    clients, test, task = workload.load(seeds[0])
+    _check(cells, task, clients.num_clients)
+    workdir = pathlib.Path(_WORKDIR.value or workload.default_workdir("sweep", _settings()))
+    fs.experiment.claim_workdir(workdir, _settings() | {"data_digest": clients.digest()})
+    say(f"{clients.describe()}\nWriting to {workdir}")
+    evaluate = fs.accuracy(task, test, layout=fs.Layout())
+    records = fs.experiment.Records(workdir)
+    with records.locked():
+        clock = _Clock(cells, clients.num_clients)
+        for number, cell in enumerate(cells, 1):
+            if records.load(cell.name) is not None:
+                clock.skip(cell)
+                say(f"{cell.label}: done before")
+                continue
+            say(f"{cell.label}, cell {number} of {len(cells)}{clock.left()}")
+            records.save(cell.name, _run(cell, clients, task, evaluate, rates, seeds))
+            clock.finish(cell)
+            _write(workdir, records, cells)
+        table = _write(workdir, records, cells)
+    print(table, end="")
+
+
+def _check(cells: list[Cell], task: fs.Task, num_clients: int) -> None:
+    """Every cell is built once, so that the last one's mistake shows before the first one runs."""
+    if len(set(cells)) < len(cells):
+        raise ValueError("--client_fractions, --local_epochs or --batch_sizes holds a value twice")
+    for cell in cells:
+        fs.cohort_size(num_clients, cell.client_fraction)
+        workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0)
+
+
+def _run(cell, clients, task, evaluate, rates, seeds) -> dict:
+    started = time.perf_counter()
+    runs = fs.experiment.sweep_rates(
+        workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0),
+        clients,
+        rates=rates,
+        seeds=seeds,
+        num_rounds=_NUM_ROUNDS.value,
+        stop_at=_TARGET_ACCURACY.value,
+        most_rates=_MOST_RATES.value,
+        client_fraction=cell.client_fraction,
+        evaluate=evaluate,
+        eval_every=_EVAL_EVERY.value,
+        progress=True,
+        report=say,
+    )
+    n = int(clients.offsets[-1])
+    updates = fs.experiment.expected_updates(cell.local_epochs, cell.batch_size, n, clients.num_clients)
+    identity = {
+        "C": cell.client_fraction,
+        "E": cell.local_epochs,
+        "B": fs.experiment.batch_value(cell.batch_size),
+        "u": round(updates, 2),
+        "target": _TARGET_ACCURACY.value,
+    }
+    seconds = round(time.perf_counter() - started, 1)
+    return {"cell": identity, "seconds": seconds, **fs.experiment.provenance(), "runs": runs}
+
+
+def _write(workdir: pathlib.Path, records: fs.experiment.Records, cells: list[Cell]) -> str:
+    """Writes what follows from the finished cells, in the order of the flags."""
+    known = records.load_all()
+    done = [(cell, known[cell.name]) for cell in cells if cell.name in known]
+    columns = ("rate", "seed", "rounds_to_target", "best_accuracy", "seconds", "diverged")
+    rows = [
+        {name: record["cell"][name] for name in ("E", "B", "C")} | {name: run[name] for name in columns}
+        for _, record in done
+        for run in record["runs"]
+    ]
+    fs.experiment.write_lines(workdir / "cells.jsonl", rows)
+    table = fs.experiment.sweep_table([record for _, record in done])
+    text = fs.experiment.sweep_markdown(table)
+    fs.experiment.write_text(workdir / "table.md", text)
+    fs.experiment.write_csv(workdir / "table.csv", table)
+    best = {}
+    for cell, record in done:
+        runs = record["runs"]
+        best[cell.label] = fs.experiment.envelope(runs, runs[0]["seed"])
+        picture = records.path(cell.name).with_suffix(".png")
+        if not picture.exists():
+            curves = {f"{r['rate']:g}, seed {r['seed']}": (r["rounds"], r["accuracy"]) for r in runs}
+            fs.experiment.plot_curves({cell.label: curves}, picture, target=_TARGET_ACCURACY.value)
+    fs.experiment.plot_curves(
+        {workload.title("fed_avg"): best}, workdir / "curves.png", target=_TARGET_ACCURACY.value
+    )
+    return text
+
+
+class _Clock:
+    """Estimates the time left from the work of the cells done: examples at the limit of rounds."""
+
+    def __init__(self, cells: list[Cell], num_clients: int):
+        self._num_clients, self._started, self._done = num_clients, time.monotonic(), 0
+        self._ahead = sum(map(self._work, cells))
+
+    def _work(self, cell: Cell) -> int:
+        return cell.local_epochs * fs.cohort_size(self._num_clients, cell.client_fraction)
+
+    def skip(self, cell: Cell) -> None:
+        self._ahead -= self._work(cell)
+
+    def finish(self, cell: Cell) -> None:
+        self._done += self._work(cell)
+        self._ahead -= self._work(cell)
+
+    def left(self) -> str:
+        if not self._done:
+            return ""
+        seconds = (time.monotonic() - self._started) / self._done * self._ahead
+        return f", about {seconds:.0f} s left for all"
+
+
+def _rates() -> list[float]:
+    if _LR_GRID.value is None:
+        return numbers("client_lrs", _CLIENT_LRS.value, float)
+    if flags.FLAGS["client_lrs"].present:
+        raise ValueError("--client_lrs and --lr_grid exclude each other; give one")
+    parts = _LR_GRID.value.split(":")
+    if len(parts) != 3:
+        raise ValueError(f"--lr_grid is {_LR_GRID.value!r}; wanted first:last:per_decade")
+    low, high = numbers("lr_grid", parts[:2], float)
+    (per_decade,) = numbers("lr_grid", parts[2:], int)
+    return fs.experiment.rate_grid(low, high, per_decade)
+
+
+def _settings() -> dict:
+    return workload.settings(("workdir",))
+
+
+if __name__ == "__main__":
+    run("sweep.py", _sweep)

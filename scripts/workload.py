@@ -1,0 +1,135 @@
+"""Flags of what is trained on whose data, and what is made of them."""
+
+import functools
+import hashlib
+import json
+import sys
+from typing import NamedTuple
+
+import optax
+from absl import flags
+
+import fedjax_sim as fs
+
+DATASET = flags.DEFINE_string(
+    "dataset",
+    "mnist5k",
+    "mnist5k (comes with the installation), mnist or qmnist (files in --data_dir), or tfds:<name>.",
+)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set's files.")
+MODEL = flags.DEFINE_string("model", "2nn", "2nn, cnn or logistic.")
+PARTITION = flags.DEFINE_string(
+    "partition",
+    "shards",
+    "Who owns which examples: iid; shards (sorted by label, --shards_per_client pieces each); "
+    "dirichlet (--alpha); lognormal (IID of unequal sizes, --sigma); natural (--partition_key).",
+)
+_NUM_CLIENTS = flags.DEFINE_integer("num_clients", 100, "N; ignored by --partition=natural.")
+_SHARDS_PER_CLIENT = flags.DEFINE_integer("shards_per_client", 2, "Pieces each client receives.")
+_ALPHA = flags.DEFINE_float("alpha", 0.5, "Dirichlet concentration; small means few labels each.")
+_SIGMA = flags.DEFINE_float("sigma", 1.0, "Spread of the lognormal client sizes.")
+_PARTITION_KEY = flags.DEFINE_string("partition_key", "writer", "Column that names the owner.")
+_PARTITION_SEED = flags.DEFINE_integer(
+    "partition_seed", None, "Fixes who owns what; by default the (first) seed of the run."
+)
+LR_DECAY = flags.DEFINE_float("lr_decay", 1.0, "Multiplies the clients' rate after each round.")
+_SERVER_LR = flags.DEFINE_float(
+    "server_lr", 1.0, "Rate of fed_avg's server; 1 replaces the model by the average."
+)
+_SERVER_OPTIMIZER = flags.DEFINE_string("server_optimizer", "sgd", "sgd, momentum, adam or yogi.")
+WEIGHTING = flags.DEFINE_string("weighting", "examples", "Of clients: examples or uniform.")
+_SHUFFLE = flags.DEFINE_string("shuffle", "each_epoch", "each_epoch, once or never.")
+
+_MODELS = {
+    "2nn": fs.models.mnist_2nn,
+    "cnn": fs.models.mnist_cnn,
+    "logistic": fs.models.logistic_regression,
+}
+_SERVER_OPTIMIZERS = {
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "adam": functools.partial(optax.adam, b2=0.99, eps=1e-3),
+    "yogi": functools.partial(optax.yogi, b2=0.99, eps=1e-3),
+}
+
+
+class Workload(NamedTuple):
+    """Data of clients, a test set, and the task that is learned on them."""
+
+    clients: fs.data.FederatedData
+    test: fs.data.Dataset
+    task: fs.Task
+
+
+def load(seed: int) -> Workload:
+    """Makes what the flags say; names are checked before any data is read.
+
+    Args:
+      seed: of the partition, unless --partition_seed gives another.
+
+    Raises:
+      ValueError: a flag has no such value.
+    """
+    model = fs.choose("model", MODEL.value, _MODELS)
+    partition = _partition(seed if _PARTITION_SEED.value is None else _PARTITION_SEED.value)
+    train, test = fs.data.load(DATASET.value, data_dir=_DATA_DIR.value)
+    clients = fs.data.federate(train, partition)
+    return Workload(clients, test, model(train.num_classes, train.examples["x"].shape[1:]))
+
+
+def fed_avg(task: fs.Task, local_epochs: int, batch_size: float, client_lr: float) -> fs.Algorithm:
+    """Federated Averaging with the flags' server."""
+    return fs.fed_avg(
+        task,
+        optax.sgd,
+        server_optimizer(),
+        local_epochs=local_epochs,
+        batch_size=batch_size,
+        client_lr=client_lr,
+        server_lr=_SERVER_LR.value,
+        lr_decay=LR_DECAY.value,
+        weighting=WEIGHTING.value,
+        shuffle=_SHUFFLE.value,
+    )
+
+
+def server_optimizer():
+    """The optimizer that --server_optimizer names."""
+    return fs.choose("server_optimizer", _SERVER_OPTIMIZER.value, _SERVER_OPTIMIZERS)
+
+
+def title(algorithm: str) -> str:
+    """Of pictures."""
+    return f"{algorithm}, {MODEL.value} on {DATASET.value}, {PARTITION.value}"
+
+
+def default_workdir(prefix: str, known: dict) -> str:
+    """A folder of runs/ named by the workload and by all settings."""
+    name = "-".join((prefix, DATASET.value, MODEL.value, PARTITION.value))
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    return f"runs/{name.replace(':', '_').replace('/', '_')}-{digest[:6]}"
+
+
+def settings(left_out: tuple[str, ...]) -> dict:
+    """All flags of the script that runs, by which a workdir recognises it.
+
+    Args:
+      left_out: those that do not change results. Where the data lies is none of them.
+    """
+    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    left_out = ("data_dir", *left_out)
+    return {flag.name: flag.value for flag in own if flag.name not in left_out}
+
+
+def _partition(seed: int) -> fs.data.Partition:
+    num_clients = _NUM_CLIENTS.value
+    factories = {
+        "iid": lambda: fs.data.iid(num_clients=num_clients, seed=seed),
+        "shards": lambda: fs.data.shards(
+            num_clients=num_clients, shards_per_client=_SHARDS_PER_CLIENT.value, seed=seed
+        ),
+        "dirichlet": lambda: fs.data.dirichlet(num_clients=num_clients, alpha=_ALPHA.value, seed=seed),
+        "lognormal": lambda: fs.data.lognormal(num_clients=num_clients, sigma=_SIGMA.value, seed=seed),
+        "natural": lambda: fs.data.natural(_PARTITION_KEY.value),
+    }
+    return fs.choose("partition", PARTITION.value, factories)()
