@@ -1,4 +1,4 @@
-"""Runs cells of the FedAvg paper's tables and prints ours beside the paper's.
+"""Runs cells and figures of the FedAvg paper's MNIST part and prints ours beside the paper's.
 
 McMahan et al., "Communication-efficient learning of deep networks from decentralized data", 2017.
 Every cell is run at several learning rates, from likely ones outwards until the best lies inside the
@@ -9,11 +9,13 @@ grid, and ends when one of its curves has crossed the target, or at 1.25 times t
   python scripts/reproduce.py --data_dir=DIR --figure=1
   python scripts/reproduce.py --report
 
-DIR holds MNIST's four files. The workdir receives cells/NAME.json for each finished cell, tables.md
-and, with --report, report.html, one page of everything that has been run so far. A finished cell is
-not run again: delete its file if you want it to be; an interrupted one starts anew.
+DIR holds MNIST's four files. Figures 2 and 7 are the curves of tables 2 and 4; 6 and 8 follow the loss
+on all train data for --rounds_limit rounds. The workdir receives cells/NAME.json for each finished
+cell, tables.md, figureN.png and, with --report, report.html: one page of all that has been run so far.
+A finished cell is not run again: delete its file if it shall be; an interrupted one starts anew.
 """
 
+import math
 import pathlib
 
 from absl import flags
@@ -22,6 +24,7 @@ from common import numbers, run, say
 import fedjax_sim as fs
 
 _TABLE = flags.DEFINE_integer("table", None, "1, 2 or 4.")
+_FIGURE = flags.DEFINE_integer("figure", None, "1, 2, 6, 7 or 8.")
 _MODEL = flags.DEFINE_string(
     "model", None, "2nn or cnn, of table 1; tables 2 and 4 have but one, which is the default."
 )
@@ -32,7 +35,10 @@ _RATES = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the runs; the clients' data is the same for all.")
 _ROUNDS_LIMIT = flags.DEFINE_integer(
-    "rounds_limit", None, "Rounds at most; by default 1.25 times the paper's, which is what is accepted."
+    "rounds_limit",
+    None,
+    "Rounds at most; by default 1.25 times the paper's, which is what is accepted. Of figures 6 and 8: "
+    "rounds, by default 30.",
 )
 _REPORT = flags.DEFINE_bool("report", False, "Write report.html from what has been run so far.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of MNIST's files.")
@@ -42,42 +48,73 @@ _MODELS = {"2nn": fs.models.mnist_2nn, "cnn": fs.models.mnist_cnn}
 
 
 def _reproduce() -> None:
-    if _TABLE.value is None and not _REPORT.value:
-        raise ValueError("nothing to do; wanted --table, --figure or --report (see --help)")
-    cells = [] if _TABLE.value is None else _cells(_TABLE.value)
+    asked = [value for value in (_TABLE.value, _FIGURE.value) if value is not None]
+    if len(asked) != 1 and not (_REPORT.value and not asked):
+        raise ValueError("wanted one of --table, --figure and --report (see --help)")
+    figures = {"1": 1} | {str(number): number for number in fs.experiment.FIGURES}
+    if _FIGURE.value is not None:
+        fs.choose("figure", str(_FIGURE.value), figures)
+    cells = _cells()
     rates = None if _RATES.value is None else numbers("client_lrs", _RATES.value, float)
     seeds = numbers("seeds", _SEEDS.value, int)
-    records = fs.experiment.Records(_WORKDIR.value)
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir, records = pathlib.Path(_WORKDIR.value), fs.experiment.Records(_WORKDIR.value)
     with records.locked():
-        if cells:
+        if _FIGURE.value == 1:
+            _average_two_models(records)
+        elif _FIGURE.value is not None and fs.experiment.FIGURES[_FIGURE.value].loss:
+            _run_losses(cells, records)
+        elif cells:
             _run(cells, records, rates, seeds)
-            known = records.load_all()
-            fs.experiment.write_text(workdir / "tables.md", fs.experiment.render_tables(known))
-            part = fs.experiment.published(_TABLE.value, cells[0].model)  # whole, for its first row
-            rows = fs.experiment.reproduction_table(part, known)
-            chosen = [row for cell, row in zip(part, rows, strict=True) if cell in cells]
-            print(fs.experiment.reproduction_markdown(chosen), end="")
+        known = records.load_all()
+        fs.experiment.write_text(workdir / "tables.md", fs.experiment.render_tables(known))
+        drawn = {n: fs.experiment.draw_figure(n, known, workdir) for n in figures.values()}
+        if _FIGURE.value is not None:
+            say(f"wrote {drawn[_FIGURE.value]}")
+        if _TABLE.value is not None:
+            _print_table(cells, known)
+        if _REPORT.value:
+            page = fs.experiment.render_page(known, {n: path for n, path in drawn.items() if path})
+            fs.experiment.write_text(workdir / "report.html", page)
+            say(f"wrote {workdir / 'report.html'}")
 
 
-def _cells(table: int) -> list[fs.experiment.PublishedCell]:
-    models = [model for number, model in fs.experiment.PARTS if number == table]
-    model = _MODEL.value or (models[0] if len(models) == 1 else "2nn")
-    cells = fs.experiment.choose_rows(fs.experiment.published(table, model), _ROWS.value)
+def _cells() -> list[fs.experiment.PublishedCell]:
+    """The cells that the flags ask for."""
+    if _TABLE.value is not None:
+        models = [model for number, model in fs.experiment.PARTS if number == _TABLE.value]
+        model = _MODEL.value or (models[0] if len(models) == 1 else "2nn")
+        cells = fs.experiment.published(_TABLE.value, model)
+    elif _FIGURE.value is not None and _FIGURE.value != 1:
+        cells = fs.experiment.figure_cells(_FIGURE.value)
+    else:
+        return []
+    cells = fs.experiment.choose_rows(cells, _ROWS.value)
     return [cell for cell in cells if _PARTITION.value in (cell.partition, "both")]
 
 
+def _print_table(cells, known) -> None:
+    part = fs.experiment.published(cells[0].table, cells[0].model)  # whole, for its first row
+    rows = fs.experiment.reproduction_table(part, known)
+    chosen = [row for cell, row in zip(part, rows, strict=True) if cell in cells]
+    print(fs.experiment.markdown(fs.experiment.reproduction_text(chosen)), end="")
+
+
+def _missing(names: list[str], records) -> list[str]:
+    """Those not run yet, with a word on the others."""
+    missing = [name for name in names if records.load(name) is None]
+    for name in names:
+        if name not in missing:
+            say(f"{name}: done before, see {records.path(name)}")
+    return missing
+
+
 def _run(cells, records, rates, seeds) -> None:
-    missing = [cell for cell in cells if records.load(cell.name) is None]
-    for cell in cells:
-        if cell not in missing:
-            say(f"{cell.name}: done before, see {records.path(cell.name)}")
+    missing = _missing([cell.name for cell in cells], records)
     if not missing:
         return
-    train, test = fs.data.load("mnist", data_dir=_DATA_DIR.value)
-    task = _MODELS[missing[0].model]()
+    train, test, task = _load(cells[0].model)
     evaluate = fs.accuracy(task, test, layout=fs.Layout())
-    for number, cell in enumerate(missing, 1):
+    for number, cell in enumerate((c for c in cells if c.name in missing), 1):
         say(f"{cell.name}, cell {number} of {len(missing)}; the paper's rounds: {cell.rounds}")
         record = fs.experiment.run_cell(
             cell,
@@ -92,6 +129,40 @@ def _run(cells, records, rates, seeds) -> None:
         )
         records.save(cell.name, record)
         say(", ".join(map(_outcome, fs.experiment.best_of_each_seed(record["runs"]))))
+
+
+def _run_losses(cells, records) -> None:
+    missing = _missing([fs.experiment.loss_name(cell) for cell in cells], records)
+    if not missing:
+        return
+    train, test, task = _load(cells[0].model)
+    evaluate = [fs.accuracy(task, test), fs.accuracy(task, train, prefix="full_train")]
+    rounds = _ROUNDS_LIMIT.value or 30
+    for cell in cells:
+        name = fs.experiment.loss_name(cell)
+        if name in missing:
+            say(name)
+            record = fs.experiment.run_loss(
+                cell,
+                task,
+                fs.experiment.paper_clients(train, cell.partition),
+                evaluate,
+                known=records.load(cell.name),
+                num_rounds=rounds,
+                eval_every=math.ceil(rounds / 15),
+            )
+            records.save(name, record)
+
+
+def _average_two_models(records) -> None:
+    if _missing([fs.experiment.FIGURE_1], records):
+        train, _, task = _load("2nn")
+        records.save(fs.experiment.FIGURE_1, fs.experiment.average_two_models(task, train))
+
+
+def _load(model: str):
+    train, test = fs.data.load("mnist", data_dir=_DATA_DIR.value)
+    return train, test, _MODELS[model]()
 
 
 def _outcome(best: fs.experiment.Best) -> str:

@@ -1,7 +1,18 @@
 """What papers and people want of runs: protocols, published tables, pictures, reports, counts."""
 
+from fedjax_sim.experiment.figures import (
+    FIGURE_1,
+    FIGURES,
+    average_two_models,
+    draw_figure,
+    figure_cells,
+    figure_panels,
+    loss_name,
+    run_loss,
+)
 from fedjax_sim.experiment.flops import training_flops
 from fedjax_sim.experiment.grids import rate_grid
+from fedjax_sim.experiment.page import render_page
 from fedjax_sim.experiment.plots import plot_curve, plot_curves, plot_labels
 from fedjax_sim.experiment.protocol import (
     Best,
@@ -28,25 +39,34 @@ from fedjax_sim.experiment.reproduction import (
     run_cell,
 )
 from fedjax_sim.experiment.tables import (
+    markdown,
     render_tables,
-    reproduction_markdown,
     reproduction_table,
+    reproduction_text,
     sweep_markdown,
     sweep_table,
 )
 
 __all__ = [
+    "FIGURES",
+    "FIGURE_1",
     "PARTS",
     "Best",
     "PublishedCell",
     "Records",
+    "average_two_models",
     "batch_value",
     "best_of_each_seed",
     "choose_rows",
     "claim_workdir",
     "default_limit",
+    "draw_figure",
     "envelope",
     "expected_updates",
+    "figure_cells",
+    "figure_panels",
+    "loss_name",
+    "markdown",
     "mean_rounds",
     "paper_algorithm",
     "paper_clients",
@@ -56,10 +76,12 @@ __all__ = [
     "provenance",
     "published",
     "rate_grid",
+    "render_page",
     "render_tables",
-    "reproduction_markdown",
     "reproduction_table",
+    "reproduction_text",
     "run_cell",
+    "run_loss",
     "sweep_markdown",
     "sweep_rates",
     "sweep_table",

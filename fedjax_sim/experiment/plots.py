@@ -55,16 +55,18 @@ def plot_curves(
     target: float | None = None,
     ylabel: str = "test accuracy",
     log: bool = False,
+    xlabel: str = "communication rounds",
     title: str = "",
 ) -> None:
-    """Draws many curves over communication rounds, one panel below the other.
+    """Draws many curves, one panel below the other.
 
     Args:
-      panels: title of a panel -> name of a curve -> (rounds `[n]`, values `[n]`).
+      panels: title of a panel -> name of a curve -> (x `[n]`, values `[n]`).
       path: of the PNG file.
       target: draws a line at this value.
       ylabel: what the values are.
       log: of the values' axis.
+      xlabel: what the curves run over.
       title: of the picture.
     """
     figure, all_axes = _subplots(len(panels), squeeze=False)
@@ -80,7 +82,7 @@ def plot_curves(
         axes.grid(alpha=0.3)
         if curves:
             axes.legend(fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
-    all_axes[-1, 0].set_xlabel("communication rounds")
+    all_axes[-1, 0].set_xlabel(xlabel)
     figure.suptitle(title)
     _save(figure, path)
 

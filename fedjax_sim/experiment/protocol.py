@@ -159,9 +159,7 @@ def describe_run(run: SweepRun, target: float | None) -> dict[str, Any]:
         "diverged": run.diverged,
         "rounds": [row["round"] for row in rows],
         "accuracy": [_rounded(row["test_accuracy"], 3) for row in rows],
-        "train_loss": [
-            None if row["train_loss"] is None else float(f"{row['train_loss']:.3g}") for row in rows
-        ],
+        "train_loss": [three_digits(row["train_loss"]) for row in rows],
     }
 
 
@@ -181,6 +179,11 @@ def envelope(runs: Sequence[Mapping[str, Any]], seed: int) -> tuple[np.ndarray, 
     rounds = np.unique(np.concatenate([run["rounds"] for run in own]))
     curves = [np.interp(rounds, run["rounds"], np.maximum.accumulate(run["accuracy"])) for run in own]
     return rounds, np.max(curves, axis=0)
+
+
+def three_digits(value: float | None) -> float | None:
+    """A number to three significant digits."""
+    return None if value is None else float(f"{value:.3g}")
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
