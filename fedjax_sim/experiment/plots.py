@@ -75,6 +75,8 @@ def plot_curves(
             axes.plot(*curve, label=label, color=colour)
         if target is not None:
             axes.axhline(target, color="gray", linewidth=0.8)
+            best = max((np.max(values) for _, values in curves.values()), default=target)
+            axes.set_ylim(bottom=max(0, min(target, best) - 0.2))  # where curves differ
         if log:
             axes.set_yscale("log")
         axes.set_title(name)

@@ -72,7 +72,8 @@ def sweep(
       eval_every: rounds between evaluations.
       stop_at: the runs of a seed race for this "test_accuracy": all of them end at the first evaluation
         in which one has it, for then the best combination is known.
-      layout: of ONE run; on a CPU one device, otherwise `default_layout()`.
+      layout: of ONE run; by default `default_layout()` on accelerators and for a run that is alone,
+        one device for each of several runs on a CPU.
       stacked: whether runs are an axis of the program rather than spread over cores; by default on
         accelerators only.
       progress: shows a bar on a terminal, lines elsewhere.
@@ -93,8 +94,9 @@ def sweep(
     check_data(data)
     if stacked is None:
         stacked = jax.default_backend() != "cpu"
+    count = len(combinations) * len(seeds)
     if layout is None:
-        layout = default_layout() if stacked else Layout()
+        layout = default_layout() if stacked or count == 1 else Layout()
 
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -105,7 +107,7 @@ def sweep(
             for combination in combinations
             for seed in seeds
         ]
-        bar = stack.enter_context(Progress(num_rounds * len(runs))) if progress else None
+        bar = stack.enter_context(Progress(num_rounds * count)) if progress else None
         race = _Race(blocks, evaluators, runs, num_rounds, stop_at, bar)
         (_run_stacked if stacked else _run_on_cores)(race)
         return SweepResult(
