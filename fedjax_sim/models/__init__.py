@@ -3,12 +3,18 @@
 from fedjax_sim.models.classifier import classifier, scale_pixels
 from fedjax_sim.models.conv import conv2d, max_pool2
 from fedjax_sim.models.digits import CNN, MLP, logistic_regression, mnist_2nn, mnist_cnn
+from fedjax_sim.models.language import StackedLSTM, char_lstm, language_model
+from fedjax_sim.models.lstm import LSTM
 
 __all__ = [
     "CNN",
+    "LSTM",
     "MLP",
+    "StackedLSTM",
+    "char_lstm",
     "classifier",
     "conv2d",
+    "language_model",
     "logistic_regression",
     "max_pool2",
     "mnist_2nn",
