@@ -36,7 +36,15 @@ CONFINED = {
     "tensorboardX": {"experiment"},
     "absl": set(),
 }
-WITHOUT_JAX = {"data.sources", "data.partition", "data.idx", "data.tfds", "data.dataset", "naming"}
+WITHOUT_JAX = {
+    "data.sources",
+    "data.partition",
+    "data.idx",
+    "data.shakespeare",
+    "data.tfds",
+    "data.dataset",
+    "naming",
+}
 
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from fedjax_sim.data.dataset import Dataset, from_arrays
 from fedjax_sim.data.idx import read_idx
+from fedjax_sim.data.shakespeare import read_shakespeare
 from fedjax_sim.data.tfds import load_tfds
 from fedjax_sim.naming import choose
 
@@ -24,18 +25,21 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[Dataset,
     * `"qmnist"`: the same images with the key `"writer"`, who wrote each digit; also needs
       `qmnist-train-labels-idx2-int.gz` and `qmnist-test-labels-idx2-int.gz` of Yadav and Bottou,
       "Cold Case: The Lost MNIST Digits", NeurIPS 2019, https://arxiv.org/abs/1905.10498.
+    * `"shakespeare"`: lines of plays with the key `"role"`, who speaks each, to predict characters;
+      needs `pg100.txt.gz` or `pg100.txt`, Project Gutenberg's etext 100 as posted in 2011,
+      https://www.gutenberg.org/ebooks/100; see `data/shakespeare.py`.
     * `"tfds:<name>"`: an image classification set of TensorFlow Datasets, such as `"tfds:cifar10"`
       or `"tfds:emnist/letters"`; prepared, and if need be downloaded, on first use.
 
     Args:
       name: one of the above.
-      data_dir: the folder of the files. MNIST's and QMNIST's are looked for in it and in its
-        immediate subfolders; for `tfds:` it is where that package keeps its sets, by default
-        its own choice. Unused by `"mnist5k"`.
+      data_dir: the folder of the files, which are looked for in it and in its immediate subfolders;
+        for `tfds:` it is where that package keeps its sets, by default its own choice. Unused by
+        `"mnist5k"`.
 
     Returns:
       Two `Dataset`s with `examples` `"x"`, uint8 `[n, height, width, channels]`, and `"y"`, int32
-      `[n]`.
+      `[n]`; of `"shakespeare"`, `"x"`, uint16 `[n, 80]`, and `"y"`, int32 `[n, 80]`.
 
     Raises:
       ValueError: the name is unknown, `data_dir` is missing or ambiguous, or a file is damaged.
@@ -72,6 +76,17 @@ def _mnist(name, data_dir) -> tuple[Dataset, Dataset]:
 def _qmnist(name, data_dir) -> tuple[Dataset, Dataset]:
     train, test = _mnist(name, data_dir)
     return _with_writers(train, data_dir, "train"), _with_writers(test, data_dir, "test")
+
+
+def _shakespeare(name, data_dir) -> tuple[Dataset, Dataset]:
+    try:
+        path = find_file(data_dir, "pg100.txt.gz")
+    except FileNotFoundError as absent:
+        try:
+            path = find_file(data_dir, "pg100.txt")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{absent} Nor is pg100.txt there, which would do.") from None
+    return read_shakespeare(path, name)
 
 
 def _mnist_split(name, split, data_dir, prefix, rows) -> Dataset:
@@ -127,5 +142,11 @@ def find_file(data_dir: str | os.PathLike | None, name: str) -> pathlib.Path:
 
 
 _SOURCES = types.MappingProxyType(
-    {"mnist5k": _mnist5k, "mnist": _mnist, "qmnist": _qmnist, _TFDS: load_tfds}
+    {
+        "mnist5k": _mnist5k,
+        "mnist": _mnist,
+        "qmnist": _qmnist,
+        "shakespeare": _shakespeare,
+        _TFDS: load_tfds,
+    }
 )

@@ -99,7 +99,7 @@ class TestNames:
         assert choose("letter", "b", {"a": 1, "b": 2}) == 2
 
     def test_unknown_name_offers_the_nearest(self):
-        wanted = "^unknown dataset 'mnits'; did you mean 'mnist'. Known: mnist, mnist5k, qmnist, tfds"
+        wanted = "^unknown dataset 'mnits'; did you mean 'mnist'. Known: mnist, mnist5k, qmnist, shakes"
         with pytest.raises(ValueError, match=wanted):
             load("mnits")
 
