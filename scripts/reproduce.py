@@ -54,6 +54,8 @@ def _reproduce() -> None:
     figures = {"1": 1} | {str(number): number for number in fs.experiment.FIGURES}
     if _FIGURE.value is not None:
         fs.choose("figure", str(_FIGURE.value), figures)
+    if _ROWS.value is not None and not _ROWS.value:
+        raise ValueError("--rows is empty; wanted names of rows with commas between, or no such flag")
     cells = _cells()
     rates = None if _RATES.value is None else numbers("client_lrs", _RATES.value, float)
     seeds = numbers("seeds", _SEEDS.value, int)
@@ -72,6 +74,8 @@ def _reproduce() -> None:
             say(f"wrote {drawn[_FIGURE.value]}")
         if _TABLE.value is not None:
             _print_table(cells, known)
+        if _REPORT.value and not known:
+            raise ValueError(f"nothing has been run in {workdir} yet; begin with --table or --figure")
         if _REPORT.value:
             page = fs.experiment.render_page(known, {n: path for n, path in drawn.items() if path})
             fs.experiment.write_text(workdir / "report.html", page)
@@ -137,7 +141,7 @@ def _run_losses(cells, records) -> None:
         return
     train, test, task = _load(cells[0].model)
     evaluate = [fs.accuracy(task, test), fs.accuracy(task, train, prefix="full_train")]
-    rounds = _ROUNDS_LIMIT.value or 30
+    rounds = 30 if _ROUNDS_LIMIT.value is None else _ROUNDS_LIMIT.value
     for cell in cells:
         name = fs.experiment.loss_name(cell)
         if name in missing:

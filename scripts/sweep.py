@@ -81,11 +81,11 @@ def _sweep() -> None:
     ]
     rates, seeds = _rates(), numbers("seeds", _SEEDS.value, int)
     clients, test, task = workload.load(seeds[0])
-    _check(cells, task, clients.num_clients)
+    evaluate = fs.accuracy(task, test, layout=fs.Layout())
+    _check(cells, clients, task, evaluate, rates, seeds)
     workdir = pathlib.Path(_WORKDIR.value or workload.default_workdir("sweep", _settings()))
     fs.experiment.claim_workdir(workdir, _settings() | {"data_digest": clients.digest()})
     say(f"{clients.describe()}\nWriting to {workdir}")
-    evaluate = fs.accuracy(task, test, layout=fs.Layout())
     records = fs.experiment.Records(workdir)
     with records.locked():
         clock = _Clock(cells, clients.num_clients)
@@ -102,13 +102,22 @@ def _sweep() -> None:
     print(table, end="")
 
 
-def _check(cells: list[Cell], task: fs.Task, num_clients: int) -> None:
-    """Every cell is built once, so that the last one's mistake shows before the first one runs."""
+def _check(cells, clients, task, evaluate, rates, seeds) -> None:
+    """Looks at every cell, so that the last one's mistake shows before anything is written."""
     if len(set(cells)) < len(cells):
         raise ValueError("--client_fractions, --local_epochs or --batch_sizes holds a value twice")
     for cell in cells:
-        fs.cohort_size(num_clients, cell.client_fraction)
-        workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0)
+        fs.check_sweep(
+            workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0),
+            clients,
+            hparams={"client_lr": rates},
+            seeds=seeds,
+            num_rounds=_NUM_ROUNDS.value,
+            client_fraction=cell.client_fraction,
+            evaluate=evaluate,
+            eval_every=_EVAL_EVERY.value,
+            stop_at=_TARGET_ACCURACY.value,
+        )
 
 
 def _run(cell, clients, task, evaluate, rates, seeds) -> dict:

@@ -113,19 +113,19 @@ def _drawing(runs: Sequence[Mapping[str, Any]], target: float) -> str:
         f'<text x="2" y="{height - 4}" font-size="11">{low:.2f}, round 0</text>',
         f'<text x="{width - 80}" y="{height - 4}" font-size="11">round {last}</text>',
     ]
+    legend = []
     for i, run in enumerate(runs):
         colour = _COLOURS[i % len(_COLOURS)]
         points = " ".join(
             f"{r / last * width:.1f},{y(a):.1f}"
             for r, a in zip(run["rounds"], run["accuracy"], strict=True)
         )
-        label = f"{run['rate']:g}" + (f" diverged in round {run['diverged']}" if run["diverged"] else "")
-        parts += [
-            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>',
-            f'<text x="{width - 220}" y="{height - 30 - 14 * i}" font-size="12" fill="{colour}">'
-            f"rate {label}, seed {run['seed']}</text>",
-        ]
-    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{points}"/>')
+        end = "" if run["diverged"] is None else f", diverged in round {run['diverged']}"
+        label = f"rate {run['rate']:g}, seed {run['seed']}{end}"
+        legend.append(f'<span style="color: {colour}">{label}</span>')
+    picture = f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
+    return f"{picture}<p>{'; '.join(legend)}</p>"
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

@@ -136,4 +136,6 @@ def _colours(count: int):
 
 
 def _save(figure, path: str | pathlib.Path) -> None:
-    figure.savefig(path, dpi=110, format="png")
+    partial = pathlib.Path(f"{path}.partial")  # so that a killed process leaves no half picture
+    figure.savefig(partial, dpi=110, format="png")
+    partial.replace(path)

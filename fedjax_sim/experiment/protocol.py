@@ -42,7 +42,7 @@ def best_of_each_seed(runs: Sequence[Mapping[str, Any]]) -> list[Best]:
 
     Args:
       runs: dicts with "rate", "seed", "rounds_to_target" and "best_accuracy". A run that diverged
-        before it reached the target is worse than any that did not.
+        before it reached the target is worse than any that did not; of equals the lower rate is best.
 
     Returns:
       In the order in which the seeds first occur.
@@ -52,7 +52,8 @@ def best_of_each_seed(runs: Sequence[Mapping[str, Any]]) -> list[Best]:
     def rank(run):
         reached = run["rounds_to_target"]
         missed = reached is None
-        return missed, missed and run["diverged"] is not None, reached or 0.0, -run["best_accuracy"]
+        diverged = missed and run["diverged"] is not None
+        return missed, diverged, reached or 0.0, -run["best_accuracy"], run["rate"]
 
     best = []
     for seed in dict.fromkeys(run["seed"] for run in runs):

@@ -47,7 +47,7 @@ class Records:
             return None
         try:
             record = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # of JSON, or of UTF-8
             raise ValueError(f"{path} is not JSON ({error}); delete it to run the cell again") from error
         if not isinstance(record, dict) or not {"cell", "runs"} <= record.keys():
             raise ValueError(f"{path} is not the record of a cell; delete it to run the cell again")
@@ -108,7 +108,7 @@ def write_csv(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> No
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        fields = {name: ";".join(map(str, v)) if isinstance(v, list) else v for name, v in row.items()}
+        fields = {name: _field(value) for name, value in row.items()}
         writer.writerow(fields)
     files.write_text(pathlib.Path(path), text.getvalue())
 
@@ -121,6 +121,12 @@ def write_lines(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> 
 def write_text(path: str | pathlib.Path, text: str) -> None:
     """Writes a text so that the file is never seen half-written."""
     files.write_text(pathlib.Path(path), text)
+
+
+def _field(value: Any) -> Any:
+    if isinstance(value, list):
+        return ";".join("" if item is None else str(item) for item in value)
+    return value
 
 
 def _dumps(value: Any) -> str:

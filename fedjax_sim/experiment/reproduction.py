@@ -69,8 +69,8 @@ def run_cell(
       The record: the cell, its settings, where it came from, and a dict per run.
     """
     started = time.perf_counter()
-    limit = num_rounds or default_limit(cell)
-    every = eval_every or max(1, (cell.rounds or _WITHOUT_A_NUMBER) // _POINTS)
+    limit = default_limit(cell) if num_rounds is None else num_rounds
+    every = max(1, (cell.rounds or _WITHOUT_A_NUMBER) // _POINTS) if eval_every is None else eval_every
     runs = sweep_rates(
         paper_algorithm(cell, task),
         clients,

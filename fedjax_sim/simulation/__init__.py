@@ -4,7 +4,7 @@ from fedjax_sim.simulation.compilations import CompilationCounter
 from fedjax_sim.simulation.evaluate import accuracy, accuracy_of_each_client, client_accuracy
 from fedjax_sim.simulation.result import Result, SweepResult, SweepRun, rounds_to_target
 from fedjax_sim.simulation.simulate import DivergenceError, cohort_size, simulate
-from fedjax_sim.simulation.sweep import sweep
+from fedjax_sim.simulation.sweep import check_sweep, sweep
 
 __all__ = [
     "CompilationCounter",
@@ -14,6 +14,7 @@ __all__ = [
     "SweepRun",
     "accuracy",
     "accuracy_of_each_client",
+    "check_sweep",
     "client_accuracy",
     "cohort_size",
     "rounds_to_target",

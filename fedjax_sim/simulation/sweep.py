@@ -1,38 +1,31 @@
 """Many runs of one algorithm at once: every combination of hyper-parameters and seeds."""
 
-import concurrent.futures
 import contextlib
-import dataclasses
 import itertools
-import math
 import numbers
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Algorithm, Layout
 from fedjax_sim.checks import check_count
-from fedjax_sim.devices import available_cores, default_layout
+from fedjax_sim.devices import default_layout
 from fedjax_sim.lanes import place
 from fedjax_sim.simulation.block import (
     Blocks,
     EvaluationFn,
     as_evaluators,
     check_data,
-    evaluate_into,
-    first_bad_round,
     merge_hparams,
-    row_zero,
 )
 from fedjax_sim.simulation.compilations import CompilationCounter
 from fedjax_sim.simulation.progress import Progress
-from fedjax_sim.simulation.result import SweepResult, SweepRun
-from fedjax_sim.simulation.simulate import cohort_size, divergence
+from fedjax_sim.simulation.race import Race, Running, run_on_cores, run_stacked
+from fedjax_sim.simulation.result import SweepResult
+from fedjax_sim.simulation.simulate import cohort_size
 
 
 def sweep(
@@ -85,31 +78,35 @@ def sweep(
       ValueError: a setting is out of its range, a grid is empty or holds a value twice.
       DivergenceError: a loss is not a finite number before any training.
     """
-    size = cohort_size(data.num_clients, client_fraction)
+    combinations = check_sweep(
+        algorithm,
+        data,
+        hparams=hparams,
+        seeds=seeds,
+        num_rounds=num_rounds,
+        client_fraction=client_fraction,
+        evaluate=evaluate,
+        eval_every=eval_every,
+        stop_at=stop_at,
+    )
     evaluators = as_evaluators(evaluate, stop_at)
-    combinations = _combinations(algorithm.hparams, hparams)
-    seeds = _check_grid("seeds", seeds, numbers.Integral)
-    num_rounds = check_count("num_rounds", num_rounds)
-    eval_every = check_count("eval_every", eval_every)
-    check_data(data)
     if stacked is None:
         stacked = jax.default_backend() != "cpu"
-    count = len(combinations) * len(seeds)
     if layout is None:
-        layout = default_layout() if stacked or count == 1 else Layout()
+        layout = default_layout() if stacked or len(combinations) == 1 else Layout()
 
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         compiled = stack.enter_context(CompilationCounter())
-        blocks = Blocks(algorithm, place(data, layout), size, layout, eval_every)
+        size = cohort_size(data.num_clients, client_fraction)
+        blocks = Blocks(algorithm, place(data, layout), size, layout, int(eval_every))
         runs = [
-            _Running(combination, seed, *blocks.start(jax.random.key(seed), combination))
-            for combination in combinations
-            for seed in seeds
+            Running(values, seed, *blocks.start(jax.random.key(seed), values))
+            for values, seed in combinations
         ]
-        bar = stack.enter_context(Progress(num_rounds * count)) if progress else None
-        race = _Race(blocks, evaluators, runs, num_rounds, stop_at, bar)
-        (_run_stacked if stacked else _run_on_cores)(race)
+        bar = stack.enter_context(Progress(num_rounds * len(runs))) if progress else None
+        race = Race(blocks, evaluators, runs, int(num_rounds), stop_at, bar)
+        (run_stacked if stacked else run_on_cores)(race)
         return SweepResult(
             tuple(race.finished(run) for run in runs),
             stop_at,
@@ -119,196 +116,40 @@ def sweep(
         )
 
 
-@dataclasses.dataclass(eq=False)
-class _Running:
-    """One run: where it stands, and where it stood a block earlier."""
+def check_sweep(
+    algorithm: Algorithm,
+    data: Any,
+    *,
+    hparams: Mapping[str, Sequence[float]],
+    seeds: Sequence[int] = (0,),
+    num_rounds: int,
+    client_fraction: float = 0.1,
+    evaluate: EvaluationFn | Sequence[EvaluationFn] = (),
+    eval_every: int = 1,
+    stop_at: float | None = None,
+) -> list[tuple[dict[str, float], int]]:
+    """Looks at everything that `sweep` would refuse, without running anything.
 
-    hparams: Mapping[str, float]
-    seed: int
-    state: Any
-    keys: Any
-    rows: list[dict] = dataclasses.field(default_factory=list)
-    before: Any = None
-    diverged: int | None = None
-    seconds: float = 0.0
-    busy: bool = False
+    Args: see `sweep`.
 
-    @property
-    def done(self) -> int:
-        return self.rows[-1]["round"] if self.rows else 0
+    Returns:
+      The runs there would be: their hyper-parameters and seeds.
 
-
-class _Race:
-    """What all runs share: how to go on, how to judge, when a seed's runs have their winner."""
-
-    def __init__(self, blocks, evaluators, runs, num_rounds, stop_at, bar):
-        self.blocks, self.runs, self.num_rounds = blocks, runs, num_rounds
-        self._evaluators, self._stop_at, self._bar = evaluators, stop_at, bar
-        self._bytes_each = blocks.algorithm.client_bytes(runs[0].state)
-        self._end = dict.fromkeys((run.seed for run in runs), math.inf)  # in rows
-
-    def is_open(self, run: _Running) -> bool:
-        going = not run.rows or run.done < self.num_rounds
-        return going and run.diverged is None and len(run.rows) < self._end[run.seed]
-
-    def next_run(self) -> _Running | None:
-        """The open run that is farthest behind, unless that would lead it too far ahead.
-
-        Cores that wait for all runs at every evaluation would idle; so a run may be one block ahead of
-        the slowest of its seed, and gives that block back if the race proves to have ended before.
-        """
-        ready = [run for run in self.runs if not run.busy and self.is_open(run)]
-        run = min(ready, key=lambda run: len(run.rows), default=None)
-        if run is None or self._stop_at is None:
-            return run
-        rivals = [r for r in self.runs if r.seed == run.seed and self.is_open(r)]
-        ahead = len(run.rows) - min(len(rival.rows) for rival in rivals)
-        return run if ahead <= 1 else None
-
-    def advance(self, run: _Running) -> tuple[Any, dict | None, int | None]:
-        """A run's next block: its state after it, its row, and the round in which it diverged."""
-        started = time.perf_counter()
-        if not run.rows:
-            return run.state, *self.judge(run, None, run.state, started, 1)
-        if self._stop_at is not None:
-            run.before = jax.tree.map(jnp.copy, run.state)
-        count = self.blocks.next_count(run.done, self.num_rounds)
-        state, infos = self.blocks.run(run.state, run.keys, run.done, count)
-        return state, *self.judge(run, infos, state, started, 1)
-
-    def judge(
-        self, run: _Running, infos: Any, state: Any, started: float, sharers: int
-    ) -> tuple[dict | None, int | None]:
-        """The row after a block that `sharers` runs made together; None and the round if it diverged."""
-        seconds = (time.perf_counter() - started) / sharers
-        if infos is None:
-            row = row_zero()
-        else:
-            bad = first_bad_round(run.done, infos)
-            if bad is not None:
-                return None, bad
-            row = self.blocks.next_row(run.rows[-1], infos, self._bytes_each)
-            row["round_seconds"] = round(seconds / len(infos["train_loss"]), 6)
-        judged = time.perf_counter()
-        finite = evaluate_into(row, self._evaluators, state.params, self._stop_at)
-        if not finite and infos is None:
-            raise divergence(0, run.hparams, None)
-        run.seconds += seconds + time.perf_counter() - judged
-        row["seconds"] = round(run.seconds, 6)
-        return (row, None) if finite else (None, row["round"])
-
-    def commit(self, run: _Running, state: Any, row: dict | None, diverged: int | None) -> None:
-        run.state = state
-        if row is None:
-            run.diverged = diverged
-            return
-        run.rows.append(row)
-        if self._stop_at is not None and row["test_accuracy"] >= self._stop_at:
-            self._end[run.seed] = min(self._end[run.seed], len(run.rows))
-        if self._bar is not None:
-            done = sum(r.done if self.is_open(r) else self.num_rounds for r in self.runs)
-            self._bar.update(done, row, last=not any(map(self.is_open, self.runs)))
-
-    def finished(self, run: _Running) -> SweepRun:
-        """A run without what it did after its race had ended."""
-        rows, state, diverged = run.rows, run.state, run.diverged
-        end = self._end[run.seed]
-        if len(rows) > end:
-            rows, state = rows[:end], run.before
-        elif len(rows) == end and diverged is not None:  # in the block after the end
-            state, diverged = run.before, None
-        return SweepRun(run.hparams, run.seed, rows, state, diverged)
-
-
-def _run_on_cores(race: _Race) -> None:
-    """Each core takes a run, leads it one block on and takes the next.
-
-    Compiled programs leave Python's lock alone, and several executions share one CPU device, so
-    threads are enough and one compilation serves them all.
+    Raises:
+      ValueError: a setting is out of its range, a grid is empty or holds a value twice.
     """
-    first = race.runs[0]
-    race.commit(first, *race.advance(first))  # compiles the evaluation, once
-    if race.is_open(first):
-        first.state, _ = race.blocks.run(first.state, first.keys, 0, 0)  # and the block
-    turn, stop = threading.Condition(), threading.Event()
-
-    def take() -> _Running | None:
-        with turn:
-            while not stop.is_set() and any(map(race.is_open, race.runs)):
-                run = race.next_run()
-                if run is not None:
-                    run.busy = True
-                    return run
-                turn.wait()
-            return None
-
-    def work() -> None:
-        try:
-            while (run := take()) is not None:
-                outcome = race.advance(run)
-                with turn:
-                    race.commit(run, *outcome)
-                    run.busy = False
-                    turn.notify_all()
-        except BaseException:
-            halt()
-            raise
-
-    def halt() -> None:
-        stop.set()
-        with turn:
-            turn.notify_all()
-
-    workers = min(available_cores(), len(race.runs))
-    with concurrent.futures.ThreadPoolExecutor(workers, "sweep") as pool:
-        futures = [pool.submit(work) for _ in range(workers)]
-        try:
-            for future in concurrent.futures.as_completed(futures):
-                future.result()
-        except BaseException:  # also when the user interrupts: the other cores finish their block
-            halt()
-            raise
-
-
-def _run_stacked(race: _Race) -> None:
-    """All runs step together, as one more axis of the program; those that ended keep still."""
-    states = _stack([run.state for run in race.runs])
-    keys = _stack([run.keys for run in race.runs])
-    for run in race.runs:
-        race.commit(run, *race.advance(run))
-    if any(map(race.is_open, race.runs)):
-        states, _ = race.blocks.run_stacked(states, keys, 0, np.zeros(len(race.runs)))  # compiles
-    while going := [i for i, run in enumerate(race.runs) if race.is_open(run)]:
-        started = time.perf_counter()
-        done = race.runs[going[0]].done
-        count = race.blocks.next_count(done, race.num_rounds)
-        counts = np.zeros(len(race.runs))
-        counts[going] = count
-        states, infos = race.blocks.run_stacked(states, keys, done, counts)
-        for i in going:
-            run, state = race.runs[i], _take(states, i)
-            own = {name: info[i, :count] for name, info in infos.items()}
-            outcome = race.judge(run, own, state, started, len(going))
-            race.commit(run, state, *outcome)
-
-
-def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-@jax.jit
-def _take(states: Any, i: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[i], states)
-
-
-def _combinations(
-    defaults: Mapping[str, float], grids: Mapping[str, Sequence[float]]
-) -> list[dict[str, float]]:
-    values = [_check_grid(name, grid, numbers.Real) for name, grid in grids.items()]
-    return [
-        merge_hparams(defaults, dict(zip(grids, chosen, strict=True)))
-        for chosen in itertools.product(*values)
+    cohort_size(data.num_clients, client_fraction)
+    as_evaluators(evaluate, stop_at)
+    grids = [_check_grid(name, grid, numbers.Real) for name, grid in hparams.items()]
+    seeds = _check_grid("seeds", seeds, numbers.Integral)
+    check_count("num_rounds", num_rounds)
+    check_count("eval_every", eval_every)
+    check_data(data)
+    combinations = [
+        merge_hparams(algorithm.hparams, dict(zip(hparams, values, strict=True)))
+        for values in itertools.product(*grids)
     ]
+    return [(values, seed) for values in combinations for seed in seeds]
 
 
 def _check_grid(name: str, grid: Sequence[Any], kind: type) -> list[Any]:

@@ -1,0 +1,215 @@
+"""Many runs side by side: spread over the cores of a CPU, or as one more axis of the program."""
+
+import concurrent.futures
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.devices import available_cores
+from fedjax_sim.simulation.block import (
+    Blocks,
+    EvaluationFn,
+    evaluate_into,
+    first_bad_round,
+    row_zero,
+)
+from fedjax_sim.simulation.progress import Progress
+from fedjax_sim.simulation.result import SweepRun
+from fedjax_sim.simulation.simulate import divergence
+
+
+@dataclasses.dataclass(eq=False)
+class Running:
+    """One run: where it stands, and where it stood a block earlier."""
+
+    hparams: Mapping[str, float]
+    seed: int
+    state: Any
+    keys: Any
+    rows: list[dict] = dataclasses.field(default_factory=list)
+    before: Any = None
+    diverged: int | None = None
+    seconds: float = 0.0
+    busy: bool = False
+
+    @property
+    def done(self) -> int:
+        return self.rows[-1]["round"] if self.rows else 0
+
+
+class Race:
+    """What all runs share: how to go on, how to judge, when a seed's runs have their winner."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        evaluators: Sequence[EvaluationFn],
+        runs: list[Running],
+        num_rounds: int,
+        stop_at: float | None,
+        bar: Progress | None,
+    ):
+        self.blocks, self.runs, self.num_rounds = blocks, runs, num_rounds
+        self._evaluators, self._stop_at, self._bar = evaluators, stop_at, bar
+        self._bytes_each = blocks.algorithm.client_bytes(runs[0].state)
+        self._end = dict.fromkeys((run.seed for run in runs), math.inf)  # in rows
+
+    def is_open(self, run: Running) -> bool:
+        going = not run.rows or run.done < self.num_rounds
+        return going and run.diverged is None and len(run.rows) < self._end[run.seed]
+
+    def next_run(self) -> Running | None:
+        """The open run that is farthest behind, unless that would lead it too far ahead.
+
+        Cores that wait for all runs at every evaluation would idle; so a run may be one block ahead of
+        the slowest of its seed, and gives that block back if the race proves to have ended before.
+        """
+        ready = [run for run in self.runs if not run.busy and self.is_open(run)]
+        run = min(ready, key=lambda run: len(run.rows), default=None)
+        if run is None or self._stop_at is None:
+            return run
+        rivals = [r for r in self.runs if r.seed == run.seed and self.is_open(r)]
+        ahead = len(run.rows) - min(len(rival.rows) for rival in rivals)
+        return run if ahead <= 1 else None
+
+    def advance(self, run: Running) -> tuple[Any, dict | None, int | None]:
+        """A run's next block: its state after it, its row, and the round in which it diverged."""
+        started = time.perf_counter()
+        if not run.rows:
+            return run.state, *self.judge(run, None, run.state, started, 1)
+        if self._stop_at is not None:
+            run.before = jax.tree.map(jnp.copy, run.state)
+        count = self.blocks.next_count(run.done, self.num_rounds)
+        state, infos = self.blocks.run(run.state, run.keys, run.done, count)
+        return state, *self.judge(run, infos, state, started, 1)
+
+    def judge(
+        self, run: Running, infos: Any, state: Any, started: float, sharers: int
+    ) -> tuple[dict | None, int | None]:
+        """The row after a block that `sharers` runs made together; None and the round if it diverged."""
+        seconds = (time.perf_counter() - started) / sharers
+        if infos is None:
+            row = row_zero()
+        else:
+            bad = first_bad_round(run.done, infos)
+            if bad is not None:
+                return None, bad
+            row = self.blocks.next_row(run.rows[-1], infos, self._bytes_each)
+            row["round_seconds"] = round(seconds / len(infos["train_loss"]), 6)
+        judged = time.perf_counter()
+        finite = evaluate_into(row, self._evaluators, state.params, self._stop_at)
+        if not finite and infos is None:
+            raise divergence(0, run.hparams, None)
+        run.seconds += seconds + time.perf_counter() - judged
+        row["seconds"] = round(run.seconds, 6)
+        return (row, None) if finite else (None, row["round"])
+
+    def commit(self, run: Running, state: Any, row: dict | None, diverged: int | None) -> None:
+        run.state = state
+        if row is None:
+            run.diverged = diverged
+            return
+        run.rows.append(row)
+        if self._stop_at is not None and row["test_accuracy"] >= self._stop_at:
+            self._end[run.seed] = min(self._end[run.seed], len(run.rows))
+        if self._bar is not None:
+            done = sum(r.done if self.is_open(r) else self.num_rounds for r in self.runs)
+            self._bar.update(done, row, last=not any(map(self.is_open, self.runs)))
+
+    def finished(self, run: Running) -> SweepRun:
+        """A run without what it did after its race had ended."""
+        rows, state, diverged = run.rows, run.state, run.diverged
+        end = self._end[run.seed]
+        if len(rows) > end:
+            rows, state = rows[:end], run.before
+        elif len(rows) == end and diverged is not None:  # in the block after the end
+            state, diverged = run.before, None
+        return SweepRun(run.hparams, run.seed, rows, state, diverged)
+
+
+def run_on_cores(race: Race) -> None:
+    """Each core takes a run, leads it one block on and takes the next.
+
+    Compiled programs leave Python's lock alone, and several executions share one CPU device, so
+    threads are enough and one compilation serves them all.
+    """
+    first = race.runs[0]
+    race.commit(first, *race.advance(first))  # compiles the evaluation, once
+    if race.is_open(first):
+        first.state, _ = race.blocks.run(first.state, first.keys, 0, 0)  # and the block
+    turn, stop = threading.Condition(), threading.Event()
+
+    def take() -> Running | None:
+        with turn:
+            while not stop.is_set() and any(map(race.is_open, race.runs)):
+                run = race.next_run()
+                if run is not None:
+                    run.busy = True
+                    return run
+                turn.wait()
+            return None
+
+    def work() -> None:
+        try:
+            while (run := take()) is not None:
+                outcome = race.advance(run)
+                with turn:
+                    race.commit(run, *outcome)
+                    run.busy = False
+                    turn.notify_all()
+        except BaseException:
+            halt()
+            raise
+
+    def halt() -> None:
+        stop.set()
+        with turn:
+            turn.notify_all()
+
+    workers = min(available_cores(), len(race.runs))
+    with concurrent.futures.ThreadPoolExecutor(workers, "sweep") as pool:
+        futures = [pool.submit(work) for _ in range(workers)]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        except BaseException:  # also when the user interrupts: the other cores finish their block
+            halt()
+            raise
+
+
+def run_stacked(race: Race) -> None:
+    """All runs step together, as one more axis of the program; those that ended keep still."""
+    states = _stack([run.state for run in race.runs])
+    keys = _stack([run.keys for run in race.runs])
+    for run in race.runs:
+        race.commit(run, *race.advance(run))
+    if any(map(race.is_open, race.runs)):
+        states, _ = race.blocks.run_stacked(states, keys, 0, np.zeros(len(race.runs)))  # compiles
+    while going := [i for i, run in enumerate(race.runs) if race.is_open(run)]:
+        started = time.perf_counter()
+        done = race.runs[going[0]].done
+        count = race.blocks.next_count(done, race.num_rounds)
+        counts = np.zeros(len(race.runs))
+        counts[going] = count
+        states, infos = race.blocks.run_stacked(states, keys, done, counts)
+        for i in going:
+            run, state = race.runs[i], _take(states, i)
+            own = {name: info[i, :count] for name, info in infos.items()}
+            outcome = race.judge(run, own, state, started, len(going))
+            race.commit(run, state, *outcome)
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@jax.jit
+def _take(states: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], states)

@@ -1,0 +1,248 @@
+"""Records of cells, the tables and the page made of them, and the results that the repository holds."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import fedjax_sim as fs
+from fedjax_sim.experiment.protocol import describe_run
+
+RESULTS = pathlib.Path(__file__).parents[2] / "results"
+IID = "2nn-iid-C0.1-E1-B10"  # 92 rounds in table 4, 87 in table 1
+
+
+def one(rate, rounds, *, seed=0, diverged=None, accuracy=0.98):
+    """A run that crosses 0.97 in this round, or not at all."""
+    names = ("rate", "seed", "rounds_to_target", "best_accuracy", "seconds", "diverged")
+    values = (rate, seed, rounds, 0.5 if rounds is None else accuracy, 1.5, diverged)
+    last = int(rounds or 100) + 1
+    curve = {"rounds": [0, last], "accuracy": [0.1, values[3]], "train_loss": [None, 0.5]}
+    return dict(zip(names, values, strict=True)) | curve
+
+
+def record(*rounds, rates=(0.1, 0.215, 0.464), **cell):
+    """Of a cell whose runs cross in these rounds, one for each rate."""
+    runs = [one(rate, r) for rate, r in zip(rates, rounds, strict=True)]
+    return {"cell": cell, "seconds": 4.5, **fs.experiment.provenance(), "runs": runs}
+
+
+def row_of(rounds, name=IID, part=(4, "2nn")):
+    """The table's row of a cell whose best rate takes so many rounds."""
+    cells = [cell for cell in fs.experiment.published(*part) if cell.name == name]
+    (row,) = fs.experiment.reproduction_table(cells, {name: record(None, rounds, None)})
+    return row
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path):
+    records = fs.experiment.Records(tmp_path / "w")
+    assert records.load("b") is None
+    assert records.load_all() == {}
+    first, second = record(9, 5, None, B="inf"), record(1.5, 2, 3, E=5)
+    records.save("b", first)
+    records.save("a", second)
+    assert records.load("b") == first
+    assert list(records.load_all().items()) == [("a", second), ("b", first)]
+    assert {path.name for path in (tmp_path / "w").rglob("*")} == {"cells", "a.json", "b.json"}
+    lines = records.path("b").read_text().splitlines()
+    assert len(lines) == len(first) + 1 + 3 + 2  # of braces, of runs, around them
+
+
+@pytest.mark.parametrize("text", ["", '{"cell": 1', "[1]", '{"cell": {}}', '{"runs": []}', "null"])
+def test_what_is_no_record_is_refused_by_name(tmp_path, text):
+    records = fs.experiment.Records(tmp_path)
+    records.save("good", record(1, 2, 3))
+    records.path("bad").write_text(text)
+    for load in (lambda: records.load("bad"), records.load_all):
+        with pytest.raises(ValueError, match=r"bad\.json is not .*; delete it to run the cell again"):
+            load()
+
+
+def test_half_written_records_are_passed_over(tmp_path):
+    records = fs.experiment.Records(tmp_path)
+    records.save("good", record(1, 2, 3))
+    records.path("bad").with_name("bad.json.partial").write_text('{"cell": {"E"')
+    assert list(records.load_all()) == ["good"]
+    assert records.load("bad") is None
+
+
+def test_a_record_that_is_no_json_leaves_nothing(tmp_path):
+    records = fs.experiment.Records(tmp_path)
+    with pytest.raises(ValueError, match="JSON"):
+        records.save("a", {"cell": {"target": float("nan")}, "runs": []})
+    assert records.load_all() == {}
+
+
+def test_a_result_says_where_it_comes_from(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["scripts/a b.py", "--rows=E=1/B=10"])
+    found = fs.experiment.provenance()
+    assert found["command"] == "python 'scripts/a b.py' --rows=E=1/B=10"
+    assert found["date"][:2] == "20"
+    assert {"processor", "cores", "backend", "device"} == found["machine"].keys()
+    assert {"python", "jax", "jaxlib", "flax", "optax", "numpy"} <= found["versions"].keys()
+    assert found["versions"]["fedjax_sim"] == fs.__version__
+
+
+def test_a_run_is_described_in_few_digits():
+    rows = [
+        {"round": 0, "test_accuracy": 0.12345, "train_loss": None, "seconds": 0.0},
+        {"round": 5, "test_accuracy": 0.71234567, "train_loss": 0.0123456, "seconds": 1.23456},
+    ]
+    run = fs.SweepRun({"client_lr": 0.1, "lr_decay": 1.0}, 3, rows, None, 7)
+    expected = {"rate": 0.1, "seed": 3, "rounds_to_target": 3.2, "best_accuracy": 0.71235}
+    expected |= {"seconds": 1.23, "diverged": 7, "rounds": [0, 5]}
+    expected |= {"accuracy": [0.123, 0.712], "train_loss": [None, 0.0123]}
+    assert describe_run(run, 0.5) == expected
+    assert describe_run(run, None) == expected | {"rounds_to_target": None}
+
+
+def test_tables_are_written_for_spreadsheets(tmp_path):
+    rows = [{"a": 1, "b": None, "c": [0.1, 0.2]}, {"a": "x,y", "b": 2.5, "c": []}]
+    fs.experiment.write_csv(tmp_path / "t.csv", rows)
+    assert (tmp_path / "t.csv").read_text() == 'a,b,c\n1,,0.1;0.2\n"x,y",2.5,\n'
+
+
+def test_a_workdir_belongs_to_one_process(tmp_path):
+    records = fs.experiment.Records(tmp_path / "w")
+    code = "import sys, fedjax_sim as fs\nwith fs.experiment.Records(sys.argv[1]).locked(): print('in')"
+    with records.locked():
+        with pytest.raises(ValueError, match="another process is running in"), records.locked():
+            pass
+        command = [sys.executable, "-c", code, tmp_path / "w"]
+        other = subprocess.run(command, capture_output=True, text=True)
+        assert other.returncode == 1
+        assert "another process is running in" in other.stderr
+    with records.locked():  # free again
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "rounds", "verdict"),
+    [
+        (IID, (4, "2nn"), 115, "met"),  # 1.25 times 92
+        (IID, (4, "2nn"), 115.1, "missed"),
+        (IID, (1, "2nn"), 115, "missed"),  # more than 1.25 times 87
+        (IID, (4, "2nn"), 20, "met"),
+        (IID, (4, "2nn"), None, "missed"),
+        ("2nn-iid-C0.5-E1-Binf", (1, "2nn"), None, "not reached, as in the paper"),
+        ("2nn-iid-C0.5-E1-Binf", (1, "2nn"), 999, "reached"),
+    ],
+)
+def test_the_verdict_is_by_five_quarters_of_the_papers_rounds(name, part, rounds, verdict):
+    row = row_of(rounds, name, part)
+    assert row["verdict"] == verdict
+    assert row["rounds"] == rounds
+    assert row["rates"] == [0.1, 0.215, 0.464]
+    if row["paper"] and rounds:
+        assert row["ratio"] == rounds / row["paper"]
+
+
+def test_a_published_table_compares_means_over_seeds_with_its_first_row():
+    first, other = "2nn-iid-C0.1-E1-Binf", record(50, 40, 60)
+    other["runs"] += [one(0.1, 60, seed=1), one(0.215, None, seed=1, diverged=3), one(0.464, 30, seed=1)]
+    records = {first: record(800, 700, 900), IID: other}
+    rows = fs.experiment.reproduction_table(fs.experiment.published(4, "2nn"), records)
+    assert [row["row"] for row in rows if row["verdict"] != "not run"] == ["E=1/B=inf", "E=1/B=10"]
+    found = next(row for row in rows if (row["row"], row["partition"]) == ("E=1/B=10", "iid"))
+    assert (found["rounds"], found["per_seed"], found["rate"]) == (35, [40, 30], [0.215, 0.464])
+    assert (found["speedup"], found["interior"], found["diverged"]) == (20, False, [0.215])
+    text = fs.experiment.render_tables(records)
+    assert text.count("## Table") == 2
+    assert "## Table 4, 2nn: rounds to 97% test accuracy\n\n| row | clients | u |" in text
+    assert "| E=1/B=10 | iid | 60 | 92 (16.0x) | 35 (20.0x) | 0.38 | met | 0.215, 0.464 (edge" in text
+    assert "| E=1/B=50 | iid | 12 | 144 (10.2x) | - | - | not run | - | - | - | - |" in text
+
+
+def test_the_speedups_of_a_sweep_are_over_its_first_cell():
+    cells = [record(*r, C=0.1, E=e, B="inf", u=e) for e, r in ((1, (50, 40, 60)), (5, (None, 10, 25)))]
+    rows = fs.experiment.sweep_table([*cells, record(None, None, None, C=0.1, E=9, B=10, u=36.5)])
+    assert [(row["E"], row["rounds"], row["speedup"]) for row in rows] == [
+        (1, 40, 1),
+        (5, 10, 4),
+        (9, None, None),
+    ]
+    text = fs.experiment.sweep_markdown(rows).splitlines()
+    assert len(text) == 5
+    assert text[3].startswith("| 0.1 | 5 | inf | 5 | 10 (4.0x) | 0.215 | 0.1, 0.215, 0.464 | 10 |")
+    assert text[4].startswith("| 0.1 | 9 | 10 | 36.5 | - | 0.1 (edge of the grid) |")
+    assert (fs.experiment.sweep_table([]), fs.experiment.markdown([])) == ([], "")
+    assert fs.experiment.markdown([{"a": "1", "b": "2"}]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+def loss_record():
+    run = {"rate": 0.1, "seed": 0, "seconds": 1.0, "rounds": [0, 2], "full_train_loss": [2.3, 0.4]}
+    return {"cell": {}, **fs.experiment.provenance(), "runs": [run | {"accuracy": [0.1, 0.9]}]}
+
+
+def figure_1_record():
+    losses = {"theta": [-0.2, 0.5, 1.2], "different": [1.0, 2.0, 1.0], "shared": [0.3, 0.2, 0.3]}
+    return {"cell": {"figure": 1}, **losses, **fs.experiment.provenance(), "runs": []}
+
+
+def test_figures_are_drawn_of_what_was_run(tmp_path):
+    assert {fs.experiment.draw_figure(n, {}, tmp_path) for n in (1, *fs.experiment.FIGURES)} == {None}
+    records = {fs.experiment.FIGURE_1: figure_1_record(), IID: record(50, 40, 60)}
+    records["loss-cnn-noniid-C0.1-E5-B10"] = loss_record()
+    drawn = {n for n in (1, 2, 6, 7, 8) if fs.experiment.draw_figure(n, records, tmp_path)}
+    assert drawn == {1, 6, 7, 8}
+    assert {path.name for path in tmp_path.iterdir()} == {f"figure{n}.png" for n in drawn}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+    ((title, curves),) = fs.experiment.figure_panels(7, records).items()
+    assert title == "IID"
+    rounds, accuracies = curves["E=1, B=10"]
+    assert (list(rounds), list(accuracies)) == ([0, 41, 51, 61], [0.1, 0.98, 0.98, 0.98])
+    ((title, curves),) = fs.experiment.figure_panels(8, records).items()
+    assert (title, curves) == ("non-IID, two digits each", {"E=5, B=10, rate 0.1": ([0, 2], [2.3, 0.4])})
+
+
+def test_the_page_is_whole_by_itself(tmp_path):
+    figure_1, other = fs.experiment.FIGURE_1, "2nn-noniid-C0.1-E10-B50"
+    records = {IID: record(50, None, 60), other: record(None, None, None), figure_1: figure_1_record()}
+    records[IID]["command"] = "python x.py '<script>' & more"
+    pictures = {n: fs.experiment.draw_figure(n, records, tmp_path) for n in (1, 7)}
+    text = fs.experiment.render_page(records, pictures)
+    links = re.findall(r'\b(?:src|href|srcset|data|poster|action)="(.{22})', text)
+    assert sorted(links) == ["data:image/png;base64,"] * 2 + ["https://arxiv.org/abs/"]
+    assert not re.search(r"<(link|script|iframe)|url\(|@import", text)
+    assert '<meta name="viewport" content="width=device-width' in text
+    assert "<code>python x.py &#x27;&lt;script&gt;&#x27; &amp; more</code>" in text
+    assert all(f"<summary>{name}</summary>" in text for name in (IID, other))
+    assert text.count("<polyline") == 6
+    assert text.count("<tr class=missed>") == text.count("<td>missed</td>") == 1
+
+
+needs_results = pytest.mark.skipif(not (RESULTS / "cells").is_dir(), reason="needs results/cells")
+
+
+@needs_results
+def test_the_tables_kept_follow_from_the_records_kept():
+    known = fs.experiment.Records(RESULTS).load_all()
+    assert (RESULTS / "tables.md").read_text() == fs.experiment.render_tables(known)
+
+
+@needs_results
+def test_the_records_kept_are_whole_and_agree_with_their_curves():
+    cells = {c.name: c for part in fs.experiment.PARTS for c in fs.experiment.published(*part)}
+    for name, found in fs.experiment.Records(RESULTS).load_all().items():
+        assert {"command", "date", "machine", "versions"} <= found.keys(), name
+        if name == fs.experiment.FIGURE_1:
+            continue
+        cell = cells[name.removeprefix("loss-")]
+        assert found["cell"] == cell.identity(), name
+        if name == cell.name:
+            assert len({run["rate"] for run in found["runs"]}) >= 3, name
+            for run in found["runs"]:
+                check_crossing(run, cell.target)
+
+
+def check_crossing(run, target, rounding=0.00051):
+    """Curves are kept to three digits, and a run that reaches the target ends there."""
+    rounds, accuracies, reached = (run[k] for k in ("rounds", "accuracy", "rounds_to_target"))
+    if reached is None:
+        assert max(accuracies) < target + rounding, run
+    else:
+        assert accuracies[-1] > target - rounding, run
+        assert rounds[-2] - 0.01 <= reached <= rounds[-1] + 0.01, run
+        assert fs.rounds_to_target(rounds, accuracies, target - rounding) <= reached + 0.01, run
