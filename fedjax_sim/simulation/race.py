@@ -71,30 +71,30 @@ class Race:
         Cores that wait for all runs at every evaluation would idle; so a run may be one block ahead of
         the slowest of its seed, and gives that block back if the race proves to have ended before.
         """
-        ready = [run for run in self.runs if not run.busy and self.is_open(run)]
-        run = min(ready, key=lambda run: len(run.rows), default=None)
-        if run is None or self._stop_at is None:
-            return run
-        rivals = [r for r in self.runs if r.seed == run.seed and self.is_open(r)]
-        ahead = len(run.rows) - min(len(rival.rows) for rival in rivals)
-        return run if ahead <= 1 else None
+        open_runs = [run for run in self.runs if self.is_open(run)]
+        ready = [run for run in open_runs if not run.busy]
+        if self._stop_at is not None:
+            last = {}
+            for run in open_runs:
+                last[run.seed] = min(last.get(run.seed, math.inf), len(run.rows))
+            ready = [run for run in ready if len(run.rows) <= last[run.seed] + 1]
+        return min(ready, key=lambda run: len(run.rows), default=None)
 
     def advance(self, run: Running) -> tuple[Any, dict | None, int | None]:
         """A run's next block: its state after it, its row, and the round in which it diverged."""
         started = time.perf_counter()
         if not run.rows:
-            return run.state, *self.judge(run, None, run.state, started, 1)
+            return run.state, *self.judge(run, None, run.state, 0.0)
         if self._stop_at is not None:
             run.before = jax.tree.map(jnp.copy, run.state)
         count = self.blocks.next_count(run.done, self.num_rounds)
         state, infos = self.blocks.run(run.state, run.keys, run.done, count)
-        return state, *self.judge(run, infos, state, started, 1)
+        return state, *self.judge(run, infos, state, time.perf_counter() - started)
 
     def judge(
-        self, run: Running, infos: Any, state: Any, started: float, sharers: int
+        self, run: Running, infos: Any, state: Any, seconds: float
     ) -> tuple[dict | None, int | None]:
-        """The row after a block that `sharers` runs made together; None and the round if it diverged."""
-        seconds = (time.perf_counter() - started) / sharers
+        """The row after a block of so many seconds; None and the round in which it diverged."""
         if infos is None:
             row = row_zero()
         else:
@@ -115,13 +115,13 @@ class Race:
         run.state = state
         if row is None:
             run.diverged = diverged
-            return
-        run.rows.append(row)
-        if self._stop_at is not None and row["test_accuracy"] >= self._stop_at:
-            self._end[run.seed] = min(self._end[run.seed], len(run.rows))
+        else:
+            run.rows.append(row)
+            if self._stop_at is not None and row["test_accuracy"] >= self._stop_at:
+                self._end[run.seed] = min(self._end[run.seed], len(run.rows))
         if self._bar is not None:
             done = sum(r.done if self.is_open(r) else self.num_rounds for r in self.runs)
-            self._bar.update(done, row, last=not any(map(self.is_open, self.runs)))
+            self._bar.update(done, run.rows[-1], last=not any(map(self.is_open, self.runs)))
 
     def finished(self, run: Running) -> SweepRun:
         """A run without what it did after its race had ended."""
@@ -199,11 +199,11 @@ def run_stacked(race: Race) -> None:
         counts = np.zeros(len(race.runs))
         counts[going] = count
         states, infos = race.blocks.run_stacked(states, keys, done, counts)
+        share = (time.perf_counter() - started) / len(going)
         for i in going:
             run, state = race.runs[i], _take(states, i)
             own = {name: info[i, :count] for name, info in infos.items()}
-            outcome = race.judge(run, own, state, started, len(going))
-            race.commit(run, state, *outcome)
+            race.commit(run, state, *race.judge(run, own, state, share))
 
 
 def _stack(trees: list[Any]) -> Any:

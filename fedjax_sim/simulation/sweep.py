@@ -60,8 +60,8 @@ def sweep(
       seeds: one run each, for every combination.
       num_rounds: `R`, for every run.
       client_fraction: `C`, see `simulate`.
-      evaluate: see `simulate`. On a CPU it is called from several threads, and an evaluation made with
-        `layout=Layout()` keeps to the core of its run.
+      evaluate: see `simulate`. On a CPU it is called from several threads, which JAX's context managers
+        do not reach; an evaluation made with `layout=Layout()` keeps to the core of its run.
       eval_every: rounds between evaluations.
       stop_at: the runs of a seed race for this "test_accuracy": all of them end at the first evaluation
         in which one has it, for then the best combination is known.
@@ -78,6 +78,7 @@ def sweep(
       ValueError: a setting is out of its range, a grid is empty or holds a value twice.
       DivergenceError: a loss is not a finite number before any training.
     """
+    evaluators = as_evaluators(evaluate, stop_at)
     combinations = check_sweep(
         algorithm,
         data,
@@ -85,11 +86,10 @@ def sweep(
         seeds=seeds,
         num_rounds=num_rounds,
         client_fraction=client_fraction,
-        evaluate=evaluate,
+        evaluate=evaluators,
         eval_every=eval_every,
         stop_at=stop_at,
     )
-    evaluators = as_evaluators(evaluate, stop_at)
     if stacked is None:
         stacked = jax.default_backend() != "cpu"
     if layout is None:
@@ -156,7 +156,7 @@ def _check_grid(name: str, grid: Sequence[Any], kind: type) -> list[Any]:
     wanted = "whole numbers" if kind is numbers.Integral else "numbers"
     if isinstance(grid, str | bytes) or not np.iterable(grid):
         raise ValueError(f"{name} is {grid!r}; wanted a sequence of {wanted}")
-    grid = list(grid)
+    grid = grid.tolist() if hasattr(grid, "tolist") else list(grid)  # arrays become Python's numbers
     if not grid:
         raise ValueError(f"{name} is empty; wanted at least one value")
     strange = [v for v in grid if not isinstance(v, kind) or isinstance(v, bool)]
@@ -165,4 +165,4 @@ def _check_grid(name: str, grid: Sequence[Any], kind: type) -> list[Any]:
     twice = [value for i, value in enumerate(grid) if value in grid[:i]]
     if twice:
         raise ValueError(f"{name} holds {twice[0]} twice; wanted each value once")
-    return grid
+    return [int(value) if kind is numbers.Integral else float(value) for value in grid]

@@ -246,3 +246,17 @@ def test_the_summary_says_what_each_run_reached(task, data):
     assert [told["diverged"] for told in summary] == [None] * 4 + [1, 1]
     untold = sweep(task, data, evaluate=()).summary()
     assert {(t["rounds_to_target"], t["best_accuracy"]) for t in untold} == {(None, None)}
+
+
+def test_grids_may_be_arrays(task, data):
+    result = sweep(task, data, hparams={"client_lr": np.float64([0.03, 0.3])}, seeds=np.arange(2))
+    listed = sweep(task, data, hparams={"client_lr": [0.03, 0.3]}, seeds=[0, 1])
+    assert [without_clock(a.rows) for a in result.runs] == [without_clock(b.rows) for b in listed.runs]
+    assert [told["seed"] for told in json.loads(json.dumps(result.summary()))] == [0, 1, 0, 1]
+
+
+def test_the_clock_of_stacked_runs_shares_out_each_block_once(task, data):
+    result = sweep(task, data, stacked=True)
+    assert sum(run.rows[-1]["seconds"] for run in result.runs) <= result.seconds
+    for row in range(1, 3):
+        assert len({run.rows[row]["round_seconds"] for run in result.runs}) == 1
