@@ -2,6 +2,8 @@
 
 from fedjax_sim.data.dataset import Dataset, from_arrays
 from fedjax_sim.data.federated import Description, FederatedData, Spread, federate
+from fedjax_sim.data.message_files import read_messages
+from fedjax_sim.data.messages import Messages, messages
 from fedjax_sim.data.partition import (
     Assignment,
     Partition,
@@ -18,6 +20,7 @@ __all__ = [
     "Dataset",
     "Description",
     "FederatedData",
+    "Messages",
     "Partition",
     "Spread",
     "dirichlet",
@@ -26,6 +29,8 @@ __all__ = [
     "iid",
     "load",
     "lognormal",
+    "messages",
     "natural",
+    "read_messages",
     "shards",
 ]

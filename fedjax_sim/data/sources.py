@@ -6,8 +6,10 @@ import types
 
 import numpy as np
 
+from fedjax_sim.data.cifar import TEST_FILE, TRAIN_FILES, read_cifar10
 from fedjax_sim.data.dataset import Dataset, from_arrays
 from fedjax_sim.data.idx import read_idx
+from fedjax_sim.data.messages import messages
 from fedjax_sim.data.shakespeare import read_shakespeare
 from fedjax_sim.data.tfds import load_tfds
 from fedjax_sim.naming import choose
@@ -25,21 +27,27 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[Dataset,
     * `"qmnist"`: the same images with the key `"writer"`, who wrote each digit; also needs
       `qmnist-train-labels-idx2-int.gz` and `qmnist-test-labels-idx2-int.gz` of Yadav and Bottou,
       "Cold Case: The Lost MNIST Digits", NeurIPS 2019, https://arxiv.org/abs/1905.10498.
+    * `"cifar10"`: Krizhevsky, "Learning multiple layers of features from tiny images", 2009,
+      https://www.cs.toronto.edu/~kriz/cifar.html; the six `.bin` files of the binary version, 50,000
+      train and 10,000 test images in colour.
     * `"shakespeare"`: lines of plays with the key `"role"`, who speaks each, to predict characters;
       needs `pg100.txt.gz` or `pg100.txt`, Project Gutenberg's etext 100 as posted in 2011,
       https://www.gutenberg.org/ebooks/100; see `data/shakespeare.py`.
+    * `"messages"`: messages with the key `"author"`, to predict each next word; from any file in the
+      formats of `read_messages`, with the defaults of `messages`, which takes all settings.
     * `"tfds:<name>"`: an image classification set of TensorFlow Datasets, such as `"tfds:cifar10"`
       or `"tfds:emnist/letters"`; prepared, and if need be downloaded, on first use.
 
     Args:
       name: one of the above.
       data_dir: the folder of the files, which are looked for in it and in its immediate subfolders;
-        for `tfds:` it is where that package keeps its sets, by default its own choice. Unused by
-        `"mnist5k"`.
+        of `"messages"`, that folder or the file itself; for `tfds:` it is where that package keeps its
+        sets, by default its own choice. Unused by `"mnist5k"`.
 
     Returns:
       Two `Dataset`s with `examples` `"x"`, uint8 `[n, height, width, channels]`, and `"y"`, int32
-      `[n]`; of `"shakespeare"`, `"x"`, uint16 `[n, 80]`, and `"y"`, int32 `[n, 80]`.
+      `[n]`; of `"shakespeare"`, `"x"`, uint16 `[n, 80]`, and `"y"`, int32 `[n, 80]`; of
+      `"messages"`, the same with `[n, 10]`.
 
     Raises:
       ValueError: the name is unknown, `data_dir` is missing or ambiguous, or a file is damaged.
@@ -78,6 +86,11 @@ def _qmnist(name, data_dir) -> tuple[Dataset, Dataset]:
     return _with_writers(train, data_dir, "train"), _with_writers(test, data_dir, "test")
 
 
+def _cifar10(name, data_dir) -> tuple[Dataset, Dataset]:
+    train = [find_file(data_dir, file) for file in TRAIN_FILES]
+    return read_cifar10(train, find_file(data_dir, TEST_FILE), name)
+
+
 def _shakespeare(name, data_dir) -> tuple[Dataset, Dataset]:
     try:
         path = find_file(data_dir, "pg100.txt.gz")
@@ -87,6 +100,13 @@ def _shakespeare(name, data_dir) -> tuple[Dataset, Dataset]:
         except FileNotFoundError:
             raise FileNotFoundError(f"{absent} Nor is pg100.txt there, which would do.") from None
     return read_shakespeare(path, name)
+
+
+def _messages(name, data_dir) -> tuple[Dataset, Dataset]:
+    if data_dir is None:
+        raise ValueError(f"data_dir is None; give the file of {name}, or a folder that holds one.")
+    found = messages(data_dir)
+    return found.train, found.test
 
 
 def _mnist_split(name, split, data_dir, prefix, rows) -> Dataset:
@@ -146,7 +166,9 @@ _SOURCES = types.MappingProxyType(
         "mnist5k": _mnist5k,
         "mnist": _mnist,
         "qmnist": _qmnist,
+        "cifar10": _cifar10,
         "shakespeare": _shakespeare,
+        "messages": _messages,
         _TFDS: load_tfds,
     }
 )

@@ -1,23 +1,28 @@
 """Models and the tasks made of them."""
 
+from fedjax_sim.models.cifar import CifarCNN, cifar_cnn
 from fedjax_sim.models.classifier import classifier, scale_pixels
-from fedjax_sim.models.conv import conv2d, max_pool2
+from fedjax_sim.models.conv import conv2d, max_pool2, max_pool3
 from fedjax_sim.models.digits import CNN, MLP, logistic_regression, mnist_2nn, mnist_cnn
-from fedjax_sim.models.language import StackedLSTM, char_lstm, language_model
+from fedjax_sim.models.language import StackedLSTM, char_lstm, language_model, word_lstm
 from fedjax_sim.models.lstm import LSTM
 
 __all__ = [
     "CNN",
     "LSTM",
     "MLP",
+    "CifarCNN",
     "StackedLSTM",
     "char_lstm",
+    "cifar_cnn",
     "classifier",
     "conv2d",
     "language_model",
     "logistic_regression",
     "max_pool2",
+    "max_pool3",
     "mnist_2nn",
     "mnist_cnn",
     "scale_pixels",
+    "word_lstm",
 ]

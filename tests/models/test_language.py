@@ -1,6 +1,7 @@
 """The LSTM against its equations and autodiff, and language models as tasks."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ import pytest
 import toys
 
 import fedjax_sim as fs
+from fedjax_sim.data.messages import PADDING as PAD
+from fedjax_sim.data.messages import UNKNOWN
 from fedjax_sim.models.lstm import LSTM
 
 T, B, INPUTS, UNITS = 4, 2, 3, 5
@@ -74,13 +77,41 @@ def test_lanes_with_weights_of_their_own_are_separate_layers():
         )
 
 
-def test_parameters_are_the_papers():
-    counts = {}
-    for peepholes in (True, False):
-        task = fs.models.char_lstm(peepholes=peepholes)
-        shapes = jax.eval_shape(task.init, jax.random.key(0))
-        counts[peepholes] = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert counts == {True: 866_578, False: 866_578 - 2 * 3 * 256}
+@pytest.mark.parametrize(
+    ("task", "count"),
+    [
+        (fs.models.char_lstm(), 866_578),
+        (fs.models.char_lstm(peepholes=False), 866_578 - 2 * 3 * 256),
+        (fs.models.word_lstm(), 4_950_544),
+        (fs.models.word_lstm(peepholes=False), 4_950_544 - 3 * 256),
+        (fs.models.word_lstm(output_embedding=192), 4_359_696),
+    ],
+)
+def test_parameters_are_the_papers(task, count):
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_the_word_models_symbols_are_those_of_messages():
+    defaults = inspect.signature(fs.models.word_lstm).parameters
+    assert (defaults["padding"].default, defaults["unknown"].default) == (PAD, UNKNOWN)
+    of_messages = inspect.signature(fs.data.messages).parameters
+    for ours, theirs in (("symbols", "vocabulary_size"), ("length", "length")):
+        assert defaults[ours].default == of_messages[theirs].default
+    task = fs.models.word_lstm()
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    assert params["embedding"].shape == (10_000, 192)
+    assert params["Dense_0"]["kernel"].shape == (256, 10_000)
+    batch = {"x": np.zeros((3, 10), np.uint16), "y": np.zeros((3, 10), np.int32)}
+    total, count = jax.eval_shape(task.metrics, params, batch)["accuracy"]
+    assert total.shape == count.shape == (3,)
+
+
+def test_the_output_embedding_lies_between_units_and_scores():
+    module = fs.models.StackedLSTM(10, embedding=8, units=16, layers=1, output_embedding=4)
+    params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 3), jnp.int32))["params"]
+    shapes = jax.tree.map(jnp.shape, {name: params[name] for name in ("projection", "Dense_0")})
+    assert shapes == {"projection": {"kernel": (16, 4)}, "Dense_0": {"kernel": (4, 10), "bias": (10,)}}
 
 
 @functools.cache
@@ -110,6 +141,26 @@ def test_a_loss_counts_real_symbols_only():
     np.testing.assert_array_equal(count, [3, 0, 6])
     assert total[1] == 0
     np.testing.assert_allclose(total[0] / 3, np.log(10), rtol=0.2)  # near chance before training
+
+
+def test_predicting_that_a_word_is_unknown_is_never_right():
+    def metrics(unknown):
+        scores = jax.nn.one_hot(jnp.array([[1, 2, 3, 4, 5, 1]]), 10)  # of every position, in every row
+
+        class Fixed(fs.models.StackedLSTM):
+            def __call__(self, x):
+                return jnp.broadcast_to(scores, (*x.shape, 10))
+
+        fixed = fs.models.language_model(Fixed(10, 1, 1, 1), 6, PADDING, unknown)
+        return fixed.metrics({}, lines((1, 2, 3, 3, 1), (1,), (2,)))
+
+    right, count = metrics(None)["accuracy"]
+    np.testing.assert_array_equal(right, [3, 1, 0])
+    np.testing.assert_array_equal(count, [5, 1, 1])
+    without, same_count = metrics(1)["accuracy"]
+    np.testing.assert_array_equal(without, [2, 0, 0])
+    np.testing.assert_array_equal(same_count, count)
+    toys.assert_same(metrics(1)["loss"], metrics(None)["loss"])
 
 
 def test_what_lies_beyond_the_end_of_a_line_does_not_matter():
