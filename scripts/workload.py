@@ -14,10 +14,16 @@ import fedjax_sim as fs
 DATASET = flags.DEFINE_string(
     "dataset",
     "mnist5k",
-    "mnist5k (comes with the installation), mnist or qmnist (files in --data_dir), or tfds:<name>.",
+    "mnist5k (comes with the installation); mnist, qmnist, cifar10, shakespeare or messages (files in "
+    "--data_dir); or tfds:<name>.",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set's files.")
-MODEL = flags.DEFINE_string("model", "2nn", "2nn, cnn or logistic.")
+MODEL = flags.DEFINE_string(
+    "model",
+    "2nn",
+    "2nn, cnn or logistic for images; cifar for larger ones; char_lstm for shakespeare; word_lstm for "
+    "messages.",
+)
 PARTITION = flags.DEFINE_string(
     "partition",
     "shards",
@@ -28,7 +34,11 @@ _NUM_CLIENTS = flags.DEFINE_integer("num_clients", 100, "N; ignored by --partiti
 _SHARDS_PER_CLIENT = flags.DEFINE_integer("shards_per_client", 2, "Pieces each client receives.")
 _ALPHA = flags.DEFINE_float("alpha", 0.5, "Dirichlet concentration; small means few labels each.")
 _SIGMA = flags.DEFINE_float("sigma", 1.0, "Spread of the lognormal client sizes.")
-_PARTITION_KEY = flags.DEFINE_string("partition_key", "writer", "Column that names the owner.")
+_PARTITION_KEY = flags.DEFINE_string(
+    "partition_key",
+    "writer",
+    "Column that names the owner: writer of qmnist, role of shakespeare, author of messages.",
+)
 _PARTITION_SEED = flags.DEFINE_integer(
     "partition_seed", None, "Fixes who owns what; by default the (first) seed of the run."
 )
@@ -44,6 +54,9 @@ _MODELS = {
     "2nn": fs.models.mnist_2nn,
     "cnn": fs.models.mnist_cnn,
     "logistic": fs.models.logistic_regression,
+    "cifar": fs.models.cifar_cnn,
+    "char_lstm": lambda symbols, shape: fs.models.char_lstm(symbols, shape[0]),
+    "word_lstm": lambda symbols, shape: fs.models.word_lstm(symbols, shape[0]),
 }
 _SERVER_OPTIMIZERS = {
     "sgd": optax.sgd,

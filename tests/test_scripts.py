@@ -146,7 +146,7 @@ def test_other_settings_run(tmp_path, flags):
         (("--num_clients=5000", "--partition=iid"), "5000"),
         (("--client_fraction=1.5",), "client_fraction is 1.5"),
         (("--batch_size=0",), "batch_size is 0"),
-        (("--batch_size=ten",), "--batch_size is 'ten'; wanted a whole number or inf"),
+        (("--batch_size=ten",), "--batch_size holds 'ten'; wanted a whole number or inf"),
         (("--local_epochs=0",), "local_epochs is 0"),
         (("--client_lr=-1",), "client_lr is -1"),
         (("--lanes=0",), "lanes is 0"),
