@@ -15,6 +15,7 @@ cell, tables.md, figureN.png and, with --report, report.html: one page of all th
 A finished cell is not run again: delete its file if it shall be; an interrupted one starts anew.
 """
 
+import contextlib
 import math
 import pathlib
 
@@ -48,8 +49,8 @@ _MODELS = {"2nn": fs.models.mnist_2nn, "cnn": fs.models.mnist_cnn}
 
 
 def _reproduce() -> None:
-    asked = [value for value in (_TABLE.value, _FIGURE.value) if value is not None]
-    if len(asked) != 1 and not (_REPORT.value and not asked):
+    wanted = [value for value in (_TABLE.value, _FIGURE.value) if value is not None]
+    if len(wanted) != 1 and not (_REPORT.value and not wanted):
         raise ValueError("wanted one of --table, --figure and --report (see --help)")
     figures = {"1": 1} | {str(number): number for number in fs.experiment.FIGURES}
     if _FIGURE.value is not None:
@@ -60,26 +61,41 @@ def _reproduce() -> None:
     rates = None if _RATES.value is None else numbers("client_lrs", _RATES.value, float)
     seeds = numbers("seeds", _SEEDS.value, int)
     workdir, records = pathlib.Path(_WORKDIR.value), fs.experiment.Records(_WORKDIR.value)
-    with records.locked():
+    if (workdir / "config.json").exists():
+        raise ValueError(f"{workdir} belongs to a run of another script; choose another workdir")
+    asked = {
+        "rates": rates,
+        "seeds": seeds if flags.FLAGS["seeds"].present else None,
+        "num_rounds": _ROUNDS_LIMIT.value,
+    }
+    with contextlib.ExitStack() as stack:
+        if cells or _FIGURE.value == 1:  # a report alone may be written while cells are run
+            stack.enter_context(records.locked())
         if _FIGURE.value == 1:
             _average_two_models(records)
         elif _FIGURE.value is not None and fs.experiment.FIGURES[_FIGURE.value].loss:
-            _run_losses(cells, records)
+            _run_losses(cells, records, asked)
         elif cells:
-            _run(cells, records, rates, seeds)
-        known = records.load_all()
-        fs.experiment.write_text(workdir / "tables.md", fs.experiment.render_tables(known))
-        drawn = {n: fs.experiment.draw_figure(n, known, workdir) for n in figures.values()}
-        if _FIGURE.value is not None:
-            say(f"wrote {drawn[_FIGURE.value]}")
-        if _TABLE.value is not None:
-            _print_table(cells, known)
-        if _REPORT.value and not known:
-            raise ValueError(f"nothing has been run in {workdir} yet; begin with --table or --figure")
-        if _REPORT.value:
-            page = fs.experiment.render_page(known, {n: path for n, path in drawn.items() if path})
-            fs.experiment.write_text(workdir / "report.html", page)
-            say(f"wrote {workdir / 'report.html'}")
+            _run(cells, records, seeds, asked)
+    drawn = _write(workdir, records)
+    if _FIGURE.value is not None:
+        say(f"wrote {drawn[_FIGURE.value]}")
+    if _TABLE.value is not None:
+        _print_table(cells, records.load_all())
+    if _REPORT.value:
+        page = fs.experiment.render_page(records.load_all(), drawn)
+        fs.experiment.write_text(workdir / "report.html", page)
+        say(f"wrote {workdir / 'report.html'}")
+
+
+def _write(workdir: pathlib.Path, records: fs.experiment.Records) -> dict[int, pathlib.Path]:
+    """Writes the tables and draws the figures that follow from what has been run."""
+    known = records.load_all()
+    if not known:
+        raise ValueError(f"nothing has been run in {workdir} yet; begin with --table or --figure")
+    fs.experiment.write_text(workdir / "tables.md", fs.experiment.render_tables(known))
+    drawn = {n: fs.experiment.draw_figure(n, known, workdir) for n in (1, *fs.experiment.FIGURES)}
+    return {n: path for n, path in drawn.items() if path}
 
 
 def _cells() -> list[fs.experiment.PublishedCell]:
@@ -103,17 +119,36 @@ def _print_table(cells, known) -> None:
     print(fs.experiment.markdown(fs.experiment.reproduction_text(chosen)), end="")
 
 
-def _missing(names: list[str], records) -> list[str]:
-    """Those not run yet, with a word on the others."""
-    missing = [name for name in names if records.load(name) is None]
+def _missing(names: list[str], records, asked: dict) -> list[str]:
+    """Those not run yet, with a word on the others.
+
+    Raises:
+      ValueError: one was run otherwise than the flags ask.
+    """
+    missing = []
     for name in names:
-        if name not in missing:
-            say(f"{name}: done before, see {records.path(name)}")
+        record = records.load(name)
+        if record is None:
+            missing.append(name)
+            continue
+        ran = {
+            "rates": {run["rate"] for run in record["runs"]},
+            "seeds": {run["seed"] for run in record["runs"]},
+            "num_rounds": {record.get("num_rounds")},
+        }
+        for what, wanted in asked.items():
+            wanted = wanted if isinstance(wanted, list) or wanted is None else [wanted]
+            if wanted is not None and not set(wanted) <= ran[what]:
+                raise ValueError(
+                    f"{name} was run with {what} {sorted(ran[what])}, and {wanted} is asked for; delete "
+                    f"{records.path(name)} to run it again, or choose another workdir"
+                )
+        say(f"{name}: done before, see {records.path(name)}")
     return missing
 
 
-def _run(cells, records, rates, seeds) -> None:
-    missing = _missing([cell.name for cell in cells], records)
+def _run(cells, records, seeds, asked) -> None:
+    missing = _missing([cell.name for cell in cells], records, asked)
     if not missing:
         return
     train, test, task = _load(cells[0].model)
@@ -125,18 +160,20 @@ def _run(cells, records, rates, seeds) -> None:
             task,
             fs.experiment.paper_clients(train, cell.partition),
             evaluate,
-            rates=rates,
+            rates=asked["rates"],
             seeds=seeds,
             num_rounds=_ROUNDS_LIMIT.value,
             progress=True,
             report=say,
         )
         records.save(cell.name, record)
+        _write(pathlib.Path(_WORKDIR.value), records)
         say(", ".join(map(_outcome, fs.experiment.best_of_each_seed(record["runs"]))))
 
 
-def _run_losses(cells, records) -> None:
-    missing = _missing([fs.experiment.loss_name(cell) for cell in cells], records)
+def _run_losses(cells, records, asked) -> None:
+    limit = {"num_rounds": asked["num_rounds"]}
+    missing = _missing([fs.experiment.loss_name(cell) for cell in cells], records, limit)
     if not missing:
         return
     train, test, task = _load(cells[0].model)
@@ -156,12 +193,13 @@ def _run_losses(cells, records) -> None:
                 eval_every=math.ceil(rounds / 15),
             )
             records.save(name, record)
+            _write(pathlib.Path(_WORKDIR.value), records)
 
 
 def _average_two_models(records) -> None:
-    if _missing([fs.experiment.FIGURE_1], records):
+    if _missing([fs.experiment.FIGURE_1_RECORD], records, {}):
         train, _, task = _load("2nn")
-        records.save(fs.experiment.FIGURE_1, fs.experiment.average_two_models(task, train))
+        records.save(fs.experiment.FIGURE_1_RECORD, fs.experiment.average_two_models(task, train))
 
 
 def _load(model: str):

@@ -1,6 +1,6 @@
 r"""Sweeps FedAvg over E, B and C, each combination at its best learning rate.
 
-With no flags: 100 clients with two digits each, four combinations, three rates, in about a minute.
+With no flags: 100 clients with two digits each, four combinations, three rates and more.
 
   python scripts/sweep.py
   python scripts/sweep.py --local_epochs=1,5,20 --batch_sizes=10,50,inf --client_lrs=0.0464,0.1,0.215
@@ -104,8 +104,10 @@ def _sweep() -> None:
 
 def _check(cells, clients, task, evaluate, rates, seeds) -> None:
     """Looks at every cell, so that the last one's mistake shows before anything is written."""
-    if len(set(cells)) < len(cells):
-        raise ValueError("--client_fractions, --local_epochs or --batch_sizes holds a value twice")
+    names = [cell.name for cell in cells]
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice:
+        raise ValueError(f"the cell {twice} is asked for twice; wanted each C, E and B once")
     for cell in cells:
         fs.check_sweep(
             workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0),
@@ -168,8 +170,9 @@ def _write(workdir: pathlib.Path, records: fs.experiment.Records, cells: list[Ce
     for cell, record in done:
         runs = record["runs"]
         best[cell.label] = fs.experiment.envelope(runs, runs[0]["seed"])
-        picture = records.path(cell.name).with_suffix(".png")
-        if not picture.exists():
+        kept = records.path(cell.name)
+        picture = kept.with_suffix(".png")
+        if not picture.exists() or picture.stat().st_mtime < kept.stat().st_mtime:
             curves = {f"{r['rate']:g}, seed {r['seed']}": (r["rounds"], r["accuracy"]) for r in runs}
             fs.experiment.plot_curves({cell.label: curves}, picture, target=_TARGET_ACCURACY.value)
     fs.experiment.plot_curves(
@@ -199,7 +202,7 @@ class _Clock:
         if not self._done:
             return ""
         seconds = (time.monotonic() - self._started) / self._done * self._ahead
-        return f", about {seconds:.0f} s left for all"
+        return f", about {seconds:.0f} s left for all if none ends early"
 
 
 def _rates() -> list[float]:

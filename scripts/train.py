@@ -97,13 +97,13 @@ def _train() -> None:
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         progress=True,
     )
-    fs.experiment.plot_labels(clients, workdir / "clients.png")
     summary = fs.experiment.write_report(
         result,
         workdir,
         title=workload.title(_ALGORITHM.value),
         flops_per_example=fs.experiment.training_flops(task, clients.examples),
     )
+    fs.experiment.plot_labels(clients, workdir / "clients.png")
     print(json.dumps(summary, indent=2))
 
 

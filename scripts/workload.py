@@ -58,6 +58,8 @@ _MODELS = {
     "char_lstm": lambda symbols, shape: fs.models.char_lstm(symbols, shape[0]),
     "word_lstm": lambda symbols, shape: fs.models.word_lstm(symbols, shape[0]),
 }
+# Data sets of symbols, and the one model that knows what their padding is; all others are images.
+_MODEL_OF_SYMBOLS = {"shakespeare": "char_lstm", "messages": "word_lstm"}
 _SERVER_OPTIMIZERS = {
     "sgd": optax.sgd,
     "momentum": functools.partial(optax.sgd, momentum=0.9),
@@ -84,6 +86,14 @@ def load(seed: int) -> Workload:
       ValueError: a flag has no such value.
     """
     model = fs.choose("model", MODEL.value, _MODELS)
+    fitting = _MODEL_OF_SYMBOLS.get(DATASET.value)
+    if fitting is not None and MODEL.value != fitting:
+        raise ValueError(f"--dataset={DATASET.value} wants --model={fitting}; got {MODEL.value}")
+    if fitting is None and MODEL.value in _MODEL_OF_SYMBOLS.values():
+        raise ValueError(
+            f"--model={MODEL.value} reads symbols, not the images of {DATASET.value}; wanted --dataset="
+            + next(data for data, name in _MODEL_OF_SYMBOLS.items() if name == MODEL.value)
+        )
     partition = _partition(seed if _PARTITION_SEED.value is None else _PARTITION_SEED.value)
     train, test = fs.data.load(DATASET.value, data_dir=_DATA_DIR.value)
     clients = fs.data.federate(train, partition)

@@ -150,6 +150,8 @@ def test_other_settings_run(tmp_path, flags):
         (("--local_epochs=0",), "local_epochs is 0"),
         (("--client_lr=-1",), "client_lr is -1"),
         (("--lanes=0",), "lanes is 0"),
+        (("--dataset=shakespeare", "--data_dir=."), "--dataset=shakespeare wants --model=char_lstm"),
+        (("--model=word_lstm",), "reads symbols, not the images of mnist5k; wanted --dataset=messages"),
         (("--partition=natural",), "writer"),
         (("--target_accuracy=97",), "target accuracy is 97"),
     ],

@@ -1,7 +1,7 @@
 """What papers and people want of runs: protocols, published tables, pictures, reports, counts."""
 
 from fedjax_sim.experiment.figures import (
-    FIGURE_1,
+    FIGURE_1_RECORD,
     FIGURES,
     average_two_models,
     draw_figure,
@@ -49,7 +49,7 @@ from fedjax_sim.experiment.tables import (
 
 __all__ = [
     "FIGURES",
-    "FIGURE_1",
+    "FIGURE_1_RECORD",
     "PARTS",
     "Best",
     "PublishedCell",

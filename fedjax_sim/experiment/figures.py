@@ -5,6 +5,7 @@ of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1
 """
 
 import pathlib
+import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,14 +17,16 @@ import optax
 from fedjax_sim.algorithms import fed_avg
 from fedjax_sim.base import Task
 from fedjax_sim.data import Dataset, FederatedData, federate
+from fedjax_sim.experiment.grids import neighbour
 from fedjax_sim.experiment.plots import plot_curves
 from fedjax_sim.experiment.protocol import best_of_each_seed, envelope, three_digits
 from fedjax_sim.experiment.published import IID, NON_IID, PublishedCell, published
 from fedjax_sim.experiment.records import provenance
 from fedjax_sim.experiment.reproduction import paper_algorithm
-from fedjax_sim.simulation import accuracy, simulate
+from fedjax_sim.simulation import DivergenceError, accuracy, simulate
 
 Panels = dict[str, dict[str, tuple[Any, Any]]]
+_ATTEMPTS = 3
 THETAS = np.linspace(-0.2, 1.2, 50)
 _PANEL_TITLES = types.MappingProxyType({IID: "IID", NON_IID: "non-IID, two digits each"})
 
@@ -49,7 +52,8 @@ class Figure(NamedTuple):
     sentence: str
 
 
-FIGURE_1 = "figure1"  # the name of its record: it has no learning curves, see `average_two_models`
+# Figure 1 has no learning curves; see `average_two_models`.
+FIGURE_1_RECORD = "figure1"
 FIGURE_1_SENTENCE = (
     "The paper: the average of two models that started from different random values is far worse than "
     "either; when they started from the same values, it is better than both parents, which stand at "
@@ -64,7 +68,8 @@ FIGURES = types.MappingProxyType(
             loss=False,
             log=False,
             sentence="The paper: more local computation, by smaller B or larger E, brings the CNN to "
-            "99 % in a fraction of FedSGD's rounds, and helps less with two digits for each client.",
+            "99 % in up to 35 times fewer rounds than FedSGD; with two digits for each client in up to "
+            "2.8 times fewer, and three settings need more than FedSGD.",
         ),
         6: Figure(
             2,
@@ -72,8 +77,8 @@ FIGURES = types.MappingProxyType(
             ("E=1/B=inf", "E=1/B=10", "E=5/B=10", "E=20/B=10"),
             loss=True,
             log=True,
-            sentence="The paper: FedAvg also brings down the loss on the train set, much faster than "
-            "FedSGD, and goes on after test accuracy has reached its plateau.",
+            sentence="The paper: FedAvg is effective at optimising the training loss as well, even "
+            "beyond the point where test accuracy reaches its plateau.",
         ),
         7: Figure(
             4,
@@ -81,8 +86,8 @@ FIGURES = types.MappingProxyType(
             None,
             loss=False,
             log=False,
-            sentence="The paper: the 2NN behaves as the CNN does; every FedAvg setting is ahead of "
-            "FedSGD, by up to 46 times on IID clients and up to 3.7 times with two digits each.",
+            sentence="The paper: every FedAvg setting of the 2NN needs fewer rounds to 97 % than "
+            "FedSGD, up to 46 times fewer with IID clients, up to 3.7 times with two digits each.",
         ),
         8: Figure(
             2,
@@ -139,6 +144,8 @@ def run_loss(
 ) -> dict[str, Any]:
     """Runs a cell at one rate for a fixed number of rounds and records the loss on all train data.
 
+    Where that rate diverges, lower ones of the paper's grid are tried.
+
     Args:
       cell: of a table.
       task: of the cell's model.
@@ -147,28 +154,52 @@ def run_loss(
       known: the record of the cell, whose best rate is taken; without one the middle starting rate.
       num_rounds: of the run.
       eval_every: rounds between evaluations.
+
+    Returns:
+      A record with one run: "rate", "seed", "seconds", "diverged" and the curves "rounds", "accuracy"
+      and "full_train_loss".
+
+    Raises:
+      DivergenceError: the lowest rate tried diverged as well.
     """
     rate = best_of_each_seed(known["runs"])[0].rate if known else cell.starting_rates()[1]
-    result = simulate(
-        paper_algorithm(cell, task),
-        clients,
-        key=jax.random.key(0),
-        hparams={"client_lr": rate},
-        num_rounds=num_rounds,
-        client_fraction=cell.client_fraction,
-        evaluate=evaluate,
-        eval_every=eval_every,
-        progress=True,
-    )
+    started = time.perf_counter()
+    algorithm = paper_algorithm(cell, task)
+    for attempt in range(_ATTEMPTS):
+        try:
+            result = simulate(
+                algorithm,
+                clients,
+                key=jax.random.key(0),
+                hparams={"client_lr": rate},
+                num_rounds=num_rounds,
+                client_fraction=cell.client_fraction,
+                evaluate=evaluate,
+                eval_every=eval_every,
+                progress=True,
+            )
+            break
+        except DivergenceError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            rate = neighbour(rate, 3, -1)
     run = {
         "rate": rate,
         "seed": 0,
         "seconds": round(result.rows[-1]["seconds"], 1),
+        "diverged": None,
         "rounds": [row["round"] for row in result.rows],
         "accuracy": [round(row["test_accuracy"], 3) for row in result.rows],
         "full_train_loss": [three_digits(row["full_train_loss"]) for row in result.rows],
     }
-    return {"cell": cell.identity(), "num_rounds": num_rounds, **provenance(), "runs": [run]}
+    return {
+        "cell": cell.identity(),
+        "num_rounds": num_rounds,
+        "eval_every": eval_every,
+        "seconds": round(time.perf_counter() - started, 1),
+        **provenance(),
+        "runs": [run],
+    }
 
 
 def average_two_models(task: Task, train: Dataset, *, seed: int = 0) -> dict[str, Any]:
@@ -180,6 +211,7 @@ def average_two_models(task: Task, train: Dataset, *, seed: int = 0) -> dict[str
     Returns:
       "theta" `[50]`, the losses "different" and "shared" `[50]`, and where they come from.
     """
+    started = time.perf_counter()
     rows = np.random.default_rng(seed).permutation(len(train))[:1200]
     algorithm = fed_avg(task, optax.sgd, local_epochs=20, batch_size=50, client_lr=0.1)
     evaluate = accuracy(task, train, prefix="full_train")
@@ -198,6 +230,7 @@ def average_two_models(task: Task, train: Dataset, *, seed: int = 0) -> dict[str
         "theta": [round(float(theta), 4) for theta in THETAS],
         "different": losses((seed, seed + 1)),
         "shared": losses((seed, seed)),
+        "seconds": round(time.perf_counter() - started, 1),
         **provenance(),
         "runs": [],
     }
@@ -218,7 +251,7 @@ def draw_figure(
     """
     path = pathlib.Path(folder) / f"figure{number}.png"
     if number == 1:
-        record = records.get(FIGURE_1)
+        record = records.get(FIGURE_1_RECORD)
         if record is None:
             return None
         theta = record["theta"]

@@ -41,11 +41,11 @@ def resolution(rates: Sequence[float]) -> int:
 
 
 def neighbour(rate: float, per_decade: int, direction: int) -> float:
-    """The next rate of the paper's grid above (`direction` 1) or below (-1)."""
+    """The next rate of the paper's grid, at least half a step above (`direction` 1) or below (-1)."""
     position = per_decade * math.log10(rate)
     if direction > 0:
-        return _rate(math.floor(position + _ROUNDING) + 1, per_decade)
-    return _rate(math.ceil(position - _ROUNDING) - 1, per_decade)
+        return _rate(math.ceil(position + 0.5 - _ROUNDING), per_decade)
+    return _rate(math.floor(position - 0.5 + _ROUNDING), per_decade)
 
 
 def _rate(k: int, per_decade: int) -> float:

@@ -41,8 +41,8 @@ def render_page(records: Mapping[str, Mapping[str, Any]], pictures: Mapping[int,
     for number, picture in sorted(pictures.items()):
         sentence = FIGURE_1_SENTENCE if number == 1 else FIGURES[number].sentence
         body += [f"<h2>Figure {number}</h2>", f"<p>{html.escape(sentence)}</p>", _image(picture)]
-    body.append("<h2>Every cell: command, machine, versions, curves</h2>")
-    body += [_details(name, records[name], cell.target) for name, cell in shown.items()]
+    body.append("<h2>All that was run: command, machine, versions, curves</h2>")
+    body += [_details(name, record, shown.get(name)) for name, record in records.items()]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -62,7 +62,8 @@ def _introduction(records: Mapping[str, Mapping[str, Any]]) -> str:
         '<a href="https://arxiv.org/abs/1602.05629">Communication-efficient learning of deep networks '
         "from decentralized data</a>, AISTATS 2017. Rounds are communication rounds until the monotone "
         "curve of test accuracy, interpolated linearly, crosses the target, at the best learning rate "
-        "of each cell. In parentheses: speedups over the first row of a column.</p>"
+        "of a cell; of several seeds the mean, each at its own best rate. In parentheses: speedups over "
+        "the first row of a column.</p>"
         f"<p>Run {html.escape(when)} on {html.escape('; '.join(sorted(machines)))}, with "
         f"{html.escape('; '.join(sorted(versions)))}.</p>"
     )
@@ -82,19 +83,20 @@ def _image(path: pathlib.Path) -> str:
     return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
 
 
-def _details(name: str, record: Mapping[str, Any], target: float) -> str:
-    rates = sorted({run["rate"] for run in record["runs"]})
-    seeds = sorted({run["seed"] for run in record["runs"]})
+def _details(name: str, record: Mapping[str, Any], cell: PublishedCell | None) -> str:
     facts = (
-        f"rates {', '.join(f'{rate:g}' for rate in rates)}; seeds {', '.join(map(str, seeds))}; "
         f"{record['seconds']:.0f} s on {record['date']}; {_machine(record['machine'])}; "
         f"{_versions(record['versions'])}"
     )
+    if record["runs"]:
+        rates = ", ".join(f"{rate:g}" for rate in sorted({run["rate"] for run in record["runs"]}))
+        seeds = ", ".join(map(str, sorted({run["seed"] for run in record["runs"]})))
+        facts = f"rates {rates}; seeds {seeds}; {facts}"
     return (
         f"<details><summary>{html.escape(name)}</summary><p>{html.escape(facts)}</p>"
         f"<p><code>{html.escape(record['command'])}</code></p>"
         f"<p><code>{html.escape(json.dumps(record['cell']))}</code></p>"
-        f"{_drawing(record['runs'], target)}</details>"
+        f"{'' if cell is None else _drawing(record['runs'], cell.target)}</details>"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 _MOST_CLIENTS = 200  # bars beyond this cannot be told apart
+_MOST_LABELS = 100  # nor colours; and a table of 10,000 words by each client would fill the memory
 
 
 def plot_curve(
@@ -89,15 +90,21 @@ def plot_curves(
     _save(figure, path)
 
 
-def plot_labels(data: Any, path: str | pathlib.Path) -> None:
+def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
     """Draws each client's examples as a bar of its labels, in the clients' order.
 
     Of a large federation an evenly spaced part of the clients is drawn, and the title says so.
+    Nothing is drawn of labels beyond a hundred kinds, such as a language model's symbols.
 
     Args:
       data: a `FederatedData`.
       path: of the PNG file.
+
+    Returns:
+      Whether there is a picture.
     """
+    if data.num_classes > _MOST_LABELS:
+        return False
     histogram = data.label_histogram()
     shown = np.arange(len(histogram))
     if len(shown) > _MOST_CLIENTS:
@@ -117,6 +124,7 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> None:
     if histogram.shape[1] <= 20:
         axes.legend(title="label", bbox_to_anchor=(1, 1), loc="upper left")
     _save(figure, path)
+    return True
 
 
 def _subplots(rows: int, **settings):

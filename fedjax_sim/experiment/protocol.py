@@ -6,7 +6,6 @@ curves of test accuracy are made monotone and read at the target by linear inter
 optimised for each setting over a multiplicative grid whose best value must not lie at its edge.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -125,12 +124,19 @@ def sweep_rates(
         rate = further[0]
         best = best_of_each_seed(runs)
         missed = any(b.rounds is None for b in best)
-        limit = num_rounds if missed else math.ceil(max(b.rounds for b in best))
+        # The winners' last evaluation, so that curves are interpolated between the same rounds.
+        limit = num_rounds if missed else max(_last_round(runs, b) for b in best)
         if report is not None:
             report(f"The best rate lies at the edge of the grid; trying {rate:g} as well.")
         rates.append(rate)
         runs += go([rate], max(limit, 1))
     return sorted(runs, key=lambda run: (run["rate"], run["seed"]))
+
+
+def _last_round(runs: Sequence[Mapping[str, Any]], best: Best) -> int:
+    return next(
+        run["rounds"][-1] for run in runs if (run["seed"], run["rate"]) == (best.seed, best.rate)
+    )
 
 
 def _beyond(runs: Sequence[Mapping[str, Any]], per_decade: int) -> list[float]:

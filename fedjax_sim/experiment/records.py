@@ -8,6 +8,7 @@ import io
 import json
 import pathlib
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ def claim_workdir(workdir: str | pathlib.Path, config: Mapping[str, Any]) -> Non
 def provenance() -> dict[str, Any]:
     """The command, machine, date and versions that a result is worth nothing without."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *map(_without_folder, sys.argv)]),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": {
             "processor": _processor(),
@@ -121,6 +122,11 @@ def write_lines(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> 
 def write_text(path: str | pathlib.Path, text: str) -> None:
     """Writes a text so that the file is never seen half-written."""
     files.write_text(pathlib.Path(path), text)
+
+
+def _without_folder(argument: str) -> str:
+    """A flag without the folder of one machine: `--data_dir=/home/me/mnist` becomes `--data_dir=DIR`."""
+    return re.sub(r"^(--\w+=)/.*", r"\1DIR", argument)
 
 
 def _field(value: Any) -> Any:

@@ -11,7 +11,7 @@ from fedjax_sim.algorithms import fed_avg, fed_sgd
 from fedjax_sim.base import Algorithm, Task
 from fedjax_sim.data import Dataset, FederatedData, federate, iid, shards
 from fedjax_sim.experiment.protocol import sweep_rates
-from fedjax_sim.experiment.published import CLIENTS, IID, PublishedCell
+from fedjax_sim.experiment.published import CLIENTS, IID, PARTS, PublishedCell, published
 from fedjax_sim.experiment.records import provenance
 from fedjax_sim.experiment.tables import ACCEPTED
 
@@ -34,8 +34,10 @@ def paper_algorithm(cell: PublishedCell, task: Task) -> Algorithm:
 
 
 def default_limit(cell: PublishedCell) -> int:
-    """Rounds after which a cell counts as missed."""
-    return math.ceil(ACCEPTED * cell.rounds) if cell.rounds else _WITHOUT_A_NUMBER
+    """Rounds after which a cell counts as missed, in every table that prints it."""
+    twins = (twin for table, model in PARTS for twin in published(table, model))
+    rounds = [twin.rounds for twin in twins if twin.name == cell.name]
+    return _WITHOUT_A_NUMBER if None in rounds else math.ceil(ACCEPTED * max(rounds))
 
 
 def run_cell(

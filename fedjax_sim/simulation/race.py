@@ -27,7 +27,19 @@ from fedjax_sim.simulation.simulate import divergence
 
 @dataclasses.dataclass(eq=False)
 class Running:
-    """One run: where it stands, and where it stood a block earlier."""
+    """One run: where it stands.
+
+    Attributes:
+      hparams: name -> value.
+      seed: of its key.
+      state: the algorithm's state after the last row.
+      keys: of cohorts and of training.
+      rows: one dict per evaluation.
+      before: the state one block earlier, kept where a race may take a block back.
+      diverged: the round in which it left the finite numbers, or None.
+      seconds: its share of the time so far.
+      busy: a core is at work on its next block.
+    """
 
     hparams: Mapping[str, float]
     seed: int
@@ -62,6 +74,7 @@ class Race:
         self._end = dict.fromkeys((run.seed for run in runs), math.inf)  # in rows
 
     def is_open(self, run: Running) -> bool:
+        """Whether a run goes on: not at its last round, not diverged, its race not over."""
         going = not run.rows or run.done < self.num_rounds
         return going and run.diverged is None and len(run.rows) < self._end[run.seed]
 
@@ -112,6 +125,7 @@ class Race:
         return (row, None) if finite else (None, row["round"])
 
     def commit(self, run: Running, state: Any, row: dict | None, diverged: int | None) -> None:
+        """Takes what `advance` or `judge` found; one thread at a time."""
         run.state = state
         if row is None:
             run.diverged = diverged

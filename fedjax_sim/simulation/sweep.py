@@ -142,6 +142,9 @@ def check_sweep(
     as_evaluators(evaluate, stop_at)
     grids = [_check_grid(name, grid, numbers.Real) for name, grid in hparams.items()]
     seeds = _check_grid("seeds", seeds, numbers.Integral)
+    strange = [seed for seed in seeds if not 0 <= seed < 2**32]
+    if strange:
+        raise ValueError(f"seeds holds {strange[0]}; wanted whole numbers from 0 to 2**32 - 1")
     check_count("num_rounds", num_rounds)
     check_count("eval_every", eval_every)
     check_data(data)

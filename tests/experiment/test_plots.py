@@ -155,3 +155,10 @@ def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     assert not write_tensorboard([{"round": 0, "test_loss": 1.0}], tmp_path / "tensorboard")
     assert not list(tmp_path.iterdir())
+
+
+def test_symbols_of_a_language_have_no_picture(tmp_path):
+    dataset = fs.data.from_arrays(np.zeros((4, 2)), np.array([0, 1, 2, 200]), num_classes=258)
+    clients = fs.data.federate(dataset, fs.data.iid(num_clients=2))
+    assert not fs.experiment.plot_labels(clients, tmp_path / "labels.png")
+    assert not list(tmp_path.iterdir())

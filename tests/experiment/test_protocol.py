@@ -33,10 +33,9 @@ def test_grids_and_neighbours_are_the_papers_rates_to_three_digits(per_decade, g
         assert fs.experiment.rate_grid(grid[0], rate, per_decade) == grid[: i + 1]
     assert fs.experiment.rate_grid(grid[1] * 0.97, grid[-2] * 1.03, per_decade) == grid[1:-1]
     for below, above in itertools.pairwise(grid):
-        for rate in (below, 0.7 * below + 0.3 * above):
-            assert neighbour(rate, per_decade, 1) == above
-        for rate in (above, 0.7 * below + 0.3 * above):
-            assert neighbour(rate, per_decade, -1) == below
+        for off in (1, (above / below) ** 0.4):  # the next one is at least half a step away
+            assert neighbour(below * off, per_decade, 1) == above
+            assert neighbour(above / off, per_decade, -1) == below
 
 
 @pytest.mark.parametrize(
@@ -128,6 +127,7 @@ def widened(monkeypatch):
             if reached is not None:
                 share = min(1, limit / reached)
                 curve.append((reached, 0.9) if share == 1 else (limit, 0.1 + 0.8 * share))
+                curve += [(math.ceil(reached), 0.9)] if share == 1 else []
             rest = {"train_loss": None, "seconds": 0.0}
             rows = [{"round": n, "test_accuracy": accuracy} | rest for n, accuracy in curve]
             return fs.SweepRun({"client_lr": rate}, seed, rows, None, 1 if reached is None else None)
@@ -206,6 +206,7 @@ def test_further_rates_run_no_longer_than_the_best_so_far(widened):
         return {0.1: 40.2, 0.215: 20.3, 0.464: 12.4, 1.0: 30}[rate] + seed
 
     runs, sweeps = widened(crossing, [0.1, 0.215], seeds=(0, 1))
+    # To the last evaluation of the best, so that curves are read between the same rounds.
     assert sweeps == [([0.1, 0.215], 100), ([0.464], 22), ([1.0], 14)]
     assert [run["rounds_to_target"] for run in runs] == [40.2, 41.2, 20.3, 21.3, 12.4, 13.4, None, None]
 

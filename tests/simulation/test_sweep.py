@@ -196,6 +196,7 @@ def test_one_compilation_serves_all_runs_and_all_later_sweeps(task, data):
         ({"seeds": ()}, "seeds is empty; wanted at least one value"),
         ({"seeds": (0, 1.0)}, "seeds holds 1.0; wanted whole numbers"),
         ({"seeds": (True,)}, "seeds holds True; wanted whole numbers"),
+        ({"seeds": (0, 2**33)}, r"seeds holds 8589934592; wanted whole numbers from 0 to 2\*\*32 - 1"),
         ({"stop_at": 1.5}, "target accuracy is 1.5; wanted a share"),
         ({"stop_at": 0.9, "evaluate": ()}, "needs an evaluation"),
     ],
@@ -213,17 +214,21 @@ def test_bad_settings_are_refused_before_any_training(task, data, settings, mess
 def test_an_error_in_a_worker_reaches_the_caller_and_ends_the_others(task, data, monkeypatch, stop_at):
     monkeypatch.setattr(race, "available_cores", lambda: 5)
     judge, calls = settings_of(task, {})["evaluate"], itertools.count()
+    others = threading.Event()  # has the other run gone on?
 
     def failing(params):
-        if next(calls) == 6:
+        call = next(calls)
+        if call == 6:
             assert threading.current_thread().name.startswith("sweep")
-            time.sleep(0.1)  # meanwhile the other runs ahead; in a race it then waits
+            others.wait(timeout=20)
             raise ArithmeticError("by the evaluation")
+        if call > 6:
+            others.set()
         return judge(params)
 
     with pytest.raises(ArithmeticError, match="by the evaluation"):
         sweep(task, data, evaluate=failing, stop_at=stop_at, seeds=(3,), num_rounds=30_000)
-    assert next(calls) < 5_000
+    assert next(calls) < 15_000  # of 60,000 rounds in blocks of 3: the others ended as well
     assert not [t for t in threading.enumerate() if t.name.startswith("sweep")]
 
 
@@ -246,6 +251,11 @@ def test_the_summary_says_what_each_run_reached(task, data):
     assert [told["diverged"] for told in summary] == [None] * 4 + [1, 1]
     untold = sweep(task, data, evaluate=()).summary()
     assert {(t["rounds_to_target"], t["best_accuracy"]) for t in untold} == {(None, None)}
+
+
+def test_a_run_that_is_alone_has_all_devices(task, data):
+    (one,) = sweep(task, data, hparams={"client_lr": [0.1]}, seeds=[3], layout=None).runs
+    assert_same_run(one, simulated(task, data, one, layout=fs.default_layout()))
 
 
 def test_grids_may_be_arrays(task, data):
