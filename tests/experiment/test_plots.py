@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import toys
 
+import fedjax_sim as fs
 from fedjax_sim.experiment import plot_curve, plot_labels, plots, write_tensorboard
 
 ROUNDS = np.arange(0, 50, 5)
@@ -160,5 +161,5 @@ def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):
 def test_symbols_of_a_language_have_no_picture(tmp_path):
     dataset = fs.data.from_arrays(np.zeros((4, 2)), np.array([0, 1, 2, 200]), num_classes=258)
     clients = fs.data.federate(dataset, fs.data.iid(num_clients=2))
-    assert not fs.experiment.plot_labels(clients, tmp_path / "labels.png")
+    assert not plot_labels(clients, tmp_path / "labels.png")
     assert not list(tmp_path.iterdir())
