@@ -6,18 +6,14 @@ Single runs have all devices to themselves, as a user's have. The first rounds o
 of its single runs; then both take turns in one process, and nothing compiles in what is timed.
 """
 
-import datetime
 import functools
 import itertools
 import json
 import math
-import platform
-import re
 import statistics
 import sys
 import time
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -158,19 +154,6 @@ def measure(model, data):
         }
 
 
-def machine():
-    """The processor, its cores, and the devices that JAX uses."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "cores": fs.available_cores(),
-        "backend": jax.default_backend(),
-        "device": jax.local_devices()[0].device_kind,
-        "devices": jax.local_device_count(),
-    }
-
-
 def table(rows):
     """Markdown: a line per row."""
     head = ["model, rates x seeds", "sweep s", "single runs s", "sweep / single runs"]
@@ -190,12 +173,9 @@ def main(_):
     if unknown := set(_MODELS.value) - set(MODELS):
         sys.exit(f"--models: got {sorted(unknown)}, wanted some of {list(MODELS)}")
     num_clients, size = (40, 20) if _SMALL.value else (100, 600)
-    versions = {name: version(name) for name in ("jax", "flax", "optax", "numpy")}
     report = {
-        "command": sys.orig_argv,
-        "date": datetime.datetime.now().isoformat(timespec="seconds"),
-        "machine": machine(),
-        "versions": {"python": platform.python_version(), **versions},
+        **fs.experiment.provenance(),
+        "devices": jax.local_device_count(),
         "flags": {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])},
         "clients": num_clients,
         "examples_of_each": size,
