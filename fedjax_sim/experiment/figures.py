@@ -19,7 +19,7 @@ from fedjax_sim.base import Task
 from fedjax_sim.data import Dataset, FederatedData, federate
 from fedjax_sim.experiment.grids import neighbour
 from fedjax_sim.experiment.plots import plot_curves
-from fedjax_sim.experiment.protocol import best_of_each_seed, envelope, three_digits
+from fedjax_sim.experiment.protocol import envelope, three_digits
 from fedjax_sim.experiment.published import IID, NON_IID, PublishedCell, published
 from fedjax_sim.experiment.records import provenance
 from fedjax_sim.experiment.reproduction import paper_algorithm
@@ -138,7 +138,7 @@ def run_loss(
     clients: FederatedData,
     evaluate: Sequence[Callable[[Any], dict[str, float]]],
     *,
-    known: Mapping[str, Any] | None,
+    rate: float,
     num_rounds: int,
     eval_every: int,
 ) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def run_loss(
       task: of the cell's model.
       clients: of the cell's partition.
       evaluate: give "full_train_loss" and "test_accuracy".
-      known: the record of the cell, whose best rate is taken; without one the middle starting rate.
+      rate: of the clients, such as the cell's best.
       num_rounds: of the run.
       eval_every: rounds between evaluations.
 
@@ -162,7 +162,6 @@ def run_loss(
     Raises:
       DivergenceError: the lowest rate tried diverged as well.
     """
-    rate = best_of_each_seed(known["runs"])[0].rate if known else cell.starting_rates()[1]
     started = time.perf_counter()
     algorithm = paper_algorithm(cell, task)
     for attempt in range(_ATTEMPTS):
