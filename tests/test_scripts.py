@@ -136,7 +136,7 @@ def test_other_settings_run(tmp_path, flags):
     ("flags", "message"),
     [
         (("--dataset=mnits",), "unknown dataset 'mnits'; did you mean 'mnist'"),
-        (("--model=cmn",), "unknown model 'cmn'; did you mean 'cnn'? Known: 2nn, cnn, logistic"),
+        (("--model=cmn",), "unknown model 'cmn'; did you mean 'cnn'? Known: 2nn, char_lstm"),
         (("--algorithm=fedavg",), "unknown algorithm 'fedavg'; did you mean 'fed_avg'"),
         (("--partition=dirichlett",), "did you mean 'dirichlet'"),
         (("--dataset=mnist",), "data_dir"),
