@@ -27,7 +27,7 @@ import fedjax_sim as fs
 _TABLE = flags.DEFINE_integer("table", None, "1, 2 or 4.")
 _FIGURE = flags.DEFINE_integer("figure", None, "1, 2, 6, 7 or 8.")
 _MODEL = flags.DEFINE_string(
-    "model", None, "2nn or cnn, of table 1; tables 2 and 4 have but one, which is the default."
+    "model", None, "2nn (the default) or cnn, of table 1; tables 2 and 4 and figures have but one."
 )
 _PARTITION = flags.DEFINE_enum("partition", "both", ["iid", "noniid", "both"], "Whose data.")
 _ROWS = flags.DEFINE_list("rows", None, "Such as E=1/B=10, in table 1 C=0.1/B=inf; all by default.")

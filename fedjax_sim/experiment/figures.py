@@ -207,6 +207,11 @@ def average_two_models(task: Task, train: Dataset, *, seed: int = 0) -> dict[str
     Each parent trains on 600 examples of its own: 20 epochs of batches of 50 at rate 0.1, which is
     240 updates. Once they start from different initial models and once from the same.
 
+    Args:
+      task: of the 2NN.
+      train: MNIST's training set, `[n, ...]` with n at least 1200.
+      seed: of the choice of examples and of the parents' starts.
+
     Returns:
       "theta" `[50]`, the losses "different" and "shared" `[50]`, and where they come from.
     """

@@ -151,6 +151,10 @@ def _beyond(runs: Sequence[Mapping[str, Any]], per_decade: int) -> list[float]:
 def describe_run(run: SweepRun, target: float | None) -> dict[str, Any]:
     """A run of a sweep over rates as JSON values.
 
+    Args:
+      run: with a "test_accuracy" in each row.
+      target: test accuracy, or None.
+
     Returns:
       "rate", "seed", "rounds_to_target" (None where it stayed below), "best_accuracy", "seconds",
       "diverged" (the round, or None) and the curves: "rounds", "accuracy" and "train_loss", the

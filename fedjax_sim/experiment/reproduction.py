@@ -20,7 +20,16 @@ _POINTS = 100  # of a curve, up to the paper's number
 
 
 def paper_clients(train: Dataset, partition: str, seed: int = 0) -> FederatedData:
-    """MNIST's 100 clients: IID, or two shards each of the examples sorted by label."""
+    """MNIST's 100 clients: IID, or two shards each of the examples sorted by label.
+
+    Args:
+      train: MNIST's training set.
+      partition: "iid" or "noniid".
+      seed: of the partition.
+
+    Raises:
+      ValueError: there are fewer rows than clients or shards.
+    """
     if partition == IID:
         return federate(train, iid(num_clients=CLIENTS, seed=seed))
     return federate(train, shards(num_clients=CLIENTS, shards_per_client=2, seed=seed))
@@ -69,6 +78,10 @@ def run_cell(
 
     Returns:
       The record: the cell, its settings, where it came from, and a dict per run.
+
+    Raises:
+      ValueError: a rate, a seed or a number of rounds is out of its range.
+      DivergenceError: a loss is not a finite number before any training.
     """
     started = time.perf_counter()
     limit = default_limit(cell) if num_rounds is None else num_rounds
