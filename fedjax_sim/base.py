@@ -100,10 +100,13 @@ class Cohort:
     Attributes:
       ids: `[K]` int32, indices into the federation.
       layout: static.
+      places: `[K]` int32, where the data at hand holds these clients if it holds no others; None where
+        it is the whole federation, so that they are the ids.
     """
 
     ids: jax.Array
     layout: Layout = dataclasses.field(default=Layout(), metadata={"static": True})
+    places: jax.Array | None = None
 
 
 class ClientBytes(NamedTuple):

@@ -63,8 +63,8 @@ def map_clients(
     devices = cohort.layout.num_devices
     lanes = min(cohort.layout.lanes, -(-cohort.ids.size // devices))
 
-    def on_one_device(broadcast, examples, offsets, ids, key):
-        starts, sizes = offsets[ids], offsets[ids + 1] - offsets[ids]
+    def on_one_device(broadcast, examples, offsets, ids, places, key):
+        starts, sizes = offsets[places], offsets[places + 1] - offsets[places]
         chunks, cost, owner = _plan(work(sizes), lanes, devices)
         device = jax.lax.axis_index(CLIENTS) if devices > 1 else 0
         mine = jnp.argsort(owner != device, stable=True)
@@ -98,7 +98,8 @@ def map_clients(
         return CohortSums(*(jax.lax.psum(sums, CLIENTS) if devices > 1 else sums))
 
     examples = jax.tree.map(jnp.asarray, dict(data.examples))
-    arguments = (broadcast, examples, jnp.asarray(data.offsets), cohort.ids, key)
+    places = cohort.ids if cohort.places is None else cohort.places
+    arguments = (broadcast, examples, jnp.asarray(data.offsets), cohort.ids, places, key)
     if devices == 1:
         return on_one_device(*arguments)
     return jax.shard_map(
