@@ -37,8 +37,9 @@ class LSTM(nn.Module):
         if self.peepholes:
             peepholes = self.param("peepholes", nn.initializers.zeros, (3, units))
         # The inputs of all steps at once; only the recurrent product has to wait for the step before.
-        z = jnp.tensordot(x, kernel[:inputs], 1) + bias[None, None]
-        return _recurrence(z, kernel[inputs:], peepholes)
+        of_inputs, recurrent = jnp.split(kernel, [inputs])
+        z = jnp.tensordot(x, of_inputs, 1) + bias[None, None]
+        return _recurrence(z, recurrent, peepholes)
 
 
 @jax.custom_vjp
@@ -56,52 +57,76 @@ def _recurrence(z: jax.Array, kernel: jax.Array, peepholes: jax.Array) -> jax.Ar
     Returns:
       `[T, B, H]`.
     """
-    return _forward(z, kernel, peepholes)[0]
+    step = _cell(kernel, peepholes)
+
+    def read_ahead(carry, t):
+        h, c, now = carry
+        h, c, _ = step(h, c, now)
+        # The next step's row is read one step ahead: fused into the gates, the look-up keeps XLA from
+        # vectorising them, which makes evaluation a third slower.
+        return (h, c, z[jnp.minimum(t + 1, len(z) - 1)]), h
+
+    start = jnp.zeros((z.shape[1], kernel.shape[0]), z.dtype)
+    return jax.lax.scan(read_ahead, (start, start, z[0]), jnp.arange(len(z)))[1]
 
 
-def _forward(z, kernel, peepholes):
+def _cell(kernel, peepholes):
+    """One step: `(h, c, z) -> (h, c, gates)`, gates `[B, 4 H]`."""
     w_i, w_f, w_o = peepholes[:, None]
 
-    def step(carry, z):
-        h, c = carry
+    def step(h, c, z):
         z_i, z_g, z_f, z_o = jnp.split(z + h @ kernel, 4, axis=-1)
         i, g = jax.nn.sigmoid(z_i + w_i * c), jnp.tanh(z_g)
         f = jax.nn.sigmoid(z_f + w_f * c + _FORGET_BIAS)
         c = f * c + i * g
         o = jax.nn.sigmoid(z_o + w_o * c)
-        h = o * jnp.tanh(c)
-        return (h, c), (h, c, jnp.concatenate([i, g, f, o], axis=-1))
+        return o * jnp.tanh(c), c, jnp.concatenate([i, g, f, o], axis=-1)
+
+    return step
+
+
+def _forward(z, kernel, peepholes):
+    step = _cell(kernel, peepholes)
+
+    def keep_gates(carry, z):
+        h, c, gates = step(*carry, z)
+        return (h, c), (h, c, gates)
 
     start = jnp.zeros((z.shape[1], kernel.shape[0]), z.dtype)
-    _, (h, c, gates) = jax.lax.scan(step, (start, start), z)
+    _, (h, c, gates) = jax.lax.scan(keep_gates, (start, start), z)
     return h, (h, c, gates, kernel, peepholes)
 
 
 def _backward(residuals, dh_all):
     h, c, gates, kernel, peepholes = residuals
-    w_i, w_f, w_o = peepholes[:, None]
-    before = jnp.zeros_like(c[:1])
-    c_before = jnp.concatenate([before, c[:-1]])
-    h_before = jnp.concatenate([before, h[:-1]])
+    w_i, w_f, w_o = peepholes[:, None, None]
+    c_before = jnp.concatenate([jnp.zeros_like(c[:1]), c[:-1]])
+    # What does not depend on the gradients comes first, for all steps at once: dz_o is dh times o_h, dc
+    # gains dh times c_h, and dz_i, dz_g, dz_f and the dc of the step before are dc times the others.
+    i, g, f, o = jnp.split(gates, 4, axis=-1)
+    tanh_c = jnp.tanh(c)
+    o_h = tanh_c * o * (1 - o)
+    c_h = o * (1 - tanh_c * tanh_c) + o_h * w_o
+    i_c, g_c, f_c = g * i * (1 - i), i * (1 - g * g), c_before * f * (1 - f)
+    before_c = f + i_c * w_i + f_c * w_f
+    # Transposed once: a product of few rows with a matrix stored the other way round runs at 0.4 of the
+    # speed on a CPU.
+    transposed = kernel.T
 
-    def step(carry, inputs):
+    def step(carry, factors):
         dh, dc = carry
-        dh_out, c, c_before, gates = inputs
-        i, g, f, o = jnp.split(gates, 4, axis=-1)
-        dh, tanh_c = dh + dh_out, jnp.tanh(c)
-        dz_o = dh * tanh_c * o * (1 - o)
-        dc = dc + dh * o * (1 - tanh_c * tanh_c) + dz_o * w_o
-        dz_i = dc * g * i * (1 - i)
-        dz_g = dc * i * (1 - g * g)
-        dz_f = dc * c_before * f * (1 - f)
-        dz = jnp.concatenate([dz_i, dz_g, dz_f, dz_o], axis=-1)
-        return (dz @ kernel.T, dc * f + dz_i * w_i + dz_f * w_f), dz
+        dh_out, o_h, c_h, i_c, g_c, f_c, before_c = factors
+        dh = dh + dh_out
+        dc = dc + dh * c_h
+        dz = jnp.concatenate([dc * i_c, dc * g_c, dc * f_c, dh * o_h], axis=-1)
+        return (dz @ transposed, dc * before_c), dz
 
-    start = (before[0], before[0])
-    _, dz = jax.lax.scan(step, start, (dh_all, c, c_before, gates), reverse=True)
+    start = jnp.zeros_like(c[0])
+    factors = (dh_all, o_h, c_h, i_c, g_c, f_c, before_c)
+    _, dz = jax.lax.scan(step, (start, start), factors, reverse=True)
     dz_i, _, dz_f, dz_o = jnp.split(dz, 4, axis=-1)
     dpeepholes = [(dz_i * c_before), (dz_f * c_before), (dz_o * c)]
-    dkernel = jnp.tensordot(h_before, dz, ((0, 1), (0, 1)))
+    dkernel = jnp.tensordot(h[:-1], dz[1:], ((0, 1), (0, 1)))
     return dz, dkernel, jnp.stack([d.sum((0, 1)) for d in dpeepholes])
 
 
