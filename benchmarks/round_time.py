@@ -33,33 +33,82 @@ PEERS = Path(__file__).parent / "peers"
 # What one round may differ by between implementations, relatively. Rounding that flips a ReLU near
 # zero moves the CNN's update by up to 0.5 %, even between two memory layouts of one library.
 TOLERANCE = {"loss": 1e-3, "param_norm": 1e-3, "update_norm": 1e-2}
+# The LSTM is smooth, so all agree to 1e-6; gates i and o interchanged, the mistake that changes least,
+# are 1e-3 away, though only at a rate at which the round has moved the gates: at 0.1 it is 1e-6.
+SMOOTH = {"loss": 1e-5, "param_norm": 1e-5, "update_norm": 1e-4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer's kernel, and at how many positions of an image it is applied."""
+    """The shapes of a layer's arrays, and at how many positions of an example they are applied."""
 
-    kernel: tuple[int, ...]
+    shapes: dict[str, tuple[int, ...]]
     positions: int = 1
 
     @property
     def flops(self):
-        """Forward, one image: two for each weight and position, a bias counted as a weight."""
-        return 2 * self.positions * (math.prod(self.kernel) + self.kernel[-1])
+        """Forward, one example: two for each weight and position, a bias counted as a weight."""
+        return 2 * self.positions * sum(math.prod(shape) for shape in self.shapes.values())
+
+
+def affine(*kernel, positions=1, **others):
+    """A layer of a kernel, a bias and what else it has."""
+    return Layer({"kernel": kernel, "bias": kernel[-1:], **others}, positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model.
+
+    Attributes:
+      data: what it learns, "digits" or "text".
+      layers: by name.
+      learning_rate: of its clients.
+      tolerance: what a round may differ by, relatively.
+    """
+
+    data: str
+    layers: dict[str, Layer]
+    learning_rate: float
+    tolerance: dict[str, float]
+
+    @property
+    def flops(self):
+        """Forward, one example."""
+        return sum(layer.flops for layer in self.layers.values())
+
+
+def char_lstm(**others):
+    """The FedAvg paper's model of Shakespeare; `others` are further arrays of its layers of LSTM."""
+    layers = {
+        "characters": Layer({"embedding": (258, 8)}, positions=0),  # only looked up
+        "lstm1": affine(8 + 256, 4 * 256, positions=80, **others),
+        "lstm2": affine(256 + 256, 4 * 256, positions=80, **others),
+        "fc": affine(256, 258, positions=80),
+    }
+    return Model("text", layers, learning_rate=1.0, tolerance=SMOOTH)
 
 
 MODELS = {
-    "2nn": {
-        "fc1": Layer((784, 200)),
-        "fc2": Layer((200, 200)),
-        "fc3": Layer((200, 10)),
-    },
-    "cnn": {
-        "conv1": Layer((5, 5, 1, 32), positions=28 * 28),
-        "conv2": Layer((5, 5, 32, 64), positions=14 * 14),
-        "fc1": Layer((7 * 7 * 64, 512)),
-        "fc2": Layer((512, 10)),
-    },
+    "2nn": Model(
+        "digits",
+        {"fc1": affine(784, 200), "fc2": affine(200, 200), "fc3": affine(200, 10)},
+        learning_rate=0.1,
+        tolerance=TOLERANCE,
+    ),
+    "cnn": Model(
+        "digits",
+        {
+            "conv1": affine(5, 5, 1, 32, positions=28 * 28),
+            "conv2": affine(5, 5, 32, 64, positions=14 * 14),
+            "fc1": affine(7 * 7 * 64, 512),
+            "fc2": affine(512, 10),
+        },
+        learning_rate=0.1,
+        tolerance=TOLERANCE,
+    ),
+    "lstm": char_lstm(),
+    "lstm-peepholes": char_lstm(peepholes=(3, 256)),
 }
 
 
@@ -74,7 +123,7 @@ class Row:
     @property
     def flops(self):
         """Useful work: forward and backward are three times forward; padding does not count."""
-        return 3 * sum(layer.flops for layer in MODELS[self.model].values()) * sum(self.sizes)
+        return 3 * MODELS[self.model].flops * sum(self.sizes)
 
 
 def lognormal_sizes(num_clients, total, sigma):
@@ -95,43 +144,68 @@ ROWS = {
     "cnn-10x600-b50": Row("cnn", (600,) * 10, 50),
     EQUAL: Row("2nn", (300,) * 20, 10),
     RAGGED: Row("2nn", lognormal_sizes(20, 6000, sigma=1.2), 10),
+    "lstm-10x20-b10": Row("lstm", (20,) * 10, 10),
+    "lstm-peepholes-10x20-b10": Row("lstm-peepholes", (20,) * 10, 10),
+    # Roles of Shakespeare's have 74 lines in the mean.
+    "lstm-shakespeare-10-b10": Row("lstm", lognormal_sizes(10, 740, sigma=1.2), 10),
 }
 
 
 def load_digits(data_dir):
-    """MNIST's training images, `[n, 28, 28, 1]` uint8, and labels, `[n]`."""
+    """MNIST's training images, `[n, 28, 28, 1]` uint8, and labels, `[n]` int32."""
     import fedjax_sim
 
     if data_dir:
         train, _ = fedjax_sim.data.load("mnist", data_dir=data_dir)
     else:
         train, _ = fedjax_sim.data.load("mnist5k")
-    return train.examples["x"], train.examples["y"]
+    return train.examples["x"].reshape(-1, 28, 28, 1), train.examples["y"].astype(np.int32)
 
 
-def make_job(path, row, digits, *, local_epochs=1, shuffle=True):
-    """Writes `row` as a job on a random subset of `digits`, which is repeated where too small."""
+def draw_text():
+    """Lines of random characters, `[n, 80]` uint16, and the characters that follow, `[n, 80]` int32."""
+    share = 1 / np.arange(1, 96)  # Zipf's, of the printable characters
+    drawn = np.random.default_rng(0).choice(95, (1000, 81), p=share / share.sum()) + ord(" ")
+    return drawn[:, :-1].astype(np.uint16), drawn[:, 1:].astype(np.int32)
+
+
+def draw_array(rng, kind, shape):
+    """An initial value: Glorot's where weights have inputs, else zeros."""
+    if kind not in ("kernel", "embedding"):
+        return np.zeros(shape, np.float32)
+    *window, fan_in, fan_out = shape
+    limit = math.sqrt(6 / (math.prod(window) * (fan_in + fan_out)))
+    return rng.uniform(-limit, limit, shape).astype(np.float32)
+
+
+def make_job(path, row, data, *, local_epochs=1, shuffle=True):
+    """Writes `row` as a job on a random subset of its model's data, repeated where too small.
+
+    Args:
+      path: of the job.
+      row: what to run.
+      data: `{name: (x, y)}`, see `Model`.
+      local_epochs: E.
+      shuffle: whether clients shuffle.
+    """
     rng = np.random.default_rng(0)
-    images, labels = digits
-    chosen = np.resize(rng.permutation(len(labels)), sum(row.sizes))
-    params = {}
-    for name, layer in MODELS[row.model].items():
-        *window, fan_in, fan_out = layer.kernel
-        limit = math.sqrt(6 / (math.prod(window) * (fan_in + fan_out)))  # Glorot's
-        params[name] = {
-            "kernel": rng.uniform(-limit, limit, layer.kernel).astype(np.float32),
-            "bias": np.zeros(fan_out, np.float32),
-        }
+    model = MODELS[row.model]
+    x, y = data[model.data]
+    chosen = np.resize(rng.permutation(len(y)), sum(row.sizes))
+    params = {
+        name: {kind: draw_array(rng, kind, shape) for kind, shape in layer.shapes.items()}
+        for name, layer in model.layers.items()
+    }
     save_job(
         path,
-        x=images[chosen].reshape(-1, 28, 28, 1),
-        y=labels[chosen].astype(np.int32),
+        x=x[chosen],
+        y=y[chosen],
         offsets=np.cumsum([0, *row.sizes]),
         params=params,
         model=row.model,
         batch_size=row.batch_size,
         local_epochs=local_epochs,
-        learning_rate=0.1,
+        learning_rate=model.learning_rate,
         shuffle=shuffle,
     )
 
@@ -156,29 +230,29 @@ def started(commands, *args):
         yield first
 
 
-def check_agreement(commands, rows, digits, path):
-    """Compares a small round, without shuffling, for each model and batch size among `rows`.
+def check_agreement(commands, row, data, path):
+    """Compares a small round of `row`'s model and batch size, without shuffling.
 
     The clients' sizes differ, so that weights matter; they are multiples of B, because FedJAX fills
     up a last batch.
 
     Returns:
-      Those of `commands` that took part in every comparison.
+      Those of `commands` that took part; the others cannot run such a row.
 
     Raises:
       SystemExit: two participants disagree.
     """
-    for model, batch_size in dict.fromkeys((row.model, row.batch_size) for row in rows):
-        sizes = tuple(n * (batch_size or 20) for n in (1, 2, 3))
-        make_job(path, Row(model, sizes, batch_size), digits, local_epochs=2, shuffle=False)
-        with started(commands, path) as first:
-            reports = {worker.name: report for worker, report in first.items()}
-        commands = {name: commands[name] for name in reports}
-        for key, tolerance in TOLERANCE.items():
-            values = {name: report[key] for name, report in reports.items()}
-            if not np.allclose(list(values.values()), next(iter(values.values()), 0), tolerance, 0):
-                sys.exit(f"{model}, B = {batch_size or 'inf'}: they disagree on {key}: {values}")
-    return commands
+    sizes = tuple(n * (row.batch_size or 20) for n in (1, 2, 3))
+    small = dataclasses.replace(row, sizes=sizes)
+    make_job(path, small, data, local_epochs=2, shuffle=False)
+    with started(commands, path) as first:
+        reports = {worker.name: report for worker, report in first.items()}
+    for key, tolerance in MODELS[row.model].tolerance.items():
+        values = {name: report[key] for name, report in reports.items()}
+        if not np.allclose(list(values.values()), next(iter(values.values()), 0), tolerance, 0):
+            batch_size = row.batch_size or "inf"
+            sys.exit(f"{row.model}, B = {batch_size}: they disagree on {key}: {values}")
+    return {name: commands[name] for name in reports}
 
 
 def measure_peak(python, pytorch_python):
@@ -233,7 +307,7 @@ def main(_):
         "FedJAX": [_FEDJAX.value, PEERS / "fedjax" / "run.py"],
     }
     commands = {name: command for name, command in participants.items() if command[0]}
-    digits = load_digits(_DATA_DIR.value)
+    data = {"digits": load_digits(_DATA_DIR.value), "text": draw_text()}
     report = {
         "command": sys.orig_argv,
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
@@ -245,14 +319,16 @@ def main(_):
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.npz"
-        commands = check_agreement(commands, [ROWS[name] for name in names], digits, path)
-        for name in names:
-            make_job(path, ROWS[name], digits)
-            with started(commands, path) as first:
+        rows = {name: ROWS[name] for name in names}
+        kinds = {(row.model, row.batch_size): row for row in rows.values()}
+        able = {kind: check_agreement(commands, row, data, path) for kind, row in kinds.items()}
+        for name, row in rows.items():
+            make_job(path, row, data)
+            with started(able[row.model, row.batch_size], path) as first:
                 seconds = alternate(list(first), _REPEATS.value)
-            row = report["rows"][name] = dataclasses.asdict(ROWS[name])
-            row |= {"flops": ROWS[name].flops, "seconds": seconds}
-            row["participants"] = {worker.name: worker.ready for worker in first}
+            result = report["rows"][name] = dataclasses.asdict(row)
+            result |= {"flops": row.flops, "seconds": seconds}
+            result["participants"] = {worker.name: worker.ready for worker in first}
             medians = {who: f"{statistics.median(s):.4f} s" for who, s in seconds.items()}
             print(name, medians, file=sys.stderr)
 

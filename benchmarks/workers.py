@@ -104,7 +104,7 @@ def alternate(workers, rounds, *, at_least=3, budget=30.0):
 
 
 def save_job(path, *, params, **fields):
-    """Writes a job; `params` is a dict of layers, each a dict of a `kernel` and a `bias`."""
+    """Writes a job; `params` is a dict of layers, each a dict of arrays by name."""
     flat = {f"param/{layer}/{k}": v for layer, p in params.items() for k, v in p.items()}
     np.savez(path, **fields, **flat)
 
@@ -114,11 +114,16 @@ def load_job(path):
 
     Returns:
       A namespace of
-        x: `[n, 28, 28, 1]` float32 in [0, 1] (stored as uint8), y: `[n]` int32;
+        model: "2nn", "cnn", "lstm" or "lstm-peepholes";
+        x, y: for a model of images, `[n, 28, 28, 1]` uint8, to be divided by 255, and `[n]` int32; for
+          one of text, `[n, T]` uint16, below 258, and `[n, T]` int32, where every position counts;
         offsets: `[K + 1]`, client k owns rows `offsets[k]:offsets[k + 1]`;
         params: `{layer: {"kernel": ..., "bias": ...}}`, dense kernels `[in, out]`, convolutions
-          `[h, w, in, out]`, images flattened in the order height, width, channel;
-        model: "2nn" or "cnn"; batch_size: int, 0 for all of a client's examples;
+          `[h, w, in, out]`, images flattened in the order height, width, channel. Of LSTMs kernels are
+          `[in + units, 4 units]`, gates in the order input, candidate, forget, output; 1 is added to
+          the forget gate; `peepholes` are `[3, units]`, of input, forget and output. The layer
+          `characters` has only an `embedding`, `[258, 8]`;
+        batch_size: int, 0 for all of a client's examples;
         local_epochs: int; learning_rate: float; shuffle: bool.
     """
     with np.load(path) as file:
@@ -129,7 +134,6 @@ def load_job(path):
         params.setdefault(layer, {})[kind] = arrays.pop(name)
     scalars = {name: value.item() for name, value in arrays.items() if value.ndim == 0}
     job = SimpleNamespace(**arrays | scalars, params=params)
-    job.x = job.x.astype(np.float32) / 255
     job.shuffle = bool(job.shuffle)
     return job
 

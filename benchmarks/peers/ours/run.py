@@ -1,5 +1,6 @@
 """FedAvg in fedjax_sim: all clients of the job in one compiled round."""
 
+import functools
 import math
 import sys
 from importlib.metadata import version
@@ -14,6 +15,13 @@ import fedjax_sim as fs
 sys.path.append(str(Path(__file__).parents[2]))
 from workers import PROBE, load_job, norms, serve
 
+MODELS = {
+    "2nn": fs.models.mnist_2nn,
+    "cnn": fs.models.mnist_cnn,
+    "lstm": functools.partial(fs.models.char_lstm, peepholes=False),
+    "lstm-peepholes": fs.models.char_lstm,
+}
+LSTM = {"characters": (), "lstm1": ("LSTM_0",), "lstm2": ("LSTM_1",), "fc": ("Dense_0",)}
 # The job's names of layers, in the order in which flax made ours.
 LAYERS = {
     "2nn": {"fc1": ("Dense_0",), "fc2": ("Dense_1",), "fc3": ("Dense_2",)},
@@ -23,6 +31,8 @@ LAYERS = {
         "fc1": ("MLP_0", "Dense_0"),
         "fc2": ("MLP_0", "Dense_1"),
     },
+    "lstm": LSTM,
+    "lstm-peepholes": LSTM,
 }
 
 
@@ -31,16 +41,16 @@ def ours(params, model):
     tree = {}
     for layer, path in LAYERS[model].items():
         branch = tree
-        for name in path[:-1]:
+        for name in path:
             branch = branch.setdefault(name, {})
-        branch[path[-1]] = {kind: jnp.asarray(array) for kind, array in params[layer].items()}
+        branch |= {kind: jnp.asarray(array) for kind, array in params[layer].items()}
     return tree
 
 
 def main(path):
     fs.use_all_cores()
     job = load_job(path)
-    task = {"2nn": fs.models.mnist_2nn, "cnn": fs.models.mnist_cnn}[job.model]()
+    task = MODELS[job.model]()
     algorithm = fs.fed_avg(
         task,
         client_lr=job.learning_rate,
@@ -49,8 +59,7 @@ def main(path):
         shuffle="each_epoch" if job.shuffle else "never",
     )
     layout = fs.default_layout()
-    pixels = np.round(job.x * 255).astype(np.uint8)  # stored as bytes, decoded in the compiled step
-    data = fs.data.FederatedData({"x": pixels, "y": job.y}, job.offsets.astype(np.int32))
+    data = fs.data.FederatedData({"x": job.x, "y": job.y}, job.offsets.astype(np.int32))
     initial = ours(job.params, job.model)
     hparams = {name: jnp.float32(value) for name, value in algorithm.hparams.items()}
     state = algorithm.init(jax.random.key(0), hparams)._replace(params=initial)
@@ -63,10 +72,10 @@ def main(path):
         return new.params
 
     def report(params):
-        batch = {"x": pixels[:PROBE], "y": job.y[:PROBE]}
-        total, _ = task.loss(params, batch, jax.random.key(0))
+        batch = {"x": job.x[:PROBE], "y": job.y[:PROBE]}
+        total, count = task.loss(params, batch, jax.random.key(0))
         return {
-            "loss": float(total.mean()),
+            "loss": float(total.sum() / count.sum()),
             **norms(jax.tree.leaves(initial), jax.tree.leaves(params)),
         }
 
