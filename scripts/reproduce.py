@@ -1,4 +1,4 @@
-"""Runs cells and figures of the FedAvg paper's MNIST part and prints ours beside the paper's.
+"""Runs cells and figures of the FedAvg paper and prints ours beside the paper's.
 
 McMahan et al., "Communication-efficient learning of deep networks from decentralized data", 2017.
 Every cell is run at several learning rates, from likely ones outwards until the best lies inside the
@@ -6,89 +6,141 @@ grid, and ends when one of its curves has crossed the target, or at 1.25 times t
 
   python scripts/reproduce.py --data_dir=DIR --table=4 --partition=iid
   python scripts/reproduce.py --data_dir=DIR --table=2 --rows=E=1/B=10,E=5/B=10 --seeds=0,1
-  python scripts/reproduce.py --data_dir=DIR --figure=1
+  python scripts/reproduce.py --data_dir=DIR --table=2 --model=lstm --client_lrs=1.47 --most_rates=1
+  python scripts/reproduce.py --data_dir=DIR --figure=4 --rounds_limit=30
+  python scripts/reproduce.py --data_dir=FILE.jsonl.xz --figure=5 --target=0.08
   python scripts/reproduce.py --report
 
-DIR holds MNIST's four files. Figures 2 and 7 are the curves of tables 2 and 4; 6 and 8 follow the loss
-on all train data for --rounds_limit rounds. The workdir receives cells/NAME.json for each finished
-cell, tables.md, figureN.png and, with --report, report.html: one page of all that has been run so far.
-A finished cell is not run again: delete its file if it shall be; an interrupted one starts anew.
+DIR holds the files of MNIST, of Shakespeare (table 2 with --model=lstm, figure 3) or of CIFAR-10 (table
+3, figures 4 and 9); FILE holds messages by author (figures 5 and 10). Figures 2, 5 and 7 are the curves
+of table 2, of the rounds that the text counts and of table 4. The others make runs of their own, for
+--rounds_limit rounds: 6 and 8 follow the loss on all train data, 3, 4, 9 and 10 the test accuracy. The
+workdir receives cells/NAME.json for each finished cell, tables.md, figureN.png and, with --report,
+report.html: one page of all that has been run so far. A finished cell is not run again: delete its file
+if it shall be; an interrupted one starts anew.
 """
 
 import contextlib
 import math
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 from common import numbers, run, say
 
 import fedjax_sim as fs
 
-_TABLE = flags.DEFINE_integer("table", None, "1, 2 or 4.")
-_FIGURE = flags.DEFINE_integer("figure", None, "1, 2, 6, 7 or 8.")
+_TABLE = flags.DEFINE_integer("table", None, "1, 2, 3 or 4.")
+_FIGURE = flags.DEFINE_integer("figure", None, "1 to 10.")
 _MODEL = flags.DEFINE_string(
-    "model", None, "2nn (the default) or cnn, of table 1; tables 2 and 4 and figures have but one."
+    "model",
+    None,
+    "Of table 1 2nn (the default) or cnn; of table 2 and figure 2 cnn (the default) or lstm.",
 )
 _PARTITION = flags.DEFINE_enum("partition", "both", ["iid", "noniid", "both"], "Whose data.")
-_ROWS = flags.DEFINE_list("rows", None, "Such as E=1/B=10, in table 1 C=0.1/B=inf; all by default.")
+_ROWS = flags.DEFINE_list(
+    "rows",
+    None,
+    "Such as E=1/B=10, in table 1 C=0.1/B=inf, of sequential SGD SGD/B=100; all by default.",
+)
 _RATES = flags.DEFINE_list(
     "client_lrs",
     None,
-    "Learning rates to begin with; by default three likely ones for each cell. Of figures 6 and 8 one "
-    "rate, by default the cell's best, or before the cell is run the middle one of those.",
+    "Learning rates to begin with; by default three likely ones for each cell. Of figures with runs of "
+    "their own: all there are, by default 1.47 in figure 3, three in figure 4, otherwise the cell's "
+    "best, or before the cell is run the middle one of the likely. Figures 6 and 8 want one.",
+)
+_MOST_RATES = flags.DEFINE_integer(
+    "most_rates", 13, "The grid is widened up to so many rates while the best lies at its edge."
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the runs; the clients' data is the same for all.")
+_TARGET = flags.DEFINE_float(
+    "target", None, "Test accuracy that runs race for, by default the paper's (in table 3 the last)."
+)
 _ROUNDS_LIMIT = flags.DEFINE_integer(
     "rounds_limit",
     None,
-    "Rounds at most; by default 1.25 times the paper's, which is what is accepted. Of figures 6 and 8: "
-    "rounds, by default 30.",
+    "Rounds at most; by default 1.25 times the paper's, which is what is accepted. Of figures with runs "
+    "of their own: rounds, by default 2,000 in figure 4, 820 in figure 10 and otherwise 30; in figure 9 "
+    "those of E=5/B=50, and the other rows compute as many gradients.",
 )
 _REPORT = flags.DEFINE_bool("report", False, "Write report.html from what has been run so far.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of MNIST's files.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of the data set's files; of messages by author, that or the file."
+)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Where results go.")
-
-_MODELS = {"2nn": fs.models.mnist_2nn, "cnn": fs.models.mnist_cnn}
 
 
 def _reproduce() -> None:
     wanted = [value for value in (_TABLE.value, _FIGURE.value) if value is not None]
     if len(wanted) != 1 and not (_REPORT.value and not wanted):
         raise ValueError("wanted one of --table, --figure and --report (see --help)")
-    figures = {"1": 1} | {str(number): number for number in fs.experiment.FIGURES}
-    if _FIGURE.value is not None:
-        fs.choose("figure", str(_FIGURE.value), figures)
-    if _ROWS.value is not None and not _ROWS.value:
-        raise ValueError("--rows is empty; wanted names of rows with commas between, or no such flag")
-    cells = _cells()
+    figures = {"1": None} | {str(number): shown for number, shown in fs.experiment.FIGURES.items()}
+    figure = None if _FIGURE.value is None else fs.choose("figure", str(_FIGURE.value), figures)
+    own_runs = figure is not None and figure.shows != fs.experiment.BEST
     rates = None if _RATES.value is None else numbers("client_lrs", _RATES.value, float)
     seeds = numbers("seeds", _SEEDS.value, int)
+    _check(figure, own_runs, rates)
+    cells = _cells(own_runs)
     workdir, records = pathlib.Path(_WORKDIR.value), fs.experiment.Records(_WORKDIR.value)
     if (workdir / "config.json").exists():
         raise ValueError(f"{workdir} belongs to a run of another script; choose another workdir")
-    asked = {
-        "rates": rates,
-        "seeds": seeds if flags.FLAGS["seeds"].present else None,
-        "num_rounds": _ROUNDS_LIMIT.value,
-    }
+    asked = {"rates": rates, "seeds": seeds if flags.FLAGS["seeds"].present else None}
     with contextlib.ExitStack() as stack:
         if cells or _FIGURE.value == 1:  # a report alone may be written while cells are run
             stack.enter_context(records.locked())
         if _FIGURE.value == 1:
             _average_two_models(records)
-        elif _FIGURE.value is not None and fs.experiment.FIGURES[_FIGURE.value].loss:
-            _run_losses(cells, records, asked)
+        elif own_runs:
+            _run_figure(cells, records, seeds, asked)
         elif cells:
             _run(cells, records, seeds, asked)
     drawn = _write(workdir, records)
     if _FIGURE.value is not None:
         say(f"wrote {drawn[_FIGURE.value]}")
     if _TABLE.value is not None:
-        _print_table(cells, records.load_all())
+        _print_tables(cells, records.load_all())
     if _REPORT.value:
         page = fs.experiment.render_page(records.load_all(), drawn)
         fs.experiment.write_text(workdir / "report.html", page)
         say(f"wrote {workdir / 'report.html'}")
+
+
+def _check(figure: fs.experiment.Figure | None, own_runs: bool, rates: list[float] | None) -> None:
+    """Looks at flags that go together, before any data is read."""
+    if _ROWS.value is not None and not _ROWS.value:
+        raise ValueError("--rows is empty; wanted names of rows with commas between, or no such flag")
+    for flag in (_MOST_RATES, _ROUNDS_LIMIT):
+        if flag.value is not None and flag.value < 1:
+            raise ValueError(f"--{flag.name}={flag.value}; wanted a whole number, at least 1")
+    if rates is not None and not all(0 < rate < math.inf for rate in rates):
+        raise ValueError(f"--client_lrs={','.join(_RATES.value)}; wanted finite numbers above 0")
+    if _TARGET.value is not None and not 0 < _TARGET.value <= 1:
+        raise ValueError(f"--target={_TARGET.value}; wanted a share in (0, 1]")
+    if _TARGET.value is not None and (own_runs or _FIGURE.value == 1):
+        raise ValueError(f"--target={_TARGET.value}; figure {_FIGURE.value} has no runs that end at one")
+    if own_runs and figure.shows == fs.experiment.LOSS and rates is not None and len(rates) != 1:
+        raise ValueError(f"--client_lrs={','.join(_RATES.value)}; figures 6 and 8 want one rate")
+
+
+def _cells(own_runs: bool) -> list[fs.experiment.PublishedCell]:
+    """The cells that the flags ask for."""
+    if _TABLE.value is not None:
+        models = [model for number, model in fs.experiment.PARTS if number == _TABLE.value]
+        cells = fs.experiment.published(_TABLE.value, _MODEL.value or next(iter(models), ""))
+    elif _FIGURE.value is not None and _FIGURE.value != 1:
+        cells = fs.experiment.figure_cells(_FIGURE.value, _MODEL.value)
+    else:
+        return []
+    cells = fs.experiment.choose_rows(cells, _ROWS.value)
+    if not own_runs:
+        cells = fs.experiment.choose_target(cells, _TARGET.value)
+    chosen = [cell for cell in cells if _PARTITION.value in (cell.partition, "both")]
+    if not chosen:
+        known = ", ".join(sorted({cell.partition for cell in cells}))
+        raise ValueError(f"--partition={_PARTITION.value}; what is asked for has {known}")
+    return chosen
 
 
 def _write(workdir: pathlib.Path, records: fs.experiment.Records) -> dict[int, pathlib.Path]:
@@ -101,35 +153,28 @@ def _write(workdir: pathlib.Path, records: fs.experiment.Records) -> dict[int, p
     return {n: path for n, path in drawn.items() if path}
 
 
-def _cells() -> list[fs.experiment.PublishedCell]:
-    """The cells that the flags ask for."""
-    if _TABLE.value is not None:
-        models = [model for number, model in fs.experiment.PARTS if number == _TABLE.value]
-        model = _MODEL.value or (models[0] if len(models) == 1 else "2nn")
-        cells = fs.experiment.published(_TABLE.value, model)
-    elif _FIGURE.value is not None and _FIGURE.value != 1:
-        cells = fs.experiment.figure_cells(_FIGURE.value)
-    else:
-        return []
-    cells = fs.experiment.choose_rows(cells, _ROWS.value)
-    return [cell for cell in cells if _PARTITION.value in (cell.partition, "both")]
+def _print_tables(cells, known) -> None:
+    """Prints the rows of these cells, at every target for which they were run."""
+    names = {cell.name for cell in cells}
+    for title, part, rows in fs.experiment.tables_that_ran(known):
+        shown = [row for cell, row in zip(part, rows, strict=True) if cell.name in names]
+        if shown and part[0].table == _TABLE.value and _TARGET.value in (None, part[0].target):
+            say(title)
+            print(fs.experiment.markdown(shown), end="", flush=True)
 
 
-def _print_table(cells, known) -> None:
-    part = fs.experiment.published(cells[0].table, cells[0].model)  # whole, for its first row
-    rows = fs.experiment.reproduction_table(part, known)
-    chosen = [row for cell, row in zip(part, rows, strict=True) if cell in cells]
-    print(fs.experiment.markdown(fs.experiment.reproduction_text(chosen)), end="")
+def _missing(asked: Mapping[str, Mapping[str, Any]], records) -> list[str]:
+    """The names of those not run yet, with a word on the others.
 
-
-def _missing(names: list[str], records, asked: dict) -> list[str]:
-    """Those not run yet, with a word on the others.
+    Args:
+      asked: name of a cell's runs -> what the flags ask of them, None where they do not.
+      records: of the workdir.
 
     Raises:
       ValueError: one was run otherwise than the flags ask.
     """
     missing = []
-    for name in names:
+    for name, settings in asked.items():
         record = records.load(name)
         if record is None:
             missing.append(name)
@@ -138,8 +183,9 @@ def _missing(names: list[str], records, asked: dict) -> list[str]:
             "rates": {run["rate"] for run in record["runs"]},
             "seeds": {run["seed"] for run in record["runs"]},
             "num_rounds": {record.get("num_rounds")},
+            "target": {record["cell"].get("target")},
         }
-        for what, wanted in asked.items():
+        for what, wanted in settings.items():
             wanted = wanted if isinstance(wanted, list) or wanted is None else [wanted]
             if wanted is not None and not set(wanted) <= ran[what]:
                 raise ValueError(
@@ -151,71 +197,62 @@ def _missing(names: list[str], records, asked: dict) -> list[str]:
 
 
 def _run(cells, records, seeds, asked) -> None:
-    missing = _missing([cell.name for cell in cells], records, asked)
+    """Runs cells to their targets."""
+    asked = asked | {"num_rounds": _ROUNDS_LIMIT.value, "target": _TARGET.value}
+    missing = _missing({cell.name: asked for cell in cells}, records)
     if not missing:
         return
-    train, test, task = _load(cells[0].model)
-    evaluate = fs.accuracy(task, test, layout=fs.Layout())
+    train, test, task = fs.experiment.paper_data(cells[0].model, _DATA_DIR.value)
     for number, cell in enumerate((c for c in cells if c.name in missing), 1):
         say(f"{cell.name}, cell {number} of {len(missing)}; the paper's rounds: {cell.rounds}")
+        rates = asked["rates"] or cell.starting_rates()
         record = fs.experiment.run_cell(
             cell,
             task,
-            fs.experiment.paper_clients(train, cell.partition),
-            evaluate,
-            rates=asked["rates"],
+            fs.experiment.paper_clients(cell, train),
+            fs.experiment.evaluation(task, test, num_runs=len(rates) * len(seeds)),
+            rates=rates,
             seeds=seeds,
             num_rounds=_ROUNDS_LIMIT.value,
+            most_rates=_MOST_RATES.value,
             progress=True,
             report=say,
         )
-        records.save(cell.name, record)
-        _write(pathlib.Path(_WORKDIR.value), records)
+        _save(records, cell.name, record, test)
         say(", ".join(map(_outcome, fs.experiment.best_of_each_seed(record["runs"]))))
 
 
-def _run_losses(cells, records, asked) -> None:
-    if asked["rates"] is not None and len(asked["rates"]) != 1:
-        raise ValueError(f"--client_lrs={','.join(_RATES.value)}; figures 6 and 8 want one rate")
-    missing = _missing([fs.experiment.loss_name(cell) for cell in cells], records, asked)
+def _run_figure(cells, records, seeds, asked) -> None:
+    """Makes a figure's own runs."""
+    number, limit = _FIGURE.value, _ROUNDS_LIMIT.value
+    named = {fs.experiment.figure_record(number, cell): cell for cell in cells}
+    asked_of = {}
+    for name, cell in named.items():
+        rounds = None if limit is None else fs.experiment.figure_rounds(number, cell, limit)[0]
+        asked_of[name] = asked | {"num_rounds": rounds}
+    missing = _missing(asked_of, records)
     if not missing:
         return
-    train, test, task = _load(cells[0].model)
-    evaluate = [fs.accuracy(task, test), fs.accuracy(task, train, prefix="full_train")]
-    rounds = 30 if _ROUNDS_LIMIT.value is None else _ROUNDS_LIMIT.value
-    for cell in cells:
-        name = fs.experiment.loss_name(cell)
-        if name in missing:
-            say(name)
-            record = fs.experiment.run_loss(
-                cell,
-                task,
-                fs.experiment.paper_clients(train, cell.partition),
-                evaluate,
-                rate=asked["rates"][0] if asked["rates"] else _best_rate(cell, records),
-                num_rounds=rounds,
-                eval_every=math.ceil(rounds / 15),
-            )
-            records.save(name, record)
-            _write(pathlib.Path(_WORKDIR.value), records)
-
-
-def _best_rate(cell, records) -> float:
-    record = records.load(cell.name)
-    if record is None:
-        return cell.starting_rates()[1]
-    return fs.experiment.best_of_each_seed(record["runs"])[0].rate
+    train, test, task = fs.experiment.paper_data(cells[0].model, _DATA_DIR.value)
+    for name in missing:
+        say(name)
+        cell = named[name]
+        rates = asked["rates"] or fs.experiment.figure_rates(number, cell, records.load(cell.name))
+        record = fs.experiment.run_curves(
+            number, cell, task, train, test, rates=rates, num_rounds=limit, seeds=seeds, progress=True
+        )
+        _save(records, name, record, test)
 
 
 def _average_two_models(records) -> None:
-    if _missing([fs.experiment.FIGURE_1_RECORD], records, {}):
-        train, _, task = _load("2nn")
+    if _missing({fs.experiment.FIGURE_1_RECORD: {}}, records):
+        train, _, task = fs.experiment.paper_data("2nn", _DATA_DIR.value)
         records.save(fs.experiment.FIGURE_1_RECORD, fs.experiment.average_two_models(task, train))
 
 
-def _load(model: str):
-    train, test = fs.data.load("mnist", data_dir=_DATA_DIR.value)
-    return train, test, _MODELS[model]()
+def _save(records, name: str, record: dict, test: fs.data.Dataset) -> None:
+    records.save(name, {"test_rows": len(test)} | record)
+    _write(pathlib.Path(_WORKDIR.value), records)
 
 
 def _outcome(best: fs.experiment.Best) -> str:

@@ -1,11 +1,14 @@
-"""scripts/reproduce.py, run as a user runs it: its errors, and a cell of MNIST where that is present."""
+"""scripts/reproduce.py, run as a user runs it: its errors, small data, a cell of MNIST where present."""
 
 import json
 import pathlib
 import subprocess
 import sys
 
+import message_corpus
+import numpy as np
 import pytest
+import shakespeare_corpus
 from data_files import data_root, needs
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "reproduce.py"
@@ -27,8 +30,14 @@ def finish(process):
 
 
 REFUSED = {
-    "--table=3": "unknown table '3'. Known: 1, 2, 4.",
-    "--figure=5": "unknown figure '5'. Known: 1, 2, 6, 7, 8.",
+    "--table=5": "unknown table '5'. Known: 1, 2, 3, 4.",
+    "--figure=11": "unknown figure '11'; did you mean '1'? Known: 1, 10, 2, 3, 4, 5, 6, 7, 8, 9.",
+    "--table=2 --model=2nn": "unknown model of table 2 '2nn'; did you mean 'cnn'? Known: cnn, lstm.",
+    "--table=3 --partition=noniid": "--partition=noniid; what is asked for has iid",
+    "--figure=4 --target=0.5": "--target=0.5; figure 4 has no runs that end at one",
+    "--table=4 --rounds_limit=0": "--rounds_limit=0; wanted a whole number, at least 1",
+    "--table=4 --client_lrs=0.1,-1": "--client_lrs=0.1,-1; wanted finite numbers above 0",
+    "--figure=6 --client_lrs=0.1,0.2": "--client_lrs=0.1,0.2; figures 6 and 8 want one rate",
     "--table=4 --rows=E=7": "unknown row 'E=7'. Known: E=1/B=10, E=1/B=50, E=1/B=inf, E=10/B=10,",
     "--table=4 --partition=iid": "data_dir is None; give the folder that holds train-images-idx3",
     "": "wanted one of --table, --figure and --report",
@@ -109,3 +118,115 @@ def test_a_repeat_runs_nothing_and_a_report_is_one_page(finished):
     assert "wrote w/report.html" in err
     assert f"<summary>{CELL}</summary>" in page
     assert 'src="data:image/png;base64,' in page
+
+
+def run_small(data, *flags, cwd):
+    """The record of the only cell that was run, standard output and error."""
+    out, err = finish(start(f"--data_dir={data}", *flags, cwd=cwd))
+    (path,) = (cwd / "w" / "cells").glob("*.json")
+    return path.stem, json.loads(path.read_text()), out, err
+
+
+def curves_of(record, *names):
+    return [tuple(run[name] for name in names) for run in record["runs"]]
+
+
+@pytest.fixture(scope="module")
+def plays(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plays")
+    lines = [f"Words, words, words {i}." for i in range(5)]
+    speeches = (shakespeare_corpus.speech(role, *lines) for role in ("HAMLET", "POLONIUS", "OPHELIA"))
+    play = shakespeare_corpus.work("HAMLET", "".join(speeches))
+    shakespeare_corpus.write(folder, shakespeare_corpus.text(play))
+    return folder
+
+
+def test_a_cell_of_shakespeare_is_run_at_one_rate(plays, tmp_path):
+    flags = ("--table=2", "--model=lstm", "--partition=noniid", "--rows=E=1/B=10", "--rounds_limit=2")
+    name, record, out, _ = run_small(plays, *flags, "--client_lrs=1.47", "--most_rates=1", cwd=tmp_path)
+    assert name == "lstm-noniid-C0.1-E1-B10"
+    assert (record["cell"]["dataset"], record["cell"]["target"]) == ("shakespeare", 0.54)
+    assert (record["test_rows"], record["most_rates"]) == (3, 1)
+    assert curves_of(record, "rate", "rounds") == [(1.47, [0, 1, 2])]
+    assert "| E=1/B=10 | noniid | 7.4 | 164 (23.8x) | - | - | not reached in 2 rounds | 1.47" in out
+    assert (tmp_path / "w" / "figure2.png").exists()
+
+
+def test_many_local_epochs_are_followed_at_the_papers_rate(plays, tmp_path):
+    flags = ("--figure=3", "--partition=noniid", "--rows=E=5/B=10", "--rounds_limit=1")
+    name, record, out, err = run_small(plays, *flags, cwd=tmp_path)
+    assert name == "figure3-lstm-noniid-C0.1-E5-B10"
+    assert curves_of(record, "rate", "rounds", "rounds_to_target") == [(1.47, [0, 1], None)]
+    assert out == ""
+    assert "wrote w/figure3.png" in err
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """CIFAR-10's files with 20 images each, so that each of a hundred clients has one."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        records = rng.integers(0, 256, (20, 3073), np.uint8)
+        records[:, 0] %= 10
+        records.tofile(folder / f"{name}.bin")
+    return folder
+
+
+def test_sequential_sgd_is_read_at_three_targets(images, tmp_path):
+    flags = ("--table=3", "--rows=SGD/B=100", "--client_lrs=0.1", "--most_rates=1", "--rounds_limit=2")
+    name, record, out, err = run_small(images, *flags, cwd=tmp_path)
+    assert name == "cifar-iid-sgd-B100"
+    assert (record["cell"]["algorithm"], record["cell"]["target"]) == ("sgd", 0.85)
+    assert curves_of(record, "rate", "rounds") == [(0.1, [0, 1, 2])]
+    rows = [line for line in out.splitlines() if "SGD/B=100" in line]
+    assert [row.split("|")[4].strip() for row in rows] == [f"{n} (1.0x)" for n in (18000, 31000, 99000)]
+    assert [f"rounds to {n}% test accuracy" in err for n in (80, 82, 85)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "rates", "rounds"),
+    [
+        (
+            ("--figure=4", "--rows=E=1/B=inf", "--rounds_limit=2"),
+            "figure4-cifar-iid-C0.1-E1-Binf",
+            [0.45, 0.6, 0.7],
+            [0, 1, 2],
+        ),
+        (
+            ("--figure=9", "--rows=C=0/E=5/B=50", "--rounds_limit=1"),
+            "figure9-cifar-iid-C0-E5-B50",
+            [0.15],
+            list(range(11)),  # each computes a tenth of the gradients that a round of C = 0.1 does
+        ),
+    ],
+)
+def test_figures_of_cifar_10_have_runs_of_their_own(images, tmp_path, flags, name, rates, rounds):
+    found, record, _, _ = run_small(images, *flags, cwd=tmp_path)
+    assert found == name
+    assert record["cell"]["lr_decay"] == (0.9934 if "Binf" in name else 0.99)
+    assert curves_of(record, "rate", "rounds") == [(rate, rounds) for rate in rates]
+    assert (tmp_path / "w" / f"{flags[0][2:].replace('=', '')}.png").exists()
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    """Twelve authors, one of whom is to test on, with enough words for the vocabulary."""
+    said = {f"author{a}": [" ".join(f"w{a}x{i}" for i in range(1000))] for a in range(12)}
+    return message_corpus.write(tmp_path_factory.mktemp("chats"), said)
+
+
+def test_words_race_for_the_target_asked_for(chats, tmp_path):
+    flags = ("--figure=5", "--rows=E=1/B=inf", "--target=0.9", "--client_lrs=9,18", "--most_rates=2")
+    name, record, _, err = run_small(chats, *flags, "--rounds_limit=1", "--report", cwd=tmp_path)
+    assert name == "word-noniid-m200-E1-Binf"
+    assert (record["cell"]["target"], record["cell"]["clients_per_round"]) == (0.9, 200)
+    assert curves_of(record, "rate", "rounds") == [(9, [0, 1]), (18, [0, 1])]
+    assert "wrote w/figure5.png" in err
+    parts = (tmp_path / "w" / "tables.md").read_text().split("## ")[1:]
+    assert [part.splitlines()[0] for part in parts] == [
+        f"Word LSTM: rounds to {n}% test accuracy" for n in (10.5, 90)
+    ]
+    for part, paper in zip(parts, ("820 (1.0x)", "-"), strict=True):
+        assert f"| E=1/B=inf | noniid | - | {paper} | - | - | not reached in 1 rounds |" in part
+    assert "<h2>Figure 5</h2>" in (tmp_path / "w" / "report.html").read_text()

@@ -1,14 +1,19 @@
 """What papers and people want of runs: protocols, published tables, pictures, reports, counts."""
 
+from fedjax_sim.experiment.averaging import FIGURE_1_RECORD, average_two_models
+from fedjax_sim.experiment.cells import PublishedCell, batch_value, choose_rows, choose_target
 from fedjax_sim.experiment.figures import (
-    FIGURE_1_RECORD,
+    BEST,
+    EACH,
     FIGURES,
-    average_two_models,
+    LOSS,
+    Figure,
     draw_figure,
     figure_cells,
     figure_panels,
-    loss_name,
-    run_loss,
+    figure_rates,
+    figure_record,
+    figure_rounds,
 )
 from fedjax_sim.experiment.flops import training_flops
 from fedjax_sim.experiment.grids import rate_grid
@@ -22,7 +27,7 @@ from fedjax_sim.experiment.protocol import (
     mean_rounds,
     sweep_rates,
 )
-from fedjax_sim.experiment.published import PARTS, PublishedCell, batch_value, choose_rows, published
+from fedjax_sim.experiment.published import PARTS, published
 from fedjax_sim.experiment.records import (
     Records,
     claim_workdir,
@@ -34,9 +39,12 @@ from fedjax_sim.experiment.records import (
 from fedjax_sim.experiment.report import write_report, write_tensorboard
 from fedjax_sim.experiment.reproduction import (
     default_limit,
+    evaluation,
     paper_algorithm,
     paper_clients,
+    paper_data,
     run_cell,
+    run_curves,
 )
 from fedjax_sim.experiment.tables import (
     markdown,
@@ -45,31 +53,44 @@ from fedjax_sim.experiment.tables import (
     reproduction_text,
     sweep_markdown,
     sweep_table,
+    tables_that_ran,
 )
+from fedjax_sim.experiment.workloads import WORKLOADS, Workload
 
 __all__ = [
+    "BEST",
+    "EACH",
     "FIGURES",
     "FIGURE_1_RECORD",
+    "LOSS",
     "PARTS",
+    "WORKLOADS",
     "Best",
+    "Figure",
     "PublishedCell",
     "Records",
+    "Workload",
     "average_two_models",
     "batch_value",
     "best_of_each_seed",
     "choose_rows",
+    "choose_target",
     "claim_workdir",
     "default_limit",
     "draw_figure",
     "envelope",
+    "evaluation",
     "expected_updates",
     "figure_cells",
     "figure_panels",
-    "loss_name",
+    "figure_rates",
+    "figure_record",
+    "figure_rounds",
     "markdown",
     "mean_rounds",
     "paper_algorithm",
     "paper_clients",
+    "paper_data",
     "plot_curve",
     "plot_curves",
     "plot_labels",
@@ -81,10 +102,11 @@ __all__ = [
     "reproduction_table",
     "reproduction_text",
     "run_cell",
-    "run_loss",
+    "run_curves",
     "sweep_markdown",
     "sweep_rates",
     "sweep_table",
+    "tables_that_ran",
     "training_flops",
     "write_csv",
     "write_lines",

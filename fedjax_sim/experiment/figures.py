@@ -1,242 +1,243 @@
-"""The FedAvg paper's figures on MNIST: what they show, and how their curves are made.
+"""The FedAvg paper's figures of learning curves: what they show, and of which runs.
 
 H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
 of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629.
 """
 
+import math
 import pathlib
-import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-import optax
-
-from fedjax_sim.algorithms import fed_avg
-from fedjax_sim.base import Task
-from fedjax_sim.data import Dataset, FederatedData, federate
-from fedjax_sim.experiment.grids import neighbour
+from fedjax_sim.experiment.averaging import FIGURE_1_RECORD
+from fedjax_sim.experiment.cells import USUAL_FRACTION, PublishedCell, choose_rows, choose_target
 from fedjax_sim.experiment.plots import plot_curves
-from fedjax_sim.experiment.protocol import envelope, three_digits
-from fedjax_sim.experiment.published import IID, NON_IID, PublishedCell, published
-from fedjax_sim.experiment.records import provenance
-from fedjax_sim.experiment.reproduction import paper_algorithm
-from fedjax_sim.simulation import DivergenceError, accuracy, simulate
+from fedjax_sim.experiment.protocol import best_of_each_seed, envelope
+from fedjax_sim.experiment.published import published
+from fedjax_sim.experiment.workloads import IID, NON_IID
+from fedjax_sim.naming import choose
+from fedjax_sim.simulation import cohort_size
 
 Panels = dict[str, dict[str, tuple[Any, Any]]]
-_ATTEMPTS = 3
-THETAS = np.linspace(-0.2, 1.2, 50)
-_PANEL_TITLES = types.MappingProxyType({IID: "IID", NON_IID: "non-IID, two digits each"})
+# What a curve is.
+BEST = "best"  # the highest test accuracy so far of any rate, from the runs that a table counts
+EACH = "each"  # the test accuracy at one rate, from runs of the figure's own
+LOSS = "loss"  # the loss of the shared model on the whole train set, from runs of its own
+_POINTS = types.MappingProxyType({EACH: 100, LOSS: 15})  # of a curve; the whole train set takes long
 
 
 class Figure(NamedTuple):
     """A figure of learning curves.
 
     Attributes:
-      table: whose cells they are of.
-      model: likewise.
-      rows: of the table, or None for all.
-      loss: draws the loss of the shared model on the whole train set, from runs of its own; otherwise
-        the test accuracy of the table's cells, the best rate at every round.
-      log: of the loss's axis.
+      shows: `BEST`, `EACH` or `LOSS`.
+      cells: whose curves they are.
       sentence: what the paper shows.
+      rates: of a cell's runs, for `EACH`; by default its best one, or the middle of the starting ones.
+      num_rounds: of a run, for `EACH` and `LOSS`.
+      eval_every: rounds between evaluations; by default a curve has 100, one of the loss 15.
+      computations: curves run over gradients of minibatches, of all clients together, in place of
+        rounds; every cell computes as many as one that computes most does in `num_rounds`.
+      log: of the loss's axis.
     """
 
-    table: int
-    model: str
-    rows: tuple[str, ...] | None
-    loss: bool
-    log: bool
+    shows: str
+    cells: tuple[PublishedCell, ...]
     sentence: str
+    rates: Callable[[PublishedCell], tuple[float, ...]] | None = None
+    num_rounds: int = 30
+    eval_every: int | None = None
+    computations: bool = False
+    log: bool = False
 
 
-# Figure 1 has no learning curves; see `average_two_models`.
-FIGURE_1_RECORD = "figure1"
-FIGURE_1_SENTENCE = (
-    "The paper: the average of two models that started from different random values is far worse than "
-    "either; when they started from the same values, it is better than both parents, which stand at "
-    "theta = 0 and 1."
+def _of_table(table: int | None, model: str, *rows: str) -> tuple[PublishedCell, ...]:
+    """The cells of these rows, or of all, each at its hardest target."""
+    return tuple(choose_target(choose_rows(published(table, model), list(rows) or None), None))
+
+
+# The paper's text names no E of figure 3, and of figure 9 only C = 0.
+_LARGE_E = tuple(
+    PublishedCell(None, "lstm", partition, USUAL_FRACTION, epochs, 10, 0.54, None)
+    for epochs in (1, 5, 10, 20, 50, 100)
+    for partition in (IID, NON_IID)
 )
+_COMPUTATIONS = tuple(
+    PublishedCell(None, "cifar", IID, fraction, epochs, 50, None, None)
+    for fraction, epochs in ((None, None), (0.0, 1), (0.0, 5), (0.1, 1), (0.1, 5))
+)
+_WORDS = tuple(
+    PublishedCell(None, "word", NON_IID, None, epochs, batch, 0.105, None)
+    for epochs, batch in ((1, math.inf), (1, 8), (5, 8))
+)
+
 FIGURES = types.MappingProxyType(
     {
         2: Figure(
-            2,
-            "cnn",
-            None,
-            loss=False,
-            log=False,
-            sentence="The paper: more local computation, by smaller B or larger E, brings the CNN to "
-            "99 % in up to 35 times fewer rounds than FedSGD; with two digits for each client in up to "
-            "2.8 times fewer, and three settings need more than FedSGD.",
+            BEST,
+            _of_table(2, "cnn") + _of_table(2, "lstm"),
+            "The paper: more local computation, by smaller B or larger E, brings the CNN to 99 % in up "
+            "to 35 times fewer rounds than FedSGD; with two digits for each client in up to 2.8 times "
+            "fewer, and three settings need more than FedSGD. It brings the LSTM to 54 % in up to 13 "
+            "times fewer rounds, and in up to 95 times fewer where each client is a role of a play.",
+        ),
+        3: Figure(
+            EACH,
+            _LARGE_E,
+            "The paper: with very many local epochs FedAvg can reach a plateau or diverge.",
+            rates=lambda cell: (1.47,),
+        ),
+        4: Figure(
+            EACH,
+            _of_table(3, "cifar", "E=1/B=inf", "E=5/B=50"),
+            "The paper: FedAvg with E = 5 and B = 50 reaches 80 % in 280 rounds and 85 % in 2,000; "
+            "FedSGD reaches 80 % in 3,750 and not 85 %.",
+            rates=PublishedCell.starting_rates,
+            num_rounds=2000,
+        ),
+        5: Figure(
+            BEST,
+            _of_table(None, "word"),
+            "The paper, on posts that are not public: FedAvg at rate 9 reaches 10.5 % in 35 rounds, "
+            "FedSGD at rate 18 in 820.",
         ),
         6: Figure(
-            2,
-            "cnn",
-            ("E=1/B=inf", "E=1/B=10", "E=5/B=10", "E=20/B=10"),
-            loss=True,
+            LOSS,
+            _of_table(2, "cnn", "E=1/B=inf", "E=1/B=10", "E=5/B=10", "E=20/B=10"),
+            "The paper: FedAvg is effective at optimising the training loss as well, even beyond the "
+            "point where test accuracy reaches its plateau.",
             log=True,
-            sentence="The paper: FedAvg is effective at optimising the training loss as well, even "
-            "beyond the point where test accuracy reaches its plateau.",
         ),
         7: Figure(
-            4,
-            "2nn",
-            None,
-            loss=False,
-            log=False,
-            sentence="The paper: every FedAvg setting of the 2NN needs fewer rounds to 97 % than "
-            "FedSGD, up to 46 times fewer with IID clients, up to 3.7 times with two digits each.",
+            BEST,
+            _of_table(4, "2nn"),
+            "The paper: every FedAvg setting of the 2NN needs fewer rounds to 97 % than FedSGD, up to "
+            "46 times fewer with IID clients, up to 3.7 times with two digits each.",
         ),
         8: Figure(
-            2,
-            "cnn",
-            ("E=1/B=10", "E=5/B=10", "E=20/B=10"),
-            loss=True,
-            log=False,
-            sentence="The paper: many local epochs do not slow the CNN's convergence significantly, "
-            "whereas they can make the Shakespeare LSTM stall or diverge.",
+            LOSS,
+            _of_table(2, "cnn", "E=1/B=10", "E=5/B=10", "E=20/B=10"),
+            "The paper: many local epochs do not slow the CNN's convergence significantly, whereas they "
+            "can make the Shakespeare LSTM stall or diverge.",
+        ),
+        9: Figure(
+            EACH,
+            _COMPUTATIONS,
+            "The paper: with modest C and E, FedAvg makes similar progress to sequential SGD for each "
+            "gradient of a minibatch; SGD and FedAvg with one client a round oscillate, and averaging "
+            "over more clients smooths that out.",
+            computations=True,
+        ),
+        10: Figure(
+            EACH,
+            _WORDS,
+            "The paper, on posts that are not public: FedAvg does better with E = 1 than with E = 5, "
+            "and its accuracy varies less from evaluation to evaluation than that of FedSGD.",
+            num_rounds=820,
+            eval_every=20,
         ),
     }
 )
 
 
-def figure_cells(number: int) -> list[PublishedCell]:
-    """The cells whose curves a figure draws."""
+def figure_cells(number: int, model: str | None = None) -> list[PublishedCell]:
+    """The cells whose curves a figure draws, of one model: by default its first.
+
+    Raises:
+      ValueError: the figure is not of this model; the message lists those it is of.
+    """
+    cells = FIGURES[number].cells
+    models = {cell.model: None for cell in cells}
+    if model is not None:
+        choose(f"model of figure {number}", model, models)
+    wanted = model or cells[0].model
+    return [cell for cell in cells if cell.model == wanted]
+
+
+def figure_record(number: int, cell: PublishedCell) -> str:
+    """Under which name the runs of a cell that a figure draws are kept."""
+    prefix = {BEST: "", EACH: f"figure{number}-", LOSS: "loss-"}
+    return prefix[FIGURES[number].shows] + cell.name
+
+
+def figure_rates(
+    number: int, cell: PublishedCell, record: Mapping[str, Any] | None
+) -> tuple[float, ...]:
+    """The learning rates of a cell's own runs.
+
+    Args:
+      number: of a figure.
+      cell: one of the figure's.
+      record: of the cell's runs to its target, if there were any.
+    """
+    rates = FIGURES[number].rates
+    if rates is not None:
+        return rates(cell)
+    if record is None:
+        return cell.starting_rates()[1:2]
+    return (best_of_each_seed(record["runs"])[0].rate,)
+
+
+def figure_rounds(number: int, cell: PublishedCell, num_rounds: int | None = None) -> tuple[int, int]:
+    """Rounds of a cell's own runs, and between their evaluations.
+
+    Args:
+      number: of a figure.
+      cell: one of the figure's.
+      num_rounds: in place of the figure's.
+    """
     figure = FIGURES[number]
-    cells = published(figure.table, figure.model)
-    return [cell for cell in cells if figure.rows is None or cell.row in figure.rows]
+    rounds = figure.num_rounds if num_rounds is None else num_rounds
+    if figure.computations:
+        most = max(map(_computations, figure.cells))
+        rounds = math.ceil(rounds * most / _computations(cell))
+    return rounds, figure.eval_every or math.ceil(rounds / _POINTS[figure.shows])
 
 
-def loss_name(cell: PublishedCell) -> str:
-    """Under which the train loss of a cell is kept."""
-    return f"loss-{cell.name}"
+def _computations(cell: PublishedCell) -> float:
+    """Gradients of minibatches in a round."""
+    if cell.algorithm == "sgd":
+        return cell.updates
+    return cohort_size(cell.workload.num_clients, cell.client_fraction) * cell.updates
 
 
 def figure_panels(number: int, records: Mapping[str, Mapping[str, Any]]) -> Panels:
-    """A figure's curves, of the cells that were run: one panel for each partition that has any."""
+    """A figure's curves, of the cells that were run: one panel for each model and partition of them."""
+    figure = FIGURES[number]
     panels: Panels = {}
-    for cell in figure_cells(number):
-        loss = FIGURES[number].loss
-        record = records.get(loss_name(cell) if loss else cell.name)
-        if record is None:
-            continue
-        runs = record["runs"]
-        curve = envelope(runs, runs[0]["seed"])
-        label = "FedSGD" if cell.is_fed_sgd else cell.row.replace("/", ", ")
-        if loss:
-            curve = (runs[0]["rounds"], runs[0]["full_train_loss"])
-            label += f", rate {runs[0]['rate']:g}"
-        panels.setdefault(_PANEL_TITLES[cell.partition], {})[label] = curve
+    for cell in figure.cells:
+        record = records.get(figure_record(number, cell))
+        if record is not None:
+            curves = panels.setdefault(_panel_title(figure, cell), {})
+            curves.update(_curves(figure, cell, record["runs"]))
     return panels
 
 
-def run_loss(
-    cell: PublishedCell,
-    task: Task,
-    clients: FederatedData,
-    evaluate: Sequence[Callable[[Any], dict[str, float]]],
-    *,
-    rate: float,
-    num_rounds: int,
-    eval_every: int,
-) -> dict[str, Any]:
-    """Runs a cell at one rate for a fixed number of rounds and records the loss on all train data.
+def _panel_title(figure: Figure, cell: PublishedCell) -> str:
+    title = cell.workload.panel_title(cell.partition)
+    several = len({cell.model for cell in figure.cells}) > 1
+    return f"{cell.workload.title}, {title}" if several else title
 
-    Where that rate diverges, lower ones of the paper's grid are tried.
 
-    Args:
-      cell: of a table.
-      task: of the cell's model.
-      clients: of the cell's partition.
-      evaluate: give "full_train_loss" and "test_accuracy".
-      rate: of the clients, such as the cell's best.
-      num_rounds: of the run.
-      eval_every: rounds between evaluations.
+def _targets(figure: Figure, records: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The accuracy that the runs of each panel raced for, if they did."""
+    ran = [cell for cell in figure.cells if figure.shows == BEST and cell.name in records]
+    return {_panel_title(figure, cell): records[cell.name]["cell"]["target"] for cell in ran}
 
-    Returns:
-      A record with one run: "rate", "seed", "seconds", "diverged" and the curves "rounds", "accuracy"
-      and "full_train_loss".
 
-    Raises:
-      DivergenceError: the lowest rate tried diverged as well.
-    """
-    started = time.perf_counter()
-    algorithm = paper_algorithm(cell, task)
-    for attempt in range(_ATTEMPTS):
-        try:
-            result = simulate(
-                algorithm,
-                clients,
-                key=jax.random.key(0),
-                hparams={"client_lr": rate},
-                num_rounds=num_rounds,
-                client_fraction=cell.client_fraction,
-                evaluate=evaluate,
-                eval_every=eval_every,
-                progress=True,
-            )
-            break
-        except DivergenceError:
-            if attempt + 1 == _ATTEMPTS:
-                raise
-            rate = neighbour(rate, 3, -1)
-    run = {
-        "rate": rate,
-        "seed": 0,
-        "seconds": round(result.rows[-1]["seconds"], 1),
-        "diverged": None,
-        "rounds": [row["round"] for row in result.rows],
-        "accuracy": [round(row["test_accuracy"], 3) for row in result.rows],
-        "full_train_loss": [three_digits(row["full_train_loss"]) for row in result.rows],
-    }
+def _curves(figure: Figure, cell: PublishedCell, runs: Any) -> dict[str, tuple[Any, Any]]:
+    """A cell's curves by their labels; of several seeds the first one's."""
+    label = "FedSGD" if cell.algorithm == "fed_sgd" else cell.row.replace("/", ", ")
+    seed = runs[0]["seed"]
+    if figure.shows == BEST:
+        return {label: envelope(runs, seed)}
+    values = "accuracy" if figure.shows == EACH else "full_train_loss"
+    scale = _computations(cell) if figure.computations else 1
     return {
-        "cell": cell.identity(),
-        "num_rounds": num_rounds,
-        "eval_every": eval_every,
-        "seconds": round(time.perf_counter() - started, 1),
-        **provenance(),
-        "runs": [run],
-    }
-
-
-def average_two_models(task: Task, train: Dataset, *, seed: int = 0) -> dict[str, Any]:
-    """Figure 1: the loss on all train data of `theta * w + (1 - theta) * w'`, for 50 theta.
-
-    Each parent trains on 600 examples of its own: 20 epochs of batches of 50 at rate 0.1, which is
-    240 updates. Once they start from different initial models and once from the same.
-
-    Args:
-      task: of the 2NN.
-      train: MNIST's training set, `[n, ...]` with n at least 1200.
-      seed: of the choice of examples and of the parents' starts.
-
-    Returns:
-      "theta" `[50]`, the losses "different" and "shared" `[50]`, and where they come from.
-    """
-    started = time.perf_counter()
-    rows = np.random.default_rng(seed).permutation(len(train))[:1200]
-    algorithm = fed_avg(task, optax.sgd, local_epochs=20, batch_size=50, client_lr=0.1)
-    evaluate = accuracy(task, train, prefix="full_train")
-
-    def parent(own, start):
-        alone = federate(train, [own])
-        return simulate(algorithm, alone, key=jax.random.key(start), num_rounds=1).params
-
-    def losses(starts):
-        w, other = (parent(own, start) for own, start in zip(np.split(rows, 2), starts, strict=True))
-        mixed = (jax.tree.map(lambda a, b, t=t: t * a + (1 - t) * b, w, other) for t in THETAS)
-        return [three_digits(evaluate(params)["full_train_loss"]) for params in mixed]
-
-    return {
-        "cell": {"figure": 1, "dataset": train.name, "model": "2nn", "seed": seed},
-        "theta": [round(float(theta), 4) for theta in THETAS],
-        "different": losses((seed, seed + 1)),
-        "shared": losses((seed, seed)),
-        "seconds": round(time.perf_counter() - started, 1),
-        **provenance(),
-        "runs": [],
+        f"{label}, rate {run['rate']:g}": ([scale * r for r in run["rounds"]], run[values])
+        for run in runs
+        if run["seed"] == seed
     }
 
 
@@ -272,9 +273,10 @@ def draw_figure(
     plot_curves(
         panels,
         path,
-        target=None if figure.loss else figure_cells(number)[0].target,
-        ylabel="loss on all train data" if figure.loss else "test accuracy",
+        target=_targets(figure, records),
+        ylabel="loss on all train data" if figure.shows == LOSS else "test accuracy",
         log=figure.log,
+        xlabel="gradients of minibatches" if figure.computations else "communication rounds",
         title=f"Figure {number}",
     )
     return path

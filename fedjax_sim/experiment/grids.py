@@ -41,12 +41,17 @@ def resolution(rates: Sequence[float]) -> int:
 
 
 def neighbour(rate: float, per_decade: int, direction: int) -> float:
-    """The next rate of the paper's grid, at least half a step above (`direction` 1) or below (-1)."""
+    """The next rate of the paper's grid, at least half a step above (`direction` 1) or below (-1).
+
+    A rate halfway between two of the grid, such as 1.47 with three in a decade, is of the same grid
+    shifted by half a step, and so is its neighbour.
+    """
     position = per_decade * math.log10(rate)
+    shift = 0.5 if abs(position % 1 - 0.5) < _ROUNDING else 0.0
     if direction > 0:
-        return _rate(math.ceil(position + 0.5 - _ROUNDING), per_decade)
-    return _rate(math.floor(position - 0.5 + _ROUNDING), per_decade)
+        return _rate(math.ceil(position - shift + 0.5 - _ROUNDING) + shift, per_decade)
+    return _rate(math.floor(position - shift - 0.5 + _ROUNDING) + shift, per_decade)
 
 
-def _rate(k: int, per_decade: int) -> float:
+def _rate(k: float, per_decade: int) -> float:
     return float(f"{10 ** (k / per_decade):.3g}")

@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedjax_sim.experiment.figures import FIGURE_1_SENTENCE, FIGURES
-from fedjax_sim.experiment.published import PublishedCell
+from fedjax_sim.experiment.averaging import FIGURE_1_SENTENCE
+from fedjax_sim.experiment.figures import FIGURES
 from fedjax_sim.experiment.tables import tables_that_ran
 
 _STYLE = """
@@ -33,20 +33,20 @@ def render_page(records: Mapping[str, Mapping[str, Any]], pictures: Mapping[int,
       records: of all cells that were run, by name.
       pictures: of the figures that were drawn, by their numbers.
     """
-    body = ["<h1>Federated Averaging on MNIST, reproduced</h1>", _introduction(records)]
-    shown: dict[str, PublishedCell] = {}
+    body = ["<h1>Federated Averaging, reproduced</h1>", _introduction(records)]
+    raced: set[str] = set()
     for title, cells, rows in tables_that_ran(records):
         body += [f"<h2>{html.escape(title)}</h2>", _table(rows)]
-        shown |= {cell.name: cell for cell in cells if cell.name in records}
+        raced |= {cell.name for cell in cells}
     for number, picture in sorted(pictures.items()):
         sentence = FIGURE_1_SENTENCE if number == 1 else FIGURES[number].sentence
         body += [f"<h2>Figure {number}</h2>", f"<p>{html.escape(sentence)}</p>", _image(picture)]
     body.append("<h2>All that was run: command, machine, versions, curves</h2>")
-    body += [_details(name, record, shown.get(name)) for name, record in records.items()]
+    body += [_details(name, record, name in raced) for name, record in records.items()]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>FedAvg on MNIST, reproduced</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>FedAvg, reproduced</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
@@ -83,7 +83,7 @@ def _image(path: pathlib.Path) -> str:
     return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
 
 
-def _details(name: str, record: Mapping[str, Any], cell: PublishedCell | None) -> str:
+def _details(name: str, record: Mapping[str, Any], raced: bool) -> str:
     facts = (
         f"{record['seconds']:.0f} s on {record['date']}; {_machine(record['machine'])}; "
         f"{_versions(record['versions'])}"
@@ -96,7 +96,7 @@ def _details(name: str, record: Mapping[str, Any], cell: PublishedCell | None) -
         f"<details><summary>{html.escape(name)}</summary><p>{html.escape(facts)}</p>"
         f"<p><code>{html.escape(record['command'])}</code></p>"
         f"<p><code>{html.escape(json.dumps(record['cell']))}</code></p>"
-        f"{'' if cell is None else _drawing(record['runs'], cell.target)}</details>"
+        f"{_drawing(record['runs'], record['cell']['target']) if raced else ''}</details>"
     )
 
 

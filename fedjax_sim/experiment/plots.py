@@ -1,5 +1,6 @@
 """Pictures of runs and of federations, written as PNG files. Matplotlib is imported when used."""
 
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -53,25 +54,28 @@ def plot_curves(
     panels: Mapping[str, Mapping[str, tuple[Any, Any]]],
     path: str | pathlib.Path,
     *,
-    target: float | None = None,
+    target: float | Mapping[str, float] | None = None,
     ylabel: str = "test accuracy",
     log: bool = False,
     xlabel: str = "communication rounds",
     title: str = "",
 ) -> None:
-    """Draws many curves, one panel below the other.
+    """Draws many curves: one panel below the other, or two side by side if there are more than two.
 
     Args:
       panels: title of a panel -> name of a curve -> (x `[n]`, values `[n]`).
       path: of the PNG file.
-      target: draws a line at this value.
+      target: draws a line at this value; of panels with different ones, title of a panel -> value.
       ylabel: what the values are.
       log: of the values' axis.
       xlabel: what the curves run over.
       title: of the picture.
     """
-    figure, all_axes = _subplots(len(panels), squeeze=False)
-    for axes, (name, curves) in zip(all_axes[:, 0], panels.items(), strict=True):
+    columns = 1 if len(panels) <= 2 else 2
+    figure, grid = _subplots(math.ceil(len(panels) / columns), columns, squeeze=False)
+    targets = target if isinstance(target, Mapping) else dict.fromkeys(panels, target)
+    for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
+        target = targets.get(name)
         for (label, curve), colour in zip(curves.items(), _colours(len(curves)), strict=True):
             axes.plot(*curve, label=label, color=colour)
         if target is not None:
@@ -85,7 +89,10 @@ def plot_curves(
         axes.grid(alpha=0.3)
         if curves:
             axes.legend(fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
-    all_axes[-1, 0].set_xlabel(xlabel)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes in grid.flat[: len(panels)][-columns:]:
+        axes.set_xlabel(xlabel)
     figure.suptitle(title)
     _save(figure, path)
 
@@ -127,14 +134,14 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
     return True
 
 
-def _subplots(rows: int, **settings):
+def _subplots(rows: int, columns: int = 1, **settings):
     # The object interface, so that a notebook's own figures and backend are left alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1 + 3 * rows), layout="constrained")
+    figure = Figure(figsize=(8 * columns, 1 + 3 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, 1, **settings)
+    return figure, figure.subplots(rows, columns, **settings)
 
 
 def _colours(count: int):

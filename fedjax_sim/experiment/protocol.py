@@ -157,10 +157,11 @@ def describe_run(run: SweepRun, target: float | None) -> dict[str, Any]:
 
     Returns:
       "rate", "seed", "rounds_to_target" (None where it stayed below), "best_accuracy", "seconds",
-      "diverged" (the round, or None) and the curves: "rounds", "accuracy" and "train_loss", the
-      latter two to three digits.
+      "diverged" (the round, or None) and the curves: "rounds", "accuracy", "train_loss" and, if it was
+      evaluated, "full_train_loss", all but the first to three digits.
     """
     rows = run.rows
+    losses = [name for name in ("train_loss", "full_train_loss") if name in rows[0]]
     return {
         "rate": run.hparams["client_lr"],
         "seed": run.seed,
@@ -170,8 +171,7 @@ def describe_run(run: SweepRun, target: float | None) -> dict[str, Any]:
         "diverged": run.diverged,
         "rounds": [row["round"] for row in rows],
         "accuracy": [_rounded(row["test_accuracy"], 3) for row in rows],
-        "train_loss": [three_digits(row["train_loss"]) for row in rows],
-    }
+    } | {name: [three_digits(row[name]) for row in rows] for name in losses}
 
 
 def expected_updates(local_epochs: int, batch_size: float, n: int, num_clients: int) -> float:

@@ -1,119 +1,32 @@
-"""The numbers of the FedAvg paper's tables, and the learning rates to begin with.
+"""The numbers that the FedAvg paper prints.
 
 H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
-of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629, tables 1, 2
-and 4: rounds to a target test accuracy on MNIST with 100 clients.
+of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629, tables 1 to
+4 and the end of section 3: rounds to a target test accuracy.
 """
 
 import math
 import types
-from typing import Any, NamedTuple
 
+from fedjax_sim.experiment.cells import USUAL_FRACTION, PublishedCell
+from fedjax_sim.experiment.workloads import IID, NON_IID
 from fedjax_sim.naming import choose
 
-IID, NON_IID = "iid", "noniid"
-CLIENTS, EXAMPLES = 100, 60_000  # K and n of MNIST in the paper
 
-
-class PublishedCell(NamedTuple):
-    """One number of a table.
-
-    Attributes:
-      table: its number in the paper.
-      model: "2nn" or "cnn".
-      partition: "iid", or "noniid": two shards of 300 examples sorted by label for each client.
-      client_fraction: `C`; 0 means one client a round.
-      local_epochs: `E`.
-      batch_size: `B`, or `math.inf`.
-      target: test accuracy.
-      rounds: as printed, or None where the paper's run did not reach the target.
-    """
-
-    table: int
-    model: str
-    partition: str
-    client_fraction: float
-    local_epochs: int
-    batch_size: float
-    target: float
-    rounds: int | None
-
-    @property
-    def is_fed_sgd(self) -> bool:
-        """One step on the full gradient of each client: FedSGD, for any C."""
-        return self.local_epochs == 1 and self.batch_size == math.inf
-
-    @property
-    def row(self) -> str:
-        """Its row in the table: C and B in table 1, whose columns they are as well; else E and B."""
-        first = f"C={self.client_fraction:g}" if self.table == 1 else f"E={self.local_epochs}"
-        return f"{first}/B={batch_value(self.batch_size)}"
-
-    @property
-    def name(self) -> str:
-        """Of what was run, whichever tables print it."""
-        return "-".join(
-            (
-                self.model,
-                self.partition,
-                f"C{self.client_fraction:g}",
-                f"E{self.local_epochs}",
-                f"B{batch_value(self.batch_size)}",
-            )
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """What was run, as JSON values."""
-        return {
-            "dataset": "mnist",
-            "model": self.model,
-            "partition": self.partition,
-            "algorithm": "fed_sgd" if self.is_fed_sgd else "fed_avg",
-            "C": self.client_fraction,
-            "E": self.local_epochs,
-            "B": batch_value(self.batch_size),
-            "target": self.target,
-        }
-
-    def starting_rates(self) -> tuple[float, ...]:
-        """Three neighbours of the paper's 10^(1/3) grid, where the best rate is likely to lie."""
-        if self.batch_size == math.inf and self.model == "cnn":
-            return (0.1, 0.215, 0.464) if self.partition == IID else (0.0464, 0.1, 0.215)
-        if self.batch_size == math.inf:
-            return (0.215, 0.464, 1.0) if self.partition == IID else (0.1, 0.215, 0.464)
-        if self.partition == IID:
-            return (0.1, 0.215, 0.464)
-        return (0.0464, 0.1, 0.215) if self.local_epochs == 1 else (0.0215, 0.0464, 0.1)
-
-
-def batch_value(batch_size: float) -> int | str:
-    """`B` as JSON: a whole number, or "inf"."""
-    return "inf" if batch_size == math.inf else int(batch_size)
-
-
-def published(table: int, model: str) -> list[PublishedCell]:
+def published(table: int | None, model: str) -> list[PublishedCell]:
     """The cells of one model's part of a table, in the paper's order: row by row, IID before non-IID.
+
+    Args:
+      table: its number; None for the numbers that only the text prints.
+      model: of the part.
 
     Raises:
       ValueError: there is no such table or part of it; the message lists those there are.
     """
-    choose("table", str(table), {str(number): None for number, _ in PARTS})
-    parts = {name: part for (number, name), part in PARTS.items() if number == int(table)}
-    return choose(f"model of table {table}", model, parts)()
-
-
-def choose_rows(cells: list[PublishedCell], names: list[str] | None) -> list[PublishedCell]:
-    """The cells of the rows of these names, or all.
-
-    Raises:
-      ValueError: the table has no such row; the message lists those it has.
-    """
-    if names is None:
-        return cells
-    rows = dict.fromkeys(cell.row for cell in cells)
-    for name in names:
-        choose("row", name, rows)
-    return [cell for cell in cells if cell.row in names]
+    if table is not None:
+        choose("table", str(table), {str(number): None for number, _ in PARTS if number is not None})
+    parts = {name: part for (number, name), part in PARTS.items() if number == table}
+    return choose("model of " + ("the text" if table is None else f"table {table}"), model, parts)()
 
 
 def _table_1(model: str, target: float, epochs: int, rows: tuple) -> list[PublishedCell]:
@@ -148,15 +61,15 @@ def _table_1_cnn() -> list[PublishedCell]:
 
 
 def _by_updates(table: int, model: str, target: float, rows: tuple) -> list[PublishedCell]:
-    """Tables 2 and 4: C = 0.1, one row for each E and B."""
+    """Tables 2 and 4: one row for each E and B."""
     return [
-        PublishedCell(table, model, partition, 0.1, epochs, batch, target, count)
+        PublishedCell(table, model, partition, USUAL_FRACTION, epochs, batch, target, count)
         for epochs, batch, *rounds in rows
         for partition, count in zip((IID, NON_IID), rounds, strict=True)
     ]
 
 
-def _table_2() -> list[PublishedCell]:
+def _table_2_cnn() -> list[PublishedCell]:
     rows = (
         (1, math.inf, 626, 483),
         (5, math.inf, 179, 1000),
@@ -169,6 +82,31 @@ def _table_2() -> list[PublishedCell]:
         (20, 10, 18, 173),
     )
     return _by_updates(2, "cnn", 0.99, rows)
+
+
+def _table_2_lstm() -> list[PublishedCell]:
+    rows = (
+        (1, math.inf, 2488, 3906),
+        (1, 50, 1635, 549),
+        (5, math.inf, 613, 597),
+        (1, 10, 460, 164),
+        (5, 50, 401, 152),
+        (5, 10, 192, 41),
+    )
+    return _by_updates(2, "lstm", 0.54, rows)
+
+
+def _table_3() -> list[PublishedCell]:
+    rows = (
+        (None, None, 100, 18_000, 31_000, 99_000),
+        (USUAL_FRACTION, 1, math.inf, 3750, 6600, None),
+        (USUAL_FRACTION, 5, 50, 280, 630, 2000),
+    )
+    return [
+        PublishedCell(3, "cifar", IID, *setting, target, count)
+        for *setting, easy, middle, hard in rows
+        for target, count in ((0.8, easy), (0.82, middle), (0.85, hard))
+    ]
 
 
 def _table_4() -> list[PublishedCell]:
@@ -186,12 +124,20 @@ def _table_4() -> list[PublishedCell]:
     return _by_updates(4, "2nn", 0.97, rows)
 
 
-# Table and model -> its cells.
+def _text() -> list[PublishedCell]:
+    rows = ((1, math.inf, 820), (1, 8, 35))
+    return [PublishedCell(None, "word", NON_IID, None, *setting, 0.105, n) for *setting, n in rows]
+
+
+# Table and model -> its cells. A table's first model is the one meant where none is named.
 PARTS = types.MappingProxyType(
     {
         (1, "2nn"): _table_1_2nn,
         (1, "cnn"): _table_1_cnn,
-        (2, "cnn"): _table_2,
+        (2, "cnn"): _table_2_cnn,
+        (2, "lstm"): _table_2_lstm,
+        (3, "cifar"): _table_3,
         (4, "2nn"): _table_4,
+        (None, "word"): _text,
     }
 )

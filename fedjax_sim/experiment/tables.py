@@ -4,8 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedjax_sim.experiment.protocol import Best, best_of_each_seed, expected_updates, mean_rounds
-from fedjax_sim.experiment.published import CLIENTS, EXAMPLES, PARTS, PublishedCell, published
+from fedjax_sim.experiment.cells import PublishedCell, choose_target
+from fedjax_sim.experiment.protocol import Best, best_of_each_seed, mean_rounds
+from fedjax_sim.experiment.published import PARTS, published
+from fedjax_sim.experiment.workloads import WORKLOADS
+from fedjax_sim.simulation import rounds_to_target
 
 ACCEPTED = 1.25  # times the paper's rounds; its own repetitions of a cell differ by this much and more
 
@@ -35,24 +38,25 @@ def reproduction_table(
 
     Args:
       cells: of one table and model.
-      records: those that were run, by name.
+      records: those that were run, by name, for these targets or higher ones.
     """
     firsts, rows = {}, []
     for cell in cells:
         record = records.get(cell.name)
-        best = best_of_each_seed(record["runs"]) if record else []
+        runs = _runs_to(cell.target, record) if record else []
+        best = best_of_each_seed(runs)
         rounds = mean_rounds(best) if best else None
-        column = (cell.partition, cell.batch_size if cell.table == 1 else None)
+        column = (cell.partition, cell.target, cell.batch_size if cell.table == 1 else None)
         paper_first, our_first = firsts.setdefault(column, (cell.rounds, rounds))
         row = {
             "row": cell.row,
             "partition": cell.partition,
-            "u": round(expected_updates(cell.local_epochs, cell.batch_size, EXAMPLES, CLIENTS), 1),
+            "u": None if cell.updates is None else round(cell.updates, 1),
             "paper": cell.rounds,
             "paper_speedup": _ratio(paper_first, cell.rounds),
         }
         if record:
-            row |= _result(best, record["runs"])
+            row |= _result(best, runs)
         else:
             row |= dict.fromkeys(_RESULT)
         row["speedup"] = _ratio(our_first, rounds)
@@ -60,6 +64,16 @@ def reproduction_table(
         row["verdict"] = _verdict(cell, rounds, record)
         rows.append(row)
     return rows
+
+
+def _runs_to(target: float, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A record's runs with their rounds to this target, if need be from their curves."""
+    if target == record["cell"]["target"]:
+        return record["runs"]
+    return [
+        run | {"rounds_to_target": rounds_to_target(run["rounds"], run["accuracy"], target)}
+        for run in record["runs"]
+    ]
 
 
 _RESULT = ("rounds", "per_seed", "rate", "interior", "best_accuracy", "rates", "diverged")
@@ -87,10 +101,10 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 def _verdict(cell: PublishedCell, rounds: float | None, record: Mapping[str, Any] | None) -> str:
     if record is None:
         return "not run"
-    if rounds is None and cell.rounds is None:
+    if rounds is None and cell.rounds is None and cell in published(cell.table, cell.model):
         return "not reached, as in the paper"
     if rounds is None:
-        enough = record["num_rounds"] >= ACCEPTED * cell.rounds
+        enough = cell.rounds is not None and record["num_rounds"] >= ACCEPTED * cell.rounds
         return "missed" if enough else f"not reached in {record['num_rounds']} rounds"
     if cell.rounds is None:
         return "reached"
@@ -103,7 +117,7 @@ def reproduction_text(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]
         {
             "row": row["row"],
             "clients": row["partition"],
-            "u": f"{row['u']:g}",
+            "u": _text(row["u"]),
             "paper": _with_speedup(row["paper"], row["paper_speedup"]),
             "ours": _with_speedup(row["rounds"], row["speedup"]),
             "ours / paper": "-" if row["ratio"] is None else f"{row['ratio']:.2f}",
@@ -120,13 +134,22 @@ def reproduction_text(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]
 def tables_that_ran(
     records: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[str, list[PublishedCell], list[dict[str, str]]]]:
-    """Every part of a published table of which some cell was run: title, cells, rows for people."""
+    """Every part of a published table of which some cell was run: title, cells, rows for people.
+
+    A part with several targets, of the paper or asked for in a run, is a table for each of them.
+    """
     parts = []
     for table, model in PARTS:
         cells = published(table, model)
-        if any(cell.name in records for cell in cells):
-            title = f"Table {table}, {model}: rounds to {cells[0].target:.0%} test accuracy"
-            parts.append((title, cells, reproduction_text(reproduction_table(cells, records))))
+        names = {cell.name for cell in cells} & records.keys()
+        run_to = {name: records[name]["cell"]["target"] for name in names}
+        for target in sorted({cell.target for cell in cells} | set(run_to.values())):
+            known = {name: records[name] for name in names if run_to[name] >= target}
+            if known:
+                chosen = choose_target(cells, target)
+                which = WORKLOADS[model].title if table is None else f"Table {table}, {model}"
+                title = f"{which}: rounds to {100 * target:g}% test accuracy"
+                parts.append((title, chosen, reproduction_text(reproduction_table(chosen, known))))
     return parts
 
 

@@ -9,7 +9,7 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.experiment import plot_curve, plot_labels, plots, write_tensorboard
+from fedjax_sim.experiment import plot_curve, plot_curves, plot_labels, plots, write_tensorboard
 
 ROUNDS = np.arange(0, 50, 5)
 CURVE = {
@@ -78,6 +78,19 @@ def test_a_curve_shows_the_spread_of_the_clients(tmp_path, figures):
 def test_a_curve_of_next_to_nothing_is_still_drawn(tmp_path, history):
     plot_curve(history, tmp_path / "curve.png")
     colours(tmp_path / "curve.png")
+
+
+def test_more_than_two_panels_stand_side_by_side_each_with_its_target(tmp_path, figures):
+    panels = {name: {"a": ([0, 1], [0.1, 0.7]), "b": ([0, 2], [0.2, 0.6])} for name in "xyz"}
+    plot_curves(dict(list(panels.items())[:2]), tmp_path / "two.png", target=0.5)
+    plot_curves(panels, tmp_path / "three.png", target={"x": 0.5, "z": 0.9}, title="many")
+    assert colours(tmp_path / "three.png") > 10
+    two, three = (figure.axes for figure in figures)
+    assert [len({axes.get_position().x0 for axes in drawn}) for drawn in (two, three)] == [1, 2]
+    assert [axes.get_title() for axes in three] == ["x", "y", "z"]
+    assert [[line.get_ydata()[0] for line in axes.lines[2:]] for axes in two] == [[0.5], [0.5]]
+    assert [[line.get_ydata()[0] for line in axes.lines[2:]] for axes in three] == [[0.5], [], [0.9]]
+    assert [bool(axes.get_xlabel()) for axes in three] == [False, True, True]
 
 
 def heights_of(axes):

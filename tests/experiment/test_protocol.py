@@ -60,10 +60,18 @@ def test_a_grids_resolution_is_the_nearest_of_the_papers():
     assert [resolution(rates) for rates in (BY_6, BY_6[::-1], [0.1, 0.15, 1])] == [6] * 3
 
 
+def test_a_grid_shifted_by_half_a_step_stays_shifted():
+    grid = [0.147, 0.316, 0.681, 1.47, 3.16, 6.81]
+    assert resolution(grid) == 3
+    for below, above in itertools.pairwise(grid):
+        assert (neighbour(below, 3, 1), neighbour(above, 3, -1)) == (above, below)
+
+
 @settings(deadline=None)
-@given(st.integers(-30, 30), st.sampled_from([3, 6]))
-def test_up_and_down_again_returns_the_same_rate(k, per_decade):
-    rate = float(f"{10 ** (k / per_decade):.3g}")
+@given(st.integers(-30, 30), st.sampled_from([(3, 0), (6, 0), (3, 0.5)]))
+def test_up_and_down_again_returns_the_same_rate(k, grid):
+    per_decade, shift = grid
+    rate = float(f"{10 ** ((k + shift) / per_decade):.3g}")
     for direction in (1, -1):
         beside = neighbour(rate, per_decade, direction)
         assert math.log10(beside / rate) * direction == pytest.approx(1 / per_decade, abs=0.005)
@@ -167,8 +175,9 @@ def test_a_grid_with_the_best_inside_is_left_alone(widened):
         (0.01, [0.0464, 0.1], [0.0215, 0.01, 0.00464]),
         (0.1, [0.1], [0.0464, 0.215]),
         (0.3, [0.1, 0.147, 0.215], [0.316, 0.464]),
+        (6.81, [0.681, 1.47, 3.16], [6.81, 14.7]),
     ],
-    ids=["up", "down", "both", "finer"],
+    ids=["up", "down", "both", "finer", "shifted"],
 )
 def test_the_grid_widens_until_the_best_lies_inside(widened, peak, rates, further):
     said = []

@@ -1,9 +1,11 @@
 """The paper's tables: numbers as printed, speedups that follow from them, and how cells are run."""
 
+import json
 import math
 
 import pytest
 import toys
+from data_files import data_root, needs
 
 import fedjax_sim as fs
 
@@ -43,6 +45,14 @@ TABLE_2 = """
 5 10 300 20 229
 20 10 1200 18 173
 """
+TABLE_2_LSTM = """
+1 inf 1.0 2488 3906
+1 50 1.5 1635 549
+5 inf 5.0 613 597
+1 10 7.4 460 164
+5 50 7.4 401 152
+5 10 37.1 192 41
+"""
 TABLE_4 = """
 1 inf 1 1468 1817
 10 inf 10 156 1100
@@ -77,7 +87,8 @@ def test_table_1_is_the_one_printed(model, text, epochs, target):
 
 
 @pytest.mark.parametrize(
-    ("table", "model", "text", "target"), [(2, "cnn", TABLE_2, 0.99), (4, "2nn", TABLE_4, 0.97)]
+    ("table", "model", "text", "target"),
+    [(2, "cnn", TABLE_2, 0.99), (2, "lstm", TABLE_2_LSTM, 0.54), (4, "2nn", TABLE_4, 0.97)],
 )
 def test_tables_2_and_4_are_those_printed(table, model, text, target):
     cells = fs.experiment.published(table, model)
@@ -90,8 +101,50 @@ def test_tables_2_and_4_are_those_printed(table, model, text, target):
     assert next(rows, None) is None
 
 
+def test_table_3_is_the_one_printed():
+    sgd, fed_sgd, fed_avg = (None, None, 100), (0.1, 1, INF), (0.1, 5, 50)
+    assert fs.experiment.published(3, "cifar") == [
+        (3, "cifar", "iid", *setting, target, count)
+        for setting, counts in (
+            (sgd, (18_000, 31_000, 99_000)),
+            (fed_sgd, (3750, 6600, None)),
+            (fed_avg, (280, 630, 2000)),
+        )
+        for target, count in zip((0.8, 0.82, 0.85), counts, strict=True)
+    ]
+
+
+def test_the_numbers_of_the_text_are_the_word_lstms():
+    rest = ("word", "noniid", None, 1)
+    expected = [(None, *rest, INF, 0.105, 820), (None, *rest, 8, 0.105, 35)]
+    assert fs.experiment.published(None, "word") == expected
+
+
+@needs("../papers/fedavg_tables.json")
+def test_all_tables_are_those_typed_by_somebody_else():
+    tables = json.loads((data_root().parent / "papers" / "fedavg_tables.json").read_text())
+    names = {"char_lstm": "lstm", "cifar_cnn": "cifar"}
+    fields = ("partition", "C", "E", "B", "target", "rounds")
+    for number in (1, 2, 3, 4):
+        typed = {
+            (names.get(row["model"], row["model"]), *(row[field] for field in fields))
+            for row in tables[f"table{number}"]
+        }
+        cells = [
+            c
+            for part in fs.experiment.PARTS
+            if part[0] == number
+            for c in fs.experiment.published(*part)
+        ]
+        ours = {
+            (c.model, *((c.identity() | {"rounds": c.rounds})[field] for field in fields)) for c in cells
+        }
+        assert ours == typed
+
+
 @pytest.mark.parametrize(
-    ("table", "model", "count"), [(1, "2nn", 20), (1, "cnn", 20), (2, "cnn", 18), (4, "2nn", 18)]
+    ("table", "model", "count"),
+    [(1, "2nn", 20), (1, "cnn", 20), (2, "cnn", 18), (2, "lstm", 12), (4, "2nn", 18)],
 )
 def test_every_part_of_a_table_has_its_cells(table, model, count):
     cells = fs.experiment.published(table, model)
@@ -110,6 +163,11 @@ def test_every_part_of_a_table_has_its_cells(table, model, count):
         (4, "2nn", {"partition": "noniid"}, [1.0, 1.7, 1.5, 1.9, 2.2, 2.1, 2.2, 3.7, 2.5]),
         (2, "cnn", {"partition": "iid"}, [1.0, 3.5, 9.6, 2.7, 18.4, 21.6, 19.6, 31.3, 34.8]),
         (2, "cnn", {"partition": "noniid"}, [1.0, 0.5, 0.8, 0.7, 1.4, 1.4, 1.1, 2.1, 2.8]),
+        (2, "lstm", {"partition": "iid"}, [1.0, 1.5, 4.1, 5.4, 6.2, 13.0]),
+        (2, "lstm", {"partition": "noniid"}, [1.0, 7.1, 6.5, 23.8, 25.7, 95.3]),
+        (3, "cifar", {"target": 0.8}, [1.0, 4.8, 64.3]),
+        (3, "cifar", {"target": 0.82}, [1.0, 4.7, 49.2]),
+        (3, "cifar", {"target": 0.85}, [1.0, None, 49.5]),
         (1, "2nn", {"partition": "noniid", "batch_size": 10}, [1.0, 4.9, 5.3, 7.4, 8.6]),
         (1, "2nn", {"partition": "iid", "batch_size": INF}, [1.0, 1.0, 0.9, None, None]),
         (1, "cnn", {"partition": "iid", "batch_size": 10}, [1.0, 2.8, 2.8, 2.8, 3.1]),
@@ -154,8 +212,9 @@ def test_rows_go_from_few_updates_to_many():
 @pytest.mark.parametrize(
     ("table", "model", "message"),
     [
-        (3, "2nn", "unknown table '3'.* Known: 1, 2, 4"),
-        (2, "2nn", "unknown model of table 2 '2nn'.* Known: cnn"),
+        (5, "2nn", "unknown table '5'.* Known: 1, 2, 3, 4"),
+        (2, "2nn", "unknown model of table 2 '2nn'.* Known: cnn, lstm"),
+        (None, "2nn", "unknown model of the text '2nn'.* Known: word"),
         (1, "cmn", "unknown model of table 1 'cmn'; did you mean 'cnn'.* Known: 2nn, cnn"),
     ],
 )
@@ -185,23 +244,40 @@ def test_a_cell_of_two_tables_has_one_name():
     assert by_table[1]["2nn-iid-C0.1-E1-B10"].row == "E=1/B=10"
 
 
-def test_names_are_of_one_cell_each():
+def test_names_are_of_one_cell_each_whatever_its_target():
     every = [cell for part in fs.experiment.PARTS for cell in fs.experiment.published(*part)]
-    identities = {cell.name: cell.identity() for cell in every}
-    assert all(identities[cell.name] == cell.identity() for cell in every)
+    every += [cell for figure in fs.experiment.FIGURES.values() for cell in figure.cells]
+    identities = {cell.name: cell.identity() | {"target": None} for cell in every}
+    assert all(identities[cell.name] == cell.identity() | {"target": None} for cell in every)
     assert len({str(identity) for identity in identities.values()}) == len(identities)
 
 
-def test_one_step_on_all_of_a_clients_data_is_fed_sgd():
+def test_a_cell_is_run_once_for_all_its_targets():
+    part = fs.experiment.published(3, "cifar")
+    hardest = fs.experiment.choose_target(part, None)
+    assert [(cell.target, cell.rounds) for cell in hardest] == [(0.85, n) for n in (99_000, None, 2000)]
+    middle = fs.experiment.choose_target(part, 0.82)
+    assert middle == [cell for cell in part if cell.target == 0.82]
+    assert [cell[:-2] for cell in fs.experiment.choose_target(part, 0.5)] == [c[:-2] for c in hardest]
+    assert {cell[-2:] for cell in fs.experiment.choose_target(part, 0.5)} == {(0.5, None)}
+
+
+def test_cells_say_which_algorithm_they_are_of():
     every = [cell for part in fs.experiment.PARTS for cell in fs.experiment.published(*part)]
     for cell in every:
-        known = fs.experiment.paper_algorithm(cell, toys.task()).settings
+        known = fs.experiment.paper_algorithm(cell, toys.task())
         expected = "fed_sgd" if (cell.local_epochs, cell.batch_size) == (1, INF) else "fed_avg"
-        assert known["algorithm"] == cell.identity()["algorithm"] == expected
+        expected = "sgd" if cell.local_epochs is None else expected
+        assert known.settings["algorithm"] == cell.identity()["algorithm"] == expected
+        if expected != "fed_sgd":
+            assert float(known.settings["batch_size"]) == cell.batch_size
         if expected == "fed_avg":
-            assert known["local_epochs"] == cell.local_epochs
-            assert float(known["batch_size"]) == cell.batch_size
-    assert sum(cell.is_fed_sgd for cell in every) == 14
+            assert known.settings["local_epochs"] == cell.local_epochs
+        assert known.hparams["lr_decay"] == cell.identity().get("lr_decay", 1)
+    assert sum(cell.algorithm == "fed_sgd" for cell in every) == 20
+    decays = {cell.algorithm: cell.lr_decay for cell in every if cell.model == "cifar"}
+    assert decays == {"sgd": 1, "fed_sgd": 0.9934, "fed_avg": 0.99}
+    assert {cell.lr_decay for cell in every if cell.model != "cifar"} == {1}
 
 
 def test_a_cell_counts_as_missed_beyond_five_quarters_of_the_papers_rounds():
@@ -209,31 +285,14 @@ def test_a_cell_counts_as_missed_beyond_five_quarters_of_the_papers_rounds():
     twins |= {"2nn-iid-C0.1-E1-Binf": (1474, 1468), "2nn-noniid-C0.1-E1-Binf": (1796, 1817)}
     twins |= {"cnn-iid-C0.1-E5-B10": (18, 20), "cnn-noniid-C0.1-E5-B10": (206, 229)}
     twins |= {"cnn-iid-C0.1-E5-Binf": (339, 179), "cnn-noniid-C0.1-E5-Binf": (1100, 1000)}
+    twins |= {"cifar-iid-sgd-B100": (18_000, 31_000, 99_000), "cifar-iid-C0.1-E1-Binf": (3750, 6600)}
+    twins |= {"cifar-iid-C0.1-E5-B50": (280, 630, 2000)}
     for part in fs.experiment.PARTS:
         for cell in fs.experiment.published(*part):
             limit = fs.experiment.default_limit(cell)
             if cell.rounds is None:
                 assert limit > 1000
-            elif cell.name in twins:  # of two tables, which share what was run
+            elif cell.name in twins:  # of two tables or targets, which share what was run
                 assert limit - 1 < 1.25 * max(twins[cell.name]) <= limit
             else:
                 assert limit - 1 < 1.25 * cell.rounds <= limit
-
-
-def test_starting_rates_are_three_neighbours_of_the_papers_grid():
-    grid = fs.experiment.rate_grid(0.001, 10, 3)
-    for part in fs.experiment.PARTS:
-        for cell in fs.experiment.published(*part):
-            rates = cell.starting_rates()
-            first = grid.index(rates[0])
-            assert list(rates) == grid[first : first + 3]
-
-
-@pytest.mark.parametrize(("partition", "labels"), [("iid", 10), ("noniid", 2)])
-def test_clients_are_a_hundred_of_six_hundred_examples(partition, labels):
-    train = fs.data.from_arrays([[0.0]] * 60_000, [i % 10 for i in range(60_000)], num_classes=10)
-    clients = fs.experiment.paper_clients(train, partition)
-    histogram = clients.label_histogram()
-    assert histogram.shape == (100, 10)
-    assert set(histogram.sum(axis=1)) == {600}
-    assert max((histogram > 0).sum(axis=1)) == labels

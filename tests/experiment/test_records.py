@@ -6,27 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from record_samples import CIFAR, IID, curve_record, figure_1_record, one, record
 
 import fedjax_sim as fs
 from fedjax_sim.experiment.protocol import describe_run
 
 RESULTS = pathlib.Path(__file__).parents[2] / "results"
-IID = "2nn-iid-C0.1-E1-B10"  # 92 rounds in table 4, 87 in table 1
-
-
-def one(rate, rounds, *, seed=0, diverged=None, accuracy=0.98):
-    """A run that crosses 0.97 in this round, or not at all."""
-    names = ("rate", "seed", "rounds_to_target", "best_accuracy", "seconds", "diverged")
-    values = (rate, seed, rounds, 0.5 if rounds is None else accuracy, 1.5, diverged)
-    last = int(rounds or 100) + 1
-    curve = {"rounds": [0, last], "accuracy": [0.1, values[3]], "train_loss": [None, 0.5]}
-    return dict(zip(names, values, strict=True)) | curve
-
-
-def record(*rounds, rates=(0.1, 0.215, 0.464), **cell):
-    """Of a cell whose runs cross in these rounds, one for each rate."""
-    runs = [one(rate, r) for rate, r in zip(rates, rounds, strict=True)]
-    return {"cell": cell, "num_rounds": 115, "seconds": 4.5, **fs.experiment.provenance(), "runs": runs}
 
 
 def row_of(rounds, name=IID, part=(4, "2nn")):
@@ -96,6 +81,9 @@ def test_a_run_is_described_in_few_digits():
     expected |= {"accuracy": [0.123, 0.712], "train_loss": [None, 0.0123]}
     assert describe_run(run, 0.5) == expected
     assert describe_run(run, None) == expected | {"rounds_to_target": None}
+    for row in rows:
+        row["full_train_loss"] = 1.23456
+    assert describe_run(run, 0.5) == expected | {"full_train_loss": [1.23, 1.23]}
 
 
 def test_tables_are_written_for_spreadsheets(tmp_path):
@@ -172,30 +160,43 @@ def test_the_speedups_of_a_sweep_are_over_its_first_cell():
     assert fs.experiment.markdown([{"a": "1", "b": "2"}]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
 
 
-def loss_record():
-    run = {"rate": 0.1, "seed": 0, "seconds": 1.0, "rounds": [0, 2], "full_train_loss": [2.3, 0.4]}
-    return {"cell": {}, **fs.experiment.provenance(), "runs": [run | {"accuracy": [0.1, 0.9]}]}
+def test_every_target_of_a_part_is_a_table_of_the_same_runs():
+    records = {CIFAR: curve_record([0, 100, 200, 300, 400], [0.1, 0.79, 0.81, 0.8, 0.83])}
+    sections = fs.experiment.tables_that_ran(records)
+    assert [title for title, _, _ in sections] == [
+        f"Table 3, cifar: rounds to {n}% test accuracy" for n in (80, 82, 85)
+    ]
+    shown = [rows[-1] for _, _, rows in sections]
+    assert [row["row"] for row in shown] == ["E=5/B=50"] * 3
+    assert [row["paper"] for row in shown] == ["280 (64.3x)", "630 (49.2x)", "2000 (49.5x)"]
+    assert [row["ours"] for row in shown] == ["150", "350", "-"]
+    assert [row["ours / paper"] for row in shown] == ["0.54", "0.56", "-"]
+    assert [row["at most 1.25"] for row in shown] == ["met", "met", "not reached in 400 rounds"]
+    assert [row["u"] for row in shown] == ["50"] * 3
 
 
-def figure_1_record():
-    losses = {"theta": [-0.2, 0.5, 1.2], "different": [1.0, 2.0, 1.0], "shared": [0.3, 0.2, 0.3]}
-    return {"cell": {"figure": 1}, **losses, "seconds": 2.0, **fs.experiment.provenance(), "runs": []}
-
-
-def test_figures_are_drawn_of_what_was_run(tmp_path):
-    assert {fs.experiment.draw_figure(n, {}, tmp_path) for n in (1, *fs.experiment.FIGURES)} == {None}
-    records = {fs.experiment.FIGURE_1_RECORD: figure_1_record(), IID: record(50, 40, 60)}
-    records["loss-cnn-noniid-C0.1-E5-B10"] = loss_record()
-    drawn = {n for n in (1, 2, 6, 7, 8) if fs.experiment.draw_figure(n, records, tmp_path)}
-    assert drawn == {1, 6, 7, 8}
-    assert {path.name for path in tmp_path.iterdir()} == {f"figure{n}.png" for n in drawn}
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
-    ((title, curves),) = fs.experiment.figure_panels(7, records).items()
-    assert title == "IID"
-    rounds, accuracies = curves["E=1, B=10"]
-    assert (list(rounds), list(accuracies)) == ([0, 41, 51, 61], [0.1, 0.98, 0.98, 0.98])
-    ((title, curves),) = fs.experiment.figure_panels(8, records).items()
-    assert (title, curves) == ("non-IID, two digits each", {"E=5, B=10, rate 0.1": ([0, 2], [2.3, 0.4])})
+def test_runs_to_another_target_are_a_table_of_their_own():
+    name = "word-noniid-m200-E1-B8"
+    records = {name: curve_record([0, 10, 20], [0.0, 0.07, 0.09], target=0.08)}
+    ((title, cells, rows),) = fs.experiment.tables_that_ran(records)
+    assert title == "Word LSTM: rounds to 8% test accuracy"
+    assert [(row["u"], row["paper"], row["ours"]) for row in rows] == [("-", "-", "-"), ("-", "-", "15")]
+    assert rows[1]["at most 1.25"] == "reached"
+    records = {name: curve_record([0, 10, 40], [0.0, 0.075, 0.115], target=0.105)}
+    ((title, cells, rows),) = fs.experiment.tables_that_ran(records)
+    assert title == "Word LSTM: rounds to 10.5% test accuracy"
+    assert [(cell.rounds, row["paper"]) for cell, row in zip(cells, rows, strict=True)] == [
+        (820, "820 (1.0x)"),
+        (35, "35 (23.4x)"),
+    ]
+    assert (rows[1]["ours"], rows[1]["at most 1.25"]) == ("32", "met")
+    # Runs that ended below a target say nothing about it.
+    records |= {IID: curve_record([0, 5], [0.1, 0.91], target=0.9)}
+    titles = [title for title, _, _ in fs.experiment.tables_that_ran(records)]
+    assert [title for title in titles if "2nn" in title] == [
+        "Table 1, 2nn: rounds to 90% test accuracy",
+        "Table 4, 2nn: rounds to 90% test accuracy",
+    ]
 
 
 def test_the_page_is_whole_by_itself(tmp_path):
@@ -226,18 +227,25 @@ def test_the_tables_kept_follow_from_the_records_kept():
 
 @needs_results
 def test_the_records_kept_are_whole_and_agree_with_their_curves():
-    cells = {c.name: c for part in fs.experiment.PARTS for c in fs.experiment.published(*part)}
+    raced = {c.name: c for part in fs.experiment.PARTS for c in fs.experiment.published(*part)}
+    cells = raced | {
+        fs.experiment.figure_record(number, cell): cell
+        for number in fs.experiment.FIGURES
+        for cell in fs.experiment.FIGURES[number].cells
+    }
     for name, found in fs.experiment.Records(RESULTS).load_all().items():
         assert {"command", "date", "machine", "versions"} <= found.keys(), name
         assert "=/" not in found["command"], f"{name} tells a folder of one machine"
         if name == fs.experiment.FIGURE_1_RECORD:
             continue
-        cell = cells[name.removeprefix("loss-")]
-        assert found["cell"] == cell.identity(), name
-        if name == cell.name:
-            assert len({run["rate"] for run in found["runs"]}) >= 3, name
+        target = found["cell"]["target"]
+        assert found["cell"] == cells[name].identity() | {"target": target}, name
+        if name in raced:
+            assert len({run["rate"] for run in found["runs"]}) >= min(3, found.get("most_rates", 3)), (
+                name
+            )
             for run in found["runs"]:
-                check_crossing(run, cell.target)
+                check_crossing(run, target)
 
 
 def check_crossing(run, target, rounding=0.00051):
