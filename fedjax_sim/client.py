@@ -12,15 +12,14 @@ import optax
 from fedjax_sim import trees
 from fedjax_sim.base import Batch, Client, Params, Task
 from fedjax_sim.checks import check_count
+from fedjax_sim.optimizers import OptimizerFactory, as_factory
 from fedjax_sim.permutation import permutation
-
-OptimizerFactory = Callable[[Any], optax.GradientTransformation]
 
 SHUFFLES = ("each_epoch", "once", "never")
 
 # An infinite batch is worked on in large pieces, where a matrix product runs near its peak, and what
-# is left in small ones, so that a small client wastes little.
-LARGE_PIECE, SMALL_PIECE = 200, 50
+# is left in smaller ones, so that a small client wastes little.
+PIECES = (200, 50, 10)
 
 
 class LossSums(NamedTuple):
@@ -31,6 +30,24 @@ class LossSums(NamedTuple):
     examples: jax.Array
 
 
+class Steps(NamedTuple):
+    """A client's work taken apart into equal steps, between which a lane may turn to its next client.
+
+    Attributes:
+      begin: `begin(params, client, key, rate) -> carry`.
+      step: `step(i, carry, client, key, rate) -> carry`, for i from 0.
+      end: `end(carry)`, what `LocalWork.run` returns once all steps are done.
+      count: `count(sizes [K]) -> [K]` int32, how many steps clients of these sizes have.
+      width: `B`, the example slots of a step.
+    """
+
+    begin: Callable
+    step: Callable
+    end: Callable
+    count: Callable[[jax.Array], jax.Array]
+    width: int
+
+
 class LocalWork(NamedTuple):
     """What a client does in a round, and what it costs.
 
@@ -38,43 +55,12 @@ class LocalWork(NamedTuple):
       run: a function of one client.
       slots: `slots(sizes [K]) -> [K, P]` int32: the example slots, padding included, that clients of
         these sizes execute in each of their P loops. Lanes walk a loop together.
+      steps: the same work as equal steps, or None where it is not made of such.
     """
 
     run: Callable
     slots: Callable[[jax.Array], jax.Array]
-
-
-def as_factory(optimizer: Any) -> OptimizerFactory:
-    """A function from a (traced) learning rate to an optimizer.
-
-    Args:
-      optimizer: such a function (`optax.sgd`, `functools.partial(optax.sgd, momentum=0.9)`), or an
-        optimizer already built, whose updates the rate then multiplies.
-
-    Raises:
-      ValueError: it is neither.
-    """
-    if isinstance(optimizer, optax.GradientTransformation):
-        return lambda rate: optax.chain(optimizer, optax.scale(rate))
-    if callable(optimizer):
-        return optimizer
-    raise ValueError(
-        f"got an optimizer of type {type(optimizer).__name__}; wanted an optax optimizer or a "
-        "function from a learning rate to one, such as optax.sgd"
-    )
-
-
-def describe(optimizer: Any) -> str:
-    """A name for an optimizer by which to recognise it: of a function or a `functools.partial`.
-
-    What is inside an optimizer that is already built cannot be seen; it is called "built".
-    """
-    if isinstance(optimizer, optax.GradientTransformation):
-        return "built"
-    if isinstance(optimizer, functools.partial):
-        settings = ", ".join(f"{name}={value!r}" for name, value in sorted(optimizer.keywords.items()))
-        return f"{describe(optimizer.func)}({settings})"
-    return getattr(optimizer, "__qualname__", type(optimizer).__name__)
+    steps: Steps | None = None
 
 
 def full_gradient(task: Task) -> LocalWork:
@@ -91,21 +77,16 @@ def full_gradient(task: Task) -> LocalWork:
             more, new = sum_gradient(task, params, client.take(chosen), real, piece_key)
             return trees.add(gradient, more), trees.add(losses, new)
 
-        def add_pieces(count, sums, width, first):
-            add = functools.partial(add_piece, width=width, first=first)
-            return jax.lax.fori_loop(0, count, add, sums)
-
-        large = client.size // LARGE_PIECE
-        done = large * LARGE_PIECE
-        sums = (trees.zeros_like(params), no_losses())
-        sums = add_pieces(large, sums, LARGE_PIECE, jnp.zeros_like(done))
-        sums = add_pieces(_ceil_div(client.size - done, SMALL_PIECE), sums, SMALL_PIECE, done)
+        sums, done = (trees.zeros_like(params), no_losses()), jnp.zeros((), jnp.int32)
+        for width, count in zip(PIECES, _pieces(client.size), strict=True):
+            add = functools.partial(add_piece, width=width, first=done)
+            sums = jax.lax.fori_loop(0, count, add, sums)
+            done = done + width * count
         gradient, losses = sums
         return trees.scale(gradient, 1 / jnp.maximum(losses.count, 1)), losses
 
     def slots(sizes):
-        large = LARGE_PIECE * (sizes // LARGE_PIECE)
-        return jnp.stack([large, SMALL_PIECE * _ceil_div(sizes - large, SMALL_PIECE)], axis=-1)
+        return jnp.stack([w * count for w, count in zip(PIECES, _pieces(sizes), strict=True)], axis=-1)
 
     return LocalWork(run, slots)
 
@@ -135,77 +116,92 @@ def local_training(
       ValueError: `E`, `B` or `shuffle` is none of these.
     """
     local_epochs = check_count("local_epochs", local_epochs)
-    infinite = batch_size == math.inf
-    width = 0 if infinite else check_count("batch_size", batch_size)
     if shuffle not in SHUFFLES:
         raise ValueError(f"shuffle is {shuffle!r}; wanted one of {', '.join(SHUFFLES)}")
     make_optimizer = as_factory(optimizer)
-    whole = full_gradient(task)
+    if batch_size == math.inf:
+        return _full_steps(task, make_optimizer, local_epochs)
+    width = check_count("batch_size", batch_size)
 
-    def epoch_of_one_step(e, carry, client, order_key, step_key, optimizer):
-        del order_key  # all examples at once have no order
-        params, state, losses = carry
-        gradient, new = whole.run(params, client, jax.random.fold_in(step_key, e))
-        updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, trees.add(losses, new)
-
-    def epoch_of_batches(e, carry, client, order_key, step_key, optimizer):
-        if shuffle == "each_epoch":
-            order_key = jax.random.fold_in(order_key, e)
-        order = permutation(order_key, jnp.maximum(client.size, 1))
+    def batches(client: Client, key: jax.Array):
+        per_epoch = jnp.maximum(_ceil_div(client.size, width), 1)
 
         def batch(i):
-            chosen, real = batch_slots(i, width, client.size)
-            return chosen if shuffle == "never" else order(chosen), real
+            chosen, real = batch_slots(i % per_epoch, width, client.size)
+            if shuffle == "never":
+                return chosen, real
+            order_key = jax.random.fold_in(key, 0)
+            if shuffle == "each_epoch":
+                order_key = jax.random.fold_in(order_key, i // per_epoch)
+            return permutation(order_key, jnp.maximum(client.size, 1))(chosen), real
 
-        steps = _ceil_div(client.size, width)
-        epoch_key = jax.random.fold_in(step_key, e)
-        return descend(task, optimizer, carry, client, batch, steps, epoch_key)
+        return batch
 
-    epoch = epoch_of_one_step if infinite else epoch_of_batches
+    def begin(params: Params, client: Client, key: jax.Array, rate: Any):
+        first = batches(client, key)(jnp.zeros((), jnp.int32))
+        return params, make_optimizer(rate).init(params), no_losses(), first
 
-    def run(params: Params, client: Client, key: jax.Array, rate: Any):
-        optimizer = make_optimizer(rate)
-        constants = {
-            "client": client,
-            "order_key": jax.random.fold_in(key, 0),
-            "step_key": jax.random.fold_in(key, 1),
-            "optimizer": optimizer,
-        }
-        carry = (params, optimizer.init(params), no_losses())
-        body = functools.partial(epoch, **constants)
-        params, _, losses = jax.lax.fori_loop(0, local_epochs, body, carry)
+    def step(i: jax.Array, carry: Any, client: Client, key: jax.Array, rate: Any):
+        step_key = jax.random.fold_in(key, 1)
+        one_step = descent(task, make_optimizer(rate), client, batches(client, key), step_key)
+        return one_step(i, carry)
+
+    def end(carry: Any):
+        params, _, losses, _ = carry
         return params, losses
 
-    def slots(sizes):
-        one_epoch = whole.slots(sizes) if infinite else width * _ceil_div(sizes, width)[:, None]
-        return local_epochs * one_epoch
+    def count(sizes: jax.Array) -> jax.Array:
+        return local_epochs * _ceil_div(sizes, width)
 
-    return LocalWork(run, slots)
+    def run(params: Params, client: Client, key: jax.Array, rate: Any):
+        one_step = functools.partial(step, client=client, key=key, rate=rate)
+        carry = begin(params, client, key, rate)
+        return end(jax.lax.fori_loop(0, count(client.size), one_step, carry))
+
+    def slots(sizes: jax.Array) -> jax.Array:
+        return width * count(sizes)[:, None]
+
+    return LocalWork(run, slots, Steps(begin, step, end, count, width))
 
 
-def descend(
+def _full_steps(task: Task, make_optimizer: OptimizerFactory, local_epochs: int) -> LocalWork:
+    """ClientUpdate with B infinite: each epoch is one step on all examples."""
+    whole = full_gradient(task)
+
+    def run(params: Params, client: Client, key: jax.Array, rate: Any):
+        optimizer, step_key = make_optimizer(rate), jax.random.fold_in(key, 1)
+
+        def epoch(e, carry):
+            params, state, losses = carry
+            gradient, new = whole.run(params, client, jax.random.fold_in(step_key, e))
+            updates, state = optimizer.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state, trees.add(losses, new)
+
+        carry = (params, optimizer.init(params), no_losses())
+        params, _, losses = jax.lax.fori_loop(0, local_epochs, epoch, carry)
+        return params, losses
+
+    return LocalWork(run, lambda sizes: local_epochs * whole.slots(sizes))
+
+
+def descent(
     task: Task,
     optimizer: optax.GradientTransformation,
-    carry: tuple[Params, Any, LossSums],
     client: Client,
     batch: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
-    steps: jax.Array | int,
     key: jax.Array,
-) -> tuple[Params, Any, LossSums]:
-    """Steps of mini-batch descent.
+) -> Callable:
+    """One step of mini-batch descent.
 
     Args:
       task: what is learned.
       optimizer: takes the gradient of a batch's mean loss.
-      carry: params, the optimizer's state, and the sums so far.
       client: whose rows.
       batch: `batch(i) -> (chosen [B] int32, real [B] bool)`, the rows of step i.
-      steps: how many; may be traced.
-      key: for the task's randomness.
+      key: for the task's randomness; each step folds in its number.
 
     Returns:
-      The carry after the steps.
+      `step(i, carry) -> carry`, of (params, the optimizer's state, the sums so far, `batch(i)`).
     """
 
     def step(i, carry):
@@ -219,8 +215,7 @@ def descend(
         # and repeat it for every feature of every row.
         return params, state, trees.add(losses, new), batch(i + 1)
 
-    *carry, _ = jax.lax.fori_loop(0, steps, step, (*carry, batch(jnp.zeros((), jnp.int32))))
-    return tuple(carry)
+    return step
 
 
 def sum_gradient(
@@ -278,6 +273,15 @@ def batch_slots(
     """
     slots = first + i * width + jnp.arange(width, dtype=jnp.int32)
     return jnp.clip(slots, 0, jnp.maximum(size - 1, 0)), slots < size
+
+
+def _pieces(size: jax.Array) -> list[jax.Array]:
+    """How many pieces of each width a client works on; only the last of the narrowest may be short."""
+    counts = []
+    for width in PIECES:
+        counts.append(_ceil_div(size, width) if width == PIECES[-1] else size // width)
+        size = jnp.maximum(size - width * counts[-1], 0)
+    return counts
 
 
 def no_losses() -> LossSums:

@@ -73,14 +73,7 @@ def map_clients(
             present = member < ids.size
             k = jnp.minimum(member, ids.size - 1)
             client = Client(examples, starts[k], jnp.where(present, sizes[k], 0), ids[k])
-            output = client_fn(broadcast, client, jax.random.fold_in(key, client.id))
-            weight = jnp.where(present, output.weight, 0).astype(jnp.float32)
-            metrics = jax.tree.map(lambda m: jnp.where(present, m, 0), output.metrics)
-            # Not by the weight alone: zero times what an empty client divides by zero is NaN.
-            update = jax.tree.map(
-                lambda u: jnp.where(weight > 0, weight * u, 0).astype(u.dtype), output.update
-            )
-            return update, weight, metrics
+            return weighted(client_fn(broadcast, client, jax.random.fold_in(key, client.id)), present)
 
         def one_chunk(members):
             if lanes == 1:  # without a lane axis, under which conv2d would take its other body
@@ -95,15 +88,39 @@ def map_clients(
         nothing = trees.zeros_like(jax.eval_shape(one_chunk, chunks[0]))
         count = jnp.sum(owner == device)
         sums = jax.lax.fori_loop(0, count, walk, (*nothing, jnp.zeros((), jnp.int32)))
-        return CohortSums(*(jax.lax.psum(sums, CLIENTS) if devices > 1 else sums))
+        return CohortSums(*sums)
 
+    return on_every_device(on_one_device, broadcast, data, cohort, key)
+
+
+def weighted(output: ClientOutput, present: jax.Array) -> tuple[Any, jax.Array, Any]:
+    """What a client adds to a cohort's update, weight and metrics; zeros where it is not `present`."""
+    weight = jnp.where(present, output.weight, 0).astype(jnp.float32)
+    metrics = jax.tree.map(lambda m: jnp.where(present, m, 0), output.metrics)
+    # Not by the weight alone: zero times what an empty client divides by zero is NaN.
+    update = jax.tree.map(lambda u: jnp.where(weight > 0, weight * u, 0).astype(u.dtype), output.update)
+    return update, weight, metrics
+
+
+def on_every_device(
+    fn: Callable[..., CohortSums], broadcast: Any, data: Any, cohort: Cohort, key: jax.Array
+) -> CohortSums:
+    """The sum of what `fn` returns on each device of the cohort's layout.
+
+    Args:
+      fn: `fn(broadcast, examples, offsets, ids, places, key) -> CohortSums`, of its device's share.
+      broadcast: a pytree.
+      data: a `FederatedData`.
+      cohort: who takes part, and where.
+      key: PRNG key of the round.
+    """
     examples = jax.tree.map(jnp.asarray, dict(data.examples))
     places = cohort.ids if cohort.places is None else cohort.places
     arguments = (broadcast, examples, jnp.asarray(data.offsets), cohort.ids, places, key)
-    if devices == 1:
-        return on_one_device(*arguments)
+    if cohort.layout.num_devices == 1:
+        return fn(*arguments)
     return jax.shard_map(
-        on_one_device,
+        lambda *arguments: jax.lax.psum(fn(*arguments), CLIENTS),
         mesh=cohort.layout.mesh,
         in_specs=EVERYWHERE,
         out_specs=EVERYWHERE,

@@ -11,7 +11,7 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.client import LARGE_PIECE, SHUFFLES, SMALL_PIECE, batch_slots
+from fedjax_sim.client import PIECES, SHUFFLES, batch_slots
 
 SIZES = [0, 1, 49, 50, 51, 123, 200, 430]
 ROWS = {
@@ -91,7 +91,7 @@ def test_what_is_no_optimizer_is_refused(optimizer):
 @pytest.mark.parametrize("epochs", [1, 5])
 def test_slots_count_whole_batches(batch_size, epochs):
     work = fs.local_training(LINEAR, optax.sgd, local_epochs=epochs, batch_size=batch_size)
-    width = SMALL_PIECE if batch_size == math.inf else int(batch_size)
+    width = PIECES[-1] if batch_size == math.inf else int(batch_size)
     sizes = range(0, 650, 7)
     slots = work.slots(jnp.array(sizes, jnp.int32))
     assert slots.dtype == jnp.int32
@@ -100,10 +100,19 @@ def test_slots_count_whole_batches(batch_size, epochs):
     assert expected[0] == 0
 
 
-def test_slots_of_a_full_gradient_are_large_pieces_and_small_ones():
-    assert (LARGE_PIECE, SMALL_PIECE) == (200, 50)
-    slots = fs.full_gradient(LINEAR).slots(jnp.array([0, 1, 50, 51, 199, 200, 430], jnp.int32))
-    expected = [[0, 0], [0, 50], [0, 50], [0, 100], [0, 200], [200, 0], [400, 50]]
+def test_slots_of_a_full_gradient_are_pieces_the_largest_first():
+    assert PIECES == (200, 50, 10)
+    slots = fs.full_gradient(LINEAR).slots(jnp.array([0, 1, 50, 51, 199, 200, 430, 600], jnp.int32))
+    expected = [
+        [0, 0, 0],
+        [0, 0, 10],
+        [0, 50, 0],
+        [0, 50, 10],
+        [0, 150, 50],
+        [200, 0, 0],
+        [400, 0, 30],
+        [600, 0, 0],
+    ]
     np.testing.assert_array_equal(slots, expected)
 
 

@@ -18,12 +18,14 @@ ALLOWED = {
     "permutation": set(),
     "naming": set(),
     "checks": set(),
-    "client": BASICS,
+    "optimizers": set(),
+    "client": BASICS | {"optimizers"},
     "lanes": BASICS | {"client"},
+    "queues": BASICS | {"client", "lanes"},
     "devices": BASICS | {"lanes"},
     "data": BASICS,
     "models": BASICS,
-    "algorithms": BASICS | {"client", "lanes"},
+    "algorithms": BASICS | {"client", "lanes", "optimizers", "queues"},
     "simulation": BASICS | {"lanes", "devices", "data.cohorts"},
 }
 # Heavy or particular packages, and the only files that may name them.
@@ -46,6 +48,9 @@ WITHOUT_JAX = {
     "data.message_files",
     "data.tfds",
     "data.dataset",
+    "data.mapped",
+    "data.stored",
+    "data.synthetic",
     "naming",
 }
 

@@ -23,8 +23,9 @@ from fedjax_sim.algorithms.common import (
 )
 from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.checks import check_rates
-from fedjax_sim.client import as_factory, describe, local_training
-from fedjax_sim.lanes import map_clients
+from fedjax_sim.client import local_training
+from fedjax_sim.optimizers import as_factory, describe
+from fedjax_sim.queues import train_clients
 
 
 def fed_avg(
@@ -76,12 +77,11 @@ def fed_avg(
     def round_fn(key: jax.Array, state: ServerState, data: Any, cohort: Cohort):
         eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
 
-        def client(broadcast, client, key):
-            w, eta = broadcast
-            w_k, losses = client_update.run(w, client, key, eta)
+        def send(w, trained, client):
+            w_k, losses = trained
             return ClientOutput(trees.subtract(w_k, w), weight_of(client.size), losses._asdict())
 
-        sums = map_clients(client, (state.params, eta), data, cohort, key=key, work=client_update.slots)
+        sums = train_clients(client_update, send, state.params, eta, data, cohort, key=key)
         pseudo_gradient = trees.scale(sums.update, -1 / jnp.maximum(sums.weight, 1e-30))
         optimizer = make_server(state.hparams["server_lr"])
         return server_step(state, optimizer, pseudo_gradient, sums.weight), round_info(sums)

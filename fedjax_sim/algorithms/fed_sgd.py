@@ -23,8 +23,9 @@ from fedjax_sim.algorithms.common import (
 )
 from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.checks import check_rates
-from fedjax_sim.client import as_factory, describe, full_gradient
+from fedjax_sim.client import full_gradient
 from fedjax_sim.lanes import map_clients
+from fedjax_sim.optimizers import as_factory, describe
 
 
 def fed_sgd(

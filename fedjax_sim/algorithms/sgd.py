@@ -9,7 +9,8 @@ import optax
 
 from fedjax_sim.base import Algorithm, Client, ClientBytes, Cohort, Params, Task
 from fedjax_sim.checks import check_count, check_rates
-from fedjax_sim.client import as_factory, batch_slots, descend, describe, no_losses
+from fedjax_sim.client import batch_slots, descent, no_losses
+from fedjax_sim.optimizers import as_factory, describe
 from fedjax_sim.permutation import permutation
 
 
@@ -83,10 +84,9 @@ def sgd(
             slots, real = batch_slots(within, batch_size, n)
             return order(slots), real
 
-        carry = (state.params, state.optimizer, no_losses())
-        params, optimizer, losses = descend(
-            task, make_optimizer(eta), carry, everything, batch, steps_per_round, key
-        )
+        carry = (state.params, state.optimizer, no_losses(), batch(zero))
+        step = descent(task, make_optimizer(eta), everything, batch, key)
+        params, optimizer, losses, _ = jax.lax.fori_loop(0, steps_per_round, step, carry)
         info = {
             "train_loss": losses.total / jnp.maximum(losses.count, 1),
             "examples": losses.examples,
@@ -106,4 +106,5 @@ def sgd(
         "batch_size": str(batch_size),
         "steps_per_round": steps_per_round,
     }
-    return Algorithm(init, round_fn, lambda state: ClientBytes(up=0, down=0), hparams, settings)
+    nothing = ClientBytes(up=0, down=0)
+    return Algorithm(init, round_fn, lambda state: nothing, hparams, settings, needs_all_data=True)

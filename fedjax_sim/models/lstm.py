@@ -47,7 +47,8 @@ def _recurrence(z: jax.Array, kernel: jax.Array, peepholes: jax.Array) -> jax.Ar
     """Steps through time.
 
     Autodiff would add a product of B rows to the kernel's gradient at every step; here the gradients
-    of the gates are kept, and ONE product of T * B rows follows.
+    of the gates are kept, and ONE product of T * B rows follows. What the backward steps multiply by is
+    kept by the forward ones, which hold all of its parts in their hands.
 
     Args:
       z: `[T, B, 4 H]`, what the inputs and biases give to the gates.
@@ -57,58 +58,51 @@ def _recurrence(z: jax.Array, kernel: jax.Array, peepholes: jax.Array) -> jax.Ar
     Returns:
       `[T, B, H]`.
     """
-    step = _cell(kernel, peepholes)
 
     def read_ahead(carry, t):
         h, c, now = carry
-        h, c, _ = step(h, c, now)
+        h, c, *_ = _step(h, c, now, kernel, peepholes)
         # The next step's row is read one step ahead: fused into the gates, the look-up keeps XLA from
-        # vectorising them, which makes evaluation a third slower.
+        # vectorising them, which took a third of an evaluation's time.
         return (h, c, z[jnp.minimum(t + 1, len(z) - 1)]), h
 
     start = jnp.zeros((z.shape[1], kernel.shape[0]), z.dtype)
     return jax.lax.scan(read_ahead, (start, start, z[0]), jnp.arange(len(z)))[1]
 
 
-def _cell(kernel, peepholes):
-    """One step: `(h, c, z) -> (h, c, gates)`, gates `[B, 4 H]`."""
+def _step(h, c_before, z, kernel, peepholes):
+    """One step: h, c, and how they depend on what was before.
+
+    The gradient of z_o is dh times `o_h`; dc gains dh times `c_h`; and the gradients of z_i, z_g, z_f
+    and of the c before are dc times the other four.
+    """
     w_i, w_f, w_o = peepholes[:, None]
-
-    def step(h, c, z):
-        z_i, z_g, z_f, z_o = jnp.split(z + h @ kernel, 4, axis=-1)
-        i, g = jax.nn.sigmoid(z_i + w_i * c), jnp.tanh(z_g)
-        f = jax.nn.sigmoid(z_f + w_f * c + _FORGET_BIAS)
-        c = f * c + i * g
-        o = jax.nn.sigmoid(z_o + w_o * c)
-        return o * jnp.tanh(c), c, jnp.concatenate([i, g, f, o], axis=-1)
-
-    return step
-
-
-def _forward(z, kernel, peepholes):
-    step = _cell(kernel, peepholes)
-
-    def keep_gates(carry, z):
-        h, c, gates = step(*carry, z)
-        return (h, c), (h, c, gates)
-
-    start = jnp.zeros((z.shape[1], kernel.shape[0]), z.dtype)
-    _, (h, c, gates) = jax.lax.scan(keep_gates, (start, start), z)
-    return h, (h, c, gates, kernel, peepholes)
-
-
-def _backward(residuals, dh_all):
-    h, c, gates, kernel, peepholes = residuals
-    w_i, w_f, w_o = peepholes[:, None, None]
-    c_before = jnp.concatenate([jnp.zeros_like(c[:1]), c[:-1]])
-    # What does not depend on the gradients comes first, for all steps at once: dz_o is dh times o_h, dc
-    # gains dh times c_h, and dz_i, dz_g, dz_f and the dc of the step before are dc times the others.
-    i, g, f, o = jnp.split(gates, 4, axis=-1)
+    z_i, z_g, z_f, z_o = jnp.split(z + h @ kernel, 4, axis=-1)
+    i, g = jax.nn.sigmoid(z_i + w_i * c_before), jnp.tanh(z_g)
+    f = jax.nn.sigmoid(z_f + w_f * c_before + _FORGET_BIAS)
+    c = f * c_before + i * g
+    o = jax.nn.sigmoid(z_o + w_o * c)
     tanh_c = jnp.tanh(c)
     o_h = tanh_c * o * (1 - o)
     c_h = o * (1 - tanh_c * tanh_c) + o_h * w_o
     i_c, g_c, f_c = g * i * (1 - i), i * (1 - g * g), c_before * f * (1 - f)
     before_c = f + i_c * w_i + f_c * w_f
+    return o * tanh_c, c, o_h, c_h, i_c, g_c, f_c, before_c
+
+
+def _forward(z, kernel, peepholes):
+    def step(carry, z):
+        h, c, *factors = _step(*carry, z, kernel, peepholes)
+        return (h, c), (h, c, *factors)
+
+    start = jnp.zeros((z.shape[1], kernel.shape[0]), z.dtype)
+    _, (h, c, *factors) = jax.lax.scan(step, (start, start), z)
+    return h, (h, c, factors, kernel)
+
+
+def _backward(residuals, dh_all):
+    h, c, factors, kernel = residuals
+    c_before = jnp.concatenate([jnp.zeros_like(c[:1]), c[:-1]])
     # Transposed once: a product of few rows with a matrix stored the other way round runs at 0.4 of the
     # speed on a CPU.
     transposed = kernel.T
@@ -122,8 +116,7 @@ def _backward(residuals, dh_all):
         return (dz @ transposed, dc * before_c), dz
 
     start = jnp.zeros_like(c[0])
-    factors = (dh_all, o_h, c_h, i_c, g_c, f_c, before_c)
-    _, dz = jax.lax.scan(step, (start, start), factors, reverse=True)
+    _, dz = jax.lax.scan(step, (start, start), (dh_all, *factors), reverse=True)
     dz_i, _, dz_f, dz_o = jnp.split(dz, 4, axis=-1)
     dpeepholes = [(dz_i * c_before), (dz_f * c_before), (dz_o * c)]
     dkernel = jnp.tensordot(h[:-1], dz[1:], ((0, 1), (0, 1)))
