@@ -27,6 +27,7 @@ from fedjax_sim.client import full_gradient, local_training
 from fedjax_sim.devices import available_cores, default_layout, use_all_cores
 from fedjax_sim.lanes import map_clients, place
 from fedjax_sim.naming import choose
+from fedjax_sim.queues import train_clients
 from fedjax_sim.simulation import (
     CompilationCounter,
     DivergenceError,
@@ -79,5 +80,6 @@ __all__ = [
     "sgd",
     "simulate",
     "sweep",
+    "train_clients",
     "use_all_cores",
 ]
