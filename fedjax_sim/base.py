@@ -128,6 +128,8 @@ class Algorithm(NamedTuple):
       client_bytes: `client_bytes(state) -> ClientBytes`, from shapes alone.
       hparams: name -> default value of what a sweep may vary: learning rates and the like.
       settings: name -> JSON value of what is fixed, by which a workdir recognises its run.
+      needs_all_data: a round reads the rows of clients outside its cohort, so that all data has to be on
+        the devices.
     """
 
     init: Callable[[jax.Array, Mapping[str, Any]], Any]
@@ -135,3 +137,4 @@ class Algorithm(NamedTuple):
     client_bytes: Callable[[Any], ClientBytes]
     hparams: Mapping[str, float]
     settings: Mapping[str, Any]
+    needs_all_data: bool = False

@@ -7,6 +7,8 @@ With no flags: 100 clients with two digits each, by Federated Averaging, in well
   python scripts/train.py --dataset=mnist --data_dir=DIR --model=cnn --partition=iid \
       --local_epochs=5 --client_lr=0.215 --target_accuracy=0.99 --workdir=runs/cnn
   python scripts/train.py --algorithm=fed_sgd --client_lr=0.5 --num_rounds=1000
+  python scripts/train.py --dataset=synthetic --num_clients=100000 --model=small_word_lstm \
+      --client_fraction=0.001 --local_epochs=1 --client_lr=1 --data_placement=host
 
 The workdir receives config.json, metrics.jsonl (a row per evaluation), curve.png, clients.png,
 checkpoints/, tensorboard/ (where tensorboardX is installed) and summary.json. The same command on
@@ -51,8 +53,15 @@ _CHECKPOINT_SECONDS = flags.DEFINE_float(
 )
 _LANES = flags.DEFINE_integer("lanes", None, "Clients a device trains side by side.")
 
-# Where results lie and when the state is saved do not change them.
-_NOT_SETTINGS = ("workdir", "checkpoint_seconds")
+_DATA_PLACEMENT = flags.DEFINE_string(
+    "data_placement",
+    "auto",
+    "Where the data stays: device, host (cohorts are sent while others train), or auto (host for stored "
+    "data and for what would fill more than half of a device).",
+)
+
+# Where results and data lie and when the state is saved do not change them.
+_NOT_SETTINGS = ("workdir", "checkpoint_seconds", "data_placement")
 # What an algorithm has no use for: FedSGD is one epoch of one batch, the baseline has no server.
 _UNUSED = {
     "fed_avg": (),
@@ -92,6 +101,7 @@ def _train() -> None:
         stop_at=_TARGET_ACCURACY.value,
         # Sequential steps would only be repeated by more devices.
         layout=fs.Layout() if _ALGORITHM.value == "sgd" else layout,
+        data_placement=_DATA_PLACEMENT.value,
         workdir=workdir,
         config=_settings(),
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,

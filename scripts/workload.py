@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import pathlib
 import sys
 from typing import NamedTuple
 
@@ -15,22 +16,27 @@ DATASET = flags.DEFINE_string(
     "dataset",
     "mnist5k",
     "mnist5k (comes with the installation); mnist, qmnist, cifar10, shakespeare or messages (files in "
-    "--data_dir); or tfds:<name>.",
+    "--data_dir); tfds:<name>; synthetic (a population of --num_clients); or stored (a population that "
+    "synthetic wrote into --data_dir: federations in its subfolders train and test).",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set's files.")
 MODEL = flags.DEFINE_string(
     "model",
     "2nn",
-    "2nn, cnn or logistic for images; cifar for larger ones; char_lstm for shakespeare; word_lstm for "
-    "messages.",
+    "2nn, cnn or logistic for images; cifar for larger ones; char_lstm for shakespeare; word_lstm, or "
+    "small_word_lstm for quick rounds, for messages and synthetic.",
 )
 PARTITION = flags.DEFINE_string(
     "partition",
     "shards",
     "Who owns which examples: iid; shards (sorted by label, --shards_per_client pieces each); "
-    "dirichlet (--alpha); lognormal (IID of unequal sizes, --sigma); natural (--partition_key).",
+    "dirichlet (--alpha); lognormal (IID of unequal sizes, --sigma); natural (--partition_key). Ignored "
+    "for synthetic and stored data, which come with their clients.",
 )
 _NUM_CLIENTS = flags.DEFINE_integer("num_clients", 100, "N; ignored by --partition=natural.")
+_NUM_EXAMPLES = flags.DEFINE_integer(
+    "num_examples", None, "n of --dataset=synthetic; by default 20 for each client."
+)
 _SHARDS_PER_CLIENT = flags.DEFINE_integer("shards_per_client", 2, "Pieces each client receives.")
 _ALPHA = flags.DEFINE_float("alpha", 0.5, "Dirichlet concentration; small means few labels each.")
 _SIGMA = flags.DEFINE_float("sigma", 1.0, "Spread of the lognormal client sizes.")
@@ -57,9 +63,17 @@ _MODELS = {
     "cifar": fs.models.cifar_cnn,
     "char_lstm": lambda symbols, shape: fs.models.char_lstm(symbols, shape[0]),
     "word_lstm": lambda symbols, shape: fs.models.word_lstm(symbols, shape[0]),
+    "small_word_lstm": lambda symbols, shape: fs.models.language_model(
+        fs.models.StackedLSTM(symbols, embedding=16, units=32, layers=1), shape[0], padding=0, unknown=1
+    ),
 }
-# Data sets of symbols, and the one model that knows what their padding is; all others are images.
-_MODEL_OF_SYMBOLS = {"shakespeare": "char_lstm", "messages": "word_lstm"}
+# Data sets of symbols, and the models that know what their padding is; all others are images.
+_WORD_MODELS = ("word_lstm", "small_word_lstm")
+_MODELS_OF_SYMBOLS = {
+    "shakespeare": ("char_lstm",),
+    "messages": _WORD_MODELS,
+    "synthetic": _WORD_MODELS,
+}
 _SERVER_OPTIMIZERS = {
     "sgd": optax.sgd,
     "momentum": functools.partial(optax.sgd, momentum=0.9),
@@ -72,7 +86,7 @@ class Workload(NamedTuple):
     """Data of clients, a test set, and the task that is learned on them."""
 
     clients: fs.data.FederatedData
-    test: fs.data.Dataset
+    test: fs.data.Dataset | fs.data.FederatedData
     task: fs.Task
 
 
@@ -80,24 +94,40 @@ def load(seed: int) -> Workload:
     """Makes what the flags say; names are checked before any data is read.
 
     Args:
-      seed: of the partition, unless --partition_seed gives another.
+      seed: of the partition or of synthetic data, unless --partition_seed gives another.
 
     Raises:
       ValueError: a flag has no such value.
     """
     model = fs.choose("model", MODEL.value, _MODELS)
-    fitting = _MODEL_OF_SYMBOLS.get(DATASET.value)
-    if fitting is not None and MODEL.value != fitting:
-        raise ValueError(f"--dataset={DATASET.value} wants --model={fitting}; got {MODEL.value}")
-    if fitting is None and MODEL.value in _MODEL_OF_SYMBOLS.values():
+    fitting = _MODELS_OF_SYMBOLS.get(DATASET.value)
+    if fitting is not None and MODEL.value not in fitting:
+        wanted = " or ".join(fitting)
+        raise ValueError(f"--dataset={DATASET.value} wants --model={wanted}; got {MODEL.value}")
+    meant = [data for data, names in _MODELS_OF_SYMBOLS.items() if MODEL.value in names]
+    if fitting is None and meant and DATASET.value != "stored":
         raise ValueError(
-            f"--model={MODEL.value} reads symbols, not the images of {DATASET.value}; wanted --dataset="
-            + next(data for data, name in _MODEL_OF_SYMBOLS.items() if name == MODEL.value)
+            f"--model={MODEL.value} reads symbols, not the images of {DATASET.value}; wanted "
+            f"--dataset={' or '.join(meant)}"
         )
-    partition = _partition(seed if _PARTITION_SEED.value is None else _PARTITION_SEED.value)
+    clients, test = _load_clients(seed if _PARTITION_SEED.value is None else _PARTITION_SEED.value)
+    task = model(clients.num_classes, clients.examples["x"].shape[1:])
+    return Workload(clients, test, task)
+
+
+def _load_clients(seed: int) -> tuple[fs.data.FederatedData, fs.data.Dataset | fs.data.FederatedData]:
+    if DATASET.value == "synthetic":
+        return fs.data.synthetic(
+            num_clients=_NUM_CLIENTS.value, num_examples=_NUM_EXAMPLES.value, seed=seed
+        )
+    if DATASET.value == "stored":
+        if _DATA_DIR.value is None:
+            raise ValueError("--dataset=stored wants --data_dir, with subfolders train and test")
+        folder = pathlib.Path(_DATA_DIR.value)
+        return fs.data.open_federated(folder / "train"), fs.data.open_federated(folder / "test")
+    partition = _partition(seed)
     train, test = fs.data.load(DATASET.value, data_dir=_DATA_DIR.value)
-    clients = fs.data.federate(train, partition)
-    return Workload(clients, test, model(train.num_classes, train.examples["x"].shape[1:]))
+    return fs.data.federate(train, partition), test
 
 
 def fed_avg(task: fs.Task, local_epochs: int, batch_size: float, client_lr: float) -> fs.Algorithm:
@@ -123,12 +153,12 @@ def server_optimizer():
 
 def title(algorithm: str) -> str:
     """Of pictures."""
-    return f"{algorithm}, {MODEL.value} on {DATASET.value}, {PARTITION.value}"
+    return f"{algorithm}, {MODEL.value} on {DATASET.value}, {_division()}"
 
 
 def default_workdir(prefix: str, known: dict) -> str:
     """A folder of runs/ named by the workload and by all settings."""
-    name = "-".join((prefix, DATASET.value, MODEL.value, PARTITION.value))
+    name = "-".join((prefix, DATASET.value, MODEL.value, _division()))
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     return f"runs/{name.replace(':', '_').replace('/', '_')}-{digest[:6]}"
 
@@ -142,6 +172,10 @@ def settings(left_out: tuple[str, ...]) -> dict:
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
     left_out = ("data_dir", *left_out)
     return {flag.name: flag.value for flag in own if flag.name not in left_out}
+
+
+def _division() -> str:
+    return "natural" if DATASET.value in ("synthetic", "stored") else PARTITION.value
 
 
 def _partition(seed: int) -> fs.data.Partition:

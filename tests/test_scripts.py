@@ -11,6 +11,8 @@ import time
 import pytest
 from data_files import data_root, needs
 
+import fedjax_sim as fs
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -153,6 +155,11 @@ def test_other_settings_run(tmp_path, flags):
         (("--dataset=shakespeare", "--data_dir=."), "--dataset=shakespeare wants --model=char_lstm"),
         (("--model=word_lstm",), "reads symbols, not the images of mnist5k; wanted --dataset=messages"),
         (("--partition=natural",), "writer"),
+        (("--dataset=synthetic",), "--dataset=synthetic wants --model=word_lstm or small_word_lstm"),
+        (("--dataset=stored",), "--dataset=stored wants --data_dir"),
+        (("--dataset=stored", "--data_dir=nowhere"), "nowhere/train/index.json is not there"),
+        (("--data_placement=hots",), "unknown data_placement 'hots'; did you mean 'host'"),
+        (("--algorithm=sgd", "--data_placement=host"), "reads the data of all clients"),
         (("--target_accuracy=97",), "target accuracy is 97"),
     ],
 )
@@ -220,6 +227,32 @@ def state_of(workdir):
     newest = workdir / "checkpoints" / str(newest_round(workdir))
     meta = json.loads((newest / "meta" / "metadata").read_text())
     return newest.name, meta["state_digest"]
+
+
+def test_a_synthetic_population_trains_and_its_placement_is_no_setting(tmp_path):
+    flags = ("--dataset=synthetic", "--num_clients=60", "--num_examples=300", "--model=small_word_lstm")
+    flags += ("--num_rounds=2", "--local_epochs=1", "--workdir=w")
+    done = train(*flags, "--data_placement=host", cwd=tmp_path)
+    assert "300 examples of 60 clients" in done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["gather_seconds"] > 0
+    assert summary["waited_seconds"] > 0
+    rows = rows_of(tmp_path / "w")
+    again = train(*flags, "--data_placement=device", cwd=tmp_path)
+    assert json.loads(again.stdout)["rounds"] == 2
+    assert rows_of(tmp_path / "w") == rows
+
+
+def test_stored_clients_train_from_their_files(tmp_path):
+    digits, test = fs.data.load("mnist5k")
+    for part, dataset in (("train", digits), ("test", test)):
+        clients = fs.data.federate(dataset, fs.data.iid(num_clients=50))
+        fs.data.save_federated(clients, tmp_path / "data" / part)
+    flags = ("--dataset=stored", "--data_dir=data", "--model=logistic", "--num_rounds=2")
+    done = train(*flags, "--algorithm=fed_sgd", "--workdir=w", cwd=tmp_path)
+    assert "4,000 examples of 50 clients" in done.stderr
+    assert json.loads(done.stdout)["gather_seconds"] > 0  # auto leaves them on the host
+    assert (tmp_path / "w" / "clients.png").exists()
 
 
 @needs("mnist")

@@ -14,6 +14,8 @@ from fedjax_sim.data.partition import (
     shards,
 )
 from fedjax_sim.data.sources import load
+from fedjax_sim.data.stored import open_federated, save_federated
+from fedjax_sim.data.synthetic import synthetic
 
 __all__ = [
     "Assignment",
@@ -31,6 +33,9 @@ __all__ = [
     "lognormal",
     "messages",
     "natural",
+    "open_federated",
     "read_messages",
+    "save_federated",
     "shards",
+    "synthetic",
 ]

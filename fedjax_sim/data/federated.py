@@ -2,16 +2,18 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from fedjax_sim.data import mapped
 from fedjax_sim.data.dataset import Dataset
 from fedjax_sim.data.partition import Assignment, Partition
 
 _MAX_CLASSES_SHOWN = 20
+_PIECE_ROWS = 2**18  # of labels counted at a time
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -26,7 +28,8 @@ class FederatedData:
     shapes share one compiled program. To move the data and keep them, call `place`.
 
     Attributes:
-      examples: column name -> `[n, ...]`, in the dtype of storage.
+      examples: column name -> `[n, ...]`, in the dtype of storage: NumPy arrays, memory maps of files
+        (see `open_federated`), or arrays on devices (see `place`).
       offsets: `[N + 1]` int32.
       client_ids: `[N]`, what the data set calls each client; NumPy.
       num_classes: how many labels there are.
@@ -66,13 +69,59 @@ class FederatedData:
         examples, offsets = jax.device_put((self.examples, self.offsets), where)
         return dataclasses.replace(self, examples=examples, offsets=offsets)
 
+    def select(self, clients: np.ndarray, num_rows: int | None = None) -> "FederatedData":
+        """These clients alone, their rows gathered in memory; of data on the host.
+
+        Time and memory depend on what is selected, not on what there is.
+
+        Args:
+          clients: `[K]` integers, indices.
+          num_rows: of the new columns, at least as many as the clients own, and by default just as
+            many; zeros follow the last client's rows.
+
+        Raises:
+          ValueError: a file of the data has shrunk.
+        """
+        starts, ends = self.offsets[clients], self.offsets[clients + 1]
+        offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int32)
+        owned = list(zip(starts.tolist(), ends.tolist(), strict=True))
+
+        def gather(column):
+            mapped.check_length(column)
+            num = offsets[-1] if num_rows is None else num_rows
+            rows, source = np.zeros((num, *column.shape[1:]), column.dtype), np.asarray(column)
+            np.concatenate([source[start:end] for start, end in owned], out=rows[: offsets[-1]])
+            mapped.release(column)
+            return rows
+
+        return dataclasses.replace(
+            self,
+            examples={name: gather(column) for name, column in self.examples.items()},
+            offsets=offsets,
+            client_ids=None if self.client_ids is None else self.client_ids[clients],
+        )
+
+    def check_files(self) -> None:
+        """Looks whether the files of columns that are memory maps are as long as they were.
+
+        Raises:
+          ValueError: one has shrunk.
+        """
+        for column in self.examples.values():
+            mapped.check_length(column)
+
     def digest(self) -> str:
-        """Identifies the examples and their owners, so that a run never continues on other data."""
+        """Identifies the examples and their owners, so that a run never continues on other data.
+
+        Raises:
+          ValueError: a file of the data has shrunk.
+        """
         digest = hashlib.sha256(np.asarray(self.offsets).tobytes())
         for name in sorted(self.examples):
-            column = np.ascontiguousarray(self.examples[name])
+            column = np.asanyarray(self.examples[name])
             digest.update(f"{name} {column.dtype} {column.shape}".encode())
-            digest.update(column.data)
+            for piece in mapped.pieces(column):
+                digest.update(piece.data)
         return digest.hexdigest()[:16]
 
     def label_histogram(self) -> np.ndarray:
@@ -81,10 +130,12 @@ class FederatedData:
         Raises:
           ValueError: this is a copy that has lost `num_classes`.
         """
-        clients, labels = self._owned_labels()
-        cells = self.num_clients * self.num_classes
-        counts = np.bincount(clients * self.num_classes + labels, minlength=cells)
-        return counts.reshape(self.num_clients, self.num_classes)
+        num_classes = self._known_classes()
+        counts = np.zeros((self.num_clients, num_classes), np.int64)
+        for first, last, pairs in self._owned_labels(num_classes):
+            part = np.bincount(pairs, minlength=(last - first) * num_classes)
+            counts[first:last] = part.reshape(last - first, num_classes)
+        return counts
 
     def describe(self) -> "Description":
         """Counts what there is; print it.
@@ -92,34 +143,55 @@ class FederatedData:
         Raises:
           ValueError: this is a copy that has lost `num_classes`.
         """
-        clients, labels = self._owned_labels()
-        # Pairs that occur, since a full table of clients by labels can exceed memory.
-        pairs = np.unique(clients * self.num_classes + labels)
-        distinct = np.bincount(pairs // self.num_classes, minlength=self.num_clients)
+        num_classes = self._known_classes()
+        label_counts = np.zeros(num_classes, np.int64)
+        distinct = np.zeros(self.num_clients, np.int64)
+        for first, last, pairs in self._owned_labels(num_classes):
+            label_counts += np.bincount(pairs % num_classes, minlength=num_classes)
+            # Pairs that occur, since a full table of clients by labels can exceed memory; sorted, which
+            # is twenty times as fast as the hashing of np.unique.
+            pairs.sort()
+            owners = pairs[np.diff(pairs, prepend=-1) > 0] // num_classes
+            distinct[first:last] = np.bincount(owners, minlength=last - first)
         sizes = np.asarray(self.sizes)
-        owning = distinct[sizes > 0]
         return Description(
             name=self.name or "data",
             num_clients=self.num_clients,
             num_examples=int(sizes.sum()),
             empty_clients=int((sizes == 0).sum()),
             sizes=Spread.of(sizes),
-            labels_per_client=Spread.of(owning),
-            label_counts=np.bincount(labels, minlength=self.num_classes),
+            labels_per_client=Spread.of(distinct[sizes > 0]),
+            label_counts=label_counts,
         )
 
-    def _owned_labels(self) -> tuple[np.ndarray, np.ndarray]:
-        """The client and the label of every label there is, int64 `[n]` each."""
+    def _known_classes(self) -> int:
         if self.num_classes is None:
             raise ValueError(
                 "num_classes is None, as in any copy that came out of a jitted function, "
                 "jax.tree.map or jax.device_put; call this on what federate returned, or place it."
             )
+        return self.num_classes
+
+    def _owned_labels(self, num_classes: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Every label there is, some whole clients' at a time.
+
+        Yields:
+          The first of some clients, the one after their last, and for each of their labels
+          `(client - first) * num_classes + label`, int64.
+        """
         offsets = np.asarray(self.offsets, np.int64)
-        labels = np.asarray(self.examples["y"])[: offsets[-1]]
-        clients = np.repeat(np.arange(self.num_clients), np.diff(offsets))
-        clients = np.repeat(clients, labels[:1].size)
-        return clients, labels.reshape(-1).astype(np.int64)
+        column = np.asanyarray(self.examples["y"])
+        first = 0
+        while first < self.num_clients:
+            full = np.searchsorted(offsets, offsets[first] + _PIECE_ROWS, side="right") - 1
+            last = max(first + 1, int(full))
+            mapped.check_length(column)
+            labels = column[offsets[first] : offsets[last]].astype(np.int64)
+            mapped.release(column)
+            clients = np.repeat(np.arange(last - first), np.diff(offsets[first : last + 1]))
+            clients = np.repeat(clients, labels[:1].size)
+            yield first, last, clients * num_classes + labels.reshape(-1)
+            first = last
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from fedjax_sim.checks import check_count
+from fedjax_sim.checks import check_count, check_seed
 from fedjax_sim.data.dataset import Dataset
 from fedjax_sim.data.message_files import find_messages, read_messages
 
@@ -83,10 +83,7 @@ def messages(
     length, most_words = check_count("length", length), check_count("most_words", most_words)
     if not 0 < test_share < 1:
         raise ValueError(f"test_share is {test_share}; wanted a share of the authors, between 0 and 1.")
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(
-            f"seed is {seed!r}; wanted an integer of at least 0, so that the split repeats."
-        )
+    check_seed(seed)
     path = find_messages(path)
     said = read_messages(path)
     corpus = _Corpus.of(said, most_words)

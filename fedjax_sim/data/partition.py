@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fedjax_sim.checks import check_seed
 from fedjax_sim.data.dataset import Dataset
 
 
@@ -81,7 +82,7 @@ def iid(*, num_clients: int, seed: int = 0) -> Partition:
       ValueError: `num_clients` is below 1 or, when applied, exceeds the number of rows.
     """
     _check_at_least_one(num_clients=num_clients)
-    _check_seed(seed)
+    check_seed(seed)
 
     def partition(dataset: Dataset) -> Assignment:
         _check_enough_rows(dataset, num_clients, f"num_clients={num_clients}")
@@ -104,7 +105,7 @@ def shards(*, num_clients: int, shards_per_client: int = 2, seed: int = 0) -> Pa
         shards than rows.
     """
     _check_at_least_one(num_clients=num_clients, shards_per_client=shards_per_client)
-    _check_seed(seed)
+    check_seed(seed)
     num_shards = num_clients * shards_per_client
 
     def partition(dataset: Dataset) -> Assignment:
@@ -132,7 +133,7 @@ def dirichlet(*, num_clients: int, alpha: float, seed: int = 0) -> Partition:
         labels are not `[n]`.
     """
     _check_at_least_one(num_clients=num_clients)
-    _check_seed(seed)
+    check_seed(seed)
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(
             f"alpha is {alpha}; wanted a finite number above 0 (for an even split use iid)."
@@ -143,7 +144,7 @@ def dirichlet(*, num_clients: int, alpha: float, seed: int = 0) -> Partition:
         owners = np.empty(len(dataset), np.int64)
         for label in range(dataset.num_classes):
             rows = generator.permutation(np.flatnonzero(labels == label))
-            sizes = _apportion(_log_gamma(generator, alpha, num_clients), len(rows))
+            sizes = apportion(_log_gamma(generator, alpha, num_clients), len(rows))
             owners[rows] = np.repeat(np.arange(num_clients), sizes)
         return _by_owner(owners, np.arange(num_clients))
 
@@ -163,7 +164,7 @@ def lognormal(*, num_clients: int, sigma: float, seed: int = 0) -> Partition:
         are more clients than rows.
     """
     _check_at_least_one(num_clients=num_clients)
-    _check_seed(seed)
+    check_seed(seed)
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma is {sigma}; wanted a finite number of at least 0.")
 
@@ -174,7 +175,7 @@ def lognormal(*, num_clients: int, sigma: float, seed: int = 0) -> Partition:
         draws = generator.standard_normal(num_clients)
         # Measured from the largest draw, so that no sigma makes the exponential overflow.
         log_weights = _scaled(draws - draws.max(), sigma)
-        sizes = 1 + _apportion(log_weights, len(dataset) - num_clients)
+        sizes = 1 + apportion(log_weights, len(dataset) - num_clients)
         return Assignment.from_lists(np.split(rows, np.cumsum(sizes)[:-1]))
 
     return partition
@@ -211,7 +212,7 @@ def _offsets(sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def _apportion(log_weights: np.ndarray, total: int) -> np.ndarray:
+def apportion(log_weights: np.ndarray, total: int) -> np.ndarray:
     """Integers `[N]` that add up to `total`, proportional to `exp(log_weights)` up to rounding."""
     shares = np.cumsum(np.exp(log_weights - log_weights.max()))
     cuts = np.rint(shares / shares[-1] * total).astype(np.int64)
@@ -256,13 +257,6 @@ def _check_at_least_one(**settings: int) -> None:
     for name, value in settings.items():
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} is {value!r}; wanted an integer of at least 1.")
-
-
-def _check_seed(seed: int) -> None:
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(
-            f"seed is {seed!r}; wanted an integer of at least 0, so that the partition repeats."
-        )
 
 
 def _check_enough_rows(dataset: Dataset, wanted: int, what: str) -> None:

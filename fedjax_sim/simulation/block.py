@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,25 +40,37 @@ class Blocks:
 
     def start(self, key: jax.Array, hparams: Mapping[str, float]) -> tuple[Any, Any]:
         """The state before the first round, and the keys of cohorts and training."""
-        init_key, cohort_key, train_key = jax.random.split(key, 3)
+        keys = split_key(key)
         rates = {name: np.float32(value) for name, value in hparams.items()}
-        state = jax.jit(self.algorithm.init)(init_key, rates)
-        return place(state, self.layout), place((cohort_key, train_key), self.layout)
+        state = jax.jit(self.algorithm.init)(keys.init, rates)
+        return place(state, self.layout), place((keys.cohorts, keys.training), self.layout)
 
-    def run(self, state: Any, keys: Any, done: int, count: int) -> tuple[Any, dict[str, np.ndarray]]:
-        """`count` rounds after `done`; the state is consumed. Returns infos, `[count]` each."""
-        state, infos = _run(
+    def run(
+        self, state: Any, keys: Any, done: int, count: int
+    ) -> tuple[Any, dict[str, np.ndarray], float]:
+        """`count` rounds after `done`; the state is consumed.
+
+        Returns:
+          The state, infos `[count]`, and the seconds that the rounds took.
+        """
+        started = time.perf_counter()
+        state, infos = self._play(state, self.data, keys, done, count, self.capacity)
+        infos = {name: np.asarray(info)[:count] for name, info in infos.items()}
+        return state, infos, time.perf_counter() - started
+
+    def _play(self, state, data, keys, done, count, capacity, ids=None) -> tuple[Any, Any]:
+        return _run(
             state,
-            self.data,
+            data,
             keys,
             np.int32(done),
             np.int32(count),
+            ids,
             round_fn=self.algorithm.round,
             size=self.cohort_size,
             layout=self.layout,
-            capacity=self.capacity,
+            capacity=capacity,
         )
-        return state, {name: np.asarray(info)[:count] for name, info in infos.items()}
 
     def run_stacked(
         self, states: Any, keys: Any, done: int, counts: np.ndarray
@@ -104,6 +117,19 @@ class Blocks:
             "examples": before["examples"] + int(infos["examples"].sum(dtype=np.int64)),
             "slots": before["slots"] + int(infos["slots"].sum(dtype=np.int64)),
         }
+
+
+class RunKeys(NamedTuple):
+    """PRNG keys of a run: of its start, its cohorts, its training."""
+
+    init: jax.Array
+    cohorts: jax.Array
+    training: jax.Array
+
+
+def split_key(key: jax.Array) -> RunKeys:
+    """The keys that a run's key stands for."""
+    return RunKeys(*jax.random.split(key, 3))
 
 
 def row_zero() -> dict[str, Any]:
@@ -171,13 +197,14 @@ def merge_hparams(defaults: Mapping[str, float], given: Mapping[str, float]) -> 
 
 
 def check_data(data: Any) -> None:
-    """Refuses a federation without any example.
+    """Refuses a federation without any example, or in files that have shrunk.
 
     Raises:
-      ValueError: there is none.
+      ValueError: it is one.
     """
     if int(data.offsets[-1]) == 0:
         raise ValueError("no client of the federation has any data; wanted at least one example")
+    data.check_files()
 
 
 def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
@@ -185,14 +212,21 @@ def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
     return float(np.average(losses, weights=examples)) if examples.any() else None
 
 
-def _rounds(state, data, keys, first, count, *, round_fn, size, layout, capacity):
-    """`count` rounds from round `first`, at most `capacity`; infos are stacked, `[capacity]`."""
+def _rounds(state, data, keys, first, count, ids=None, *, round_fn, size, layout, capacity):
+    """`count` rounds from round `first`, at most `capacity`; infos are stacked, `[capacity]`.
+
+    Where `ids` are given, `[K]`, the data holds these clients alone, and every round is theirs.
+    """
     cohort_key, train_key = keys
 
     def one_round(r, state):
-        ids = sample_cohort(jax.random.fold_in(cohort_key, r), data.num_clients, size)
+        if ids is None:
+            drawn = sample_cohort(jax.random.fold_in(cohort_key, r), data.num_clients, size)
+            cohort = Cohort(drawn, layout)
+        else:
+            cohort = Cohort(ids, layout, places=jnp.arange(size, dtype=jnp.int32))
         key = jax.random.fold_in(train_key, r)
-        state, info = round_fn(key, state, data, Cohort(ids, layout))
+        state, info = round_fn(key, state, data, cohort)
         finite = trees.all_finite(state.params) & jnp.isfinite(info["train_loss"])
         return state, info | {"finite": finite}
 

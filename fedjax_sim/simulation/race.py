@@ -101,7 +101,7 @@ class Race:
         if self._stop_at is not None:
             run.before = jax.tree.map(jnp.copy, run.state)
         count = self.blocks.next_count(run.done, self.num_rounds)
-        state, infos = self.blocks.run(run.state, run.keys, run.done, count)
+        state, infos, _ = self.blocks.run(run.state, run.keys, run.done, count)
         return state, *self.judge(run, infos, state, time.perf_counter() - started)
 
     def judge(
@@ -157,7 +157,7 @@ def run_on_cores(race: Race) -> None:
     first = race.runs[0]
     race.commit(first, *race.advance(first))  # compiles the evaluation, once
     if race.is_open(first):
-        first.state, _ = race.blocks.run(first.state, first.keys, 0, 0)  # and the block
+        first.state, *_ = race.blocks.run(first.state, first.keys, 0, 0)  # and the block
     turn, stop = threading.Condition(), threading.Event()
 
     def take() -> Running | None:

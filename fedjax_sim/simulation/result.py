@@ -64,6 +64,10 @@ class Result:
       layout: lanes and devices.
       compilations: programs that this process compiled.
       compile_seconds: the time that took, tracing included; see `CompilationCounter`.
+      gather_seconds: what gathering cohorts on the host and sending them took; zero where the data lies
+        on the devices.
+      waited_seconds: how long rounds waited for their cohorts; a share of
+        `1 - waited_seconds / gather_seconds` was hidden behind computing.
     """
 
     state: Any
@@ -72,6 +76,8 @@ class Result:
     layout: Layout
     compilations: int
     compile_seconds: float
+    gather_seconds: float = 0.0
+    waited_seconds: float = 0.0
 
     @property
     def params(self) -> Any:
@@ -100,6 +106,8 @@ class Result:
             "seconds_per_round": statistics.median(per_round) if per_round else None,
             "compile_seconds": self.compile_seconds,
             "compilations": self.compilations,
+            "gather_seconds": self.gather_seconds,
+            "waited_seconds": self.waited_seconds,
             "examples_per_second": last["examples"] / seconds if seconds else None,
             "padding_waste": 1 - last["examples"] / last["slots"] if last["slots"] else 0.0,
             "bytes_up": last["bytes_up"],

@@ -24,8 +24,10 @@ from fedjax_sim.simulation.block import (
     first_bad_round,
     merge_hparams,
     row_zero,
+    split_key,
 )
 from fedjax_sim.simulation.compilations import CompilationCounter
+from fedjax_sim.simulation.feeding import FedBlocks, Feed, stays_on_host
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import Result
@@ -69,6 +71,7 @@ def simulate(
     stop_at: float | None = None,
     hparams: Mapping[str, float] | None = None,
     layout: Layout | None = None,
+    data_placement: str = "auto",
     workdir: str | pathlib.Path | None = None,
     config: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 10.0,
@@ -91,6 +94,10 @@ def simulate(
       stop_at: ends the run at the first evaluation with at least this "test_accuracy".
       hparams: values in place of the algorithm's defaults.
       layout: lanes and devices; `default_layout()` by default.
+      data_placement: where the data stays, which changes no result. "device": all of it on every device.
+        "host": in memory or in files; each cohort is gathered and sent while the round before it runs.
+        "auto": "host" for columns that are memory maps and for data that would fill more than half of a
+        device's memory, otherwise "device".
       workdir: for metrics.jsonl, config.json and checkpoints. A run that finds its own configuration
         there continues from its last checkpoint, and ends as it would have without interruption.
       config: what else identifies the run, kept in config.json; JSON values.
@@ -101,7 +108,8 @@ def simulate(
       The final state, the rows, timing and counts.
 
     Raises:
-      ValueError: a setting is out of its range, or the workdir is another run's.
+      ValueError: a setting is out of its range, the workdir is another run's, the algorithm needs data
+        that stays on the host, or a file of the data has shrunk.
       DivergenceError: a parameter or the loss is no longer a finite number.
     """
     size = cohort_size(data.num_clients, client_fraction)
@@ -111,6 +119,7 @@ def simulate(
     eval_every = check_count("eval_every", eval_every)
     check_data(data)
     layout = layout or default_layout()
+    on_host = stays_on_host(data_placement, algorithm, data, layout)
     home = None if workdir is None else pathlib.Path(workdir)
     if home is not None:
         settings = {
@@ -128,7 +137,11 @@ def simulate(
         if home is not None:
             stack.enter_context(files.locked(home))
         compiled = stack.enter_context(CompilationCounter())
-        blocks = Blocks(algorithm, place(data, layout), size, layout, eval_every)
+        if on_host:
+            feed = Feed(data, split_key(key).cohorts, size, layout, num_rounds)
+            blocks = FedBlocks(algorithm, stack.enter_context(feed), size, layout, eval_every)
+        else:
+            blocks = Blocks(algorithm, place(data, layout), size, layout, eval_every)
         start, keys = blocks.start(key, hparams)
         bytes_each = algorithm.client_bytes(start)
         journal = stack.enter_context(Journal(home, start, checkpoint_seconds))
@@ -153,20 +166,20 @@ def simulate(
             conclude(row_zero(), start)
         if not is_last(journal.rows[-1]):
             # A block of no rounds compiles the program, so that the clock of the others runs for them.
-            journal.state, _ = blocks.run(journal.state, keys, 0, 0)
+            journal.state, *_ = blocks.run(journal.state, keys, 0, 0)
         while not is_last(journal.rows[-1]):
             before = journal.rows[-1]
             count = blocks.next_count(before["round"], num_rounds)
-            block_started = time.perf_counter()
-            state, infos = blocks.run(journal.state, keys, before["round"], count)
-            seconds = (time.perf_counter() - block_started) / count
+            state, infos, seconds = blocks.run(journal.state, keys, before["round"], count)
             bad = first_bad_round(before["round"], infos)
             if bad is not None:
                 raise divergence(bad, hparams, journal.saved_round)
             row = blocks.next_row(before, infos, bytes_each)
-            row["round_seconds"] = round(seconds, 6)
+            row["round_seconds"] = round(seconds / count, 6)
             conclude(row, state)
-        return Result(journal.state, journal.rows, stop_at, layout, compiled.count, compiled.seconds)
+        compiling = (compiled.count, compiled.seconds)
+        feeding = (feed.gather_seconds, feed.waited_seconds) if on_host else ()
+        return Result(journal.state, journal.rows, stop_at, layout, *compiling, *feeding)
 
 
 def divergence(round: int, hparams: Mapping[str, float], saved: int | None) -> DivergenceError:

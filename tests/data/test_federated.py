@@ -138,6 +138,30 @@ class TestPytree:
         return federate(DATASET, LISTS)
 
 
+class TestSelect:
+    def test_gathers_clients_in_the_order_given(self):
+        data = federate(DATASET, Assignment.from_lists(LISTS, ["a", "b", "c"]))
+        part = data.select(np.array([2, 1, 0]))
+        assert part.examples["x"][:, 0].tolist() == [0, 2, 3, 4, 1]
+        assert part.examples["y"].tolist() == [0, 2, 1, 0, 2]
+        assert part.offsets.tolist() == [0, 3, 3, 5]
+        assert part.offsets.dtype == np.int32
+        assert part.client_ids.tolist() == ["c", "b", "a"]
+        assert (part.num_classes, part.name) == (3, "six")
+
+    def test_pads_with_zeros(self):
+        part = federate(DATASET, LISTS).select(np.array([2]), 5)
+        assert part.examples["x"][:, 0].tolist() == [0, 2, 3, 0, 0]
+        assert part.examples["x"].dtype == np.uint8
+        assert part.offsets.tolist() == [0, 3]
+        assert part.describe().num_examples == 3
+
+    def test_clients_may_be_empty(self):
+        part = federate(DATASET, LISTS).select(np.array([1]))
+        assert part.examples["x"].shape == (0, 1)
+        assert part.offsets.tolist() == [0, 0]
+
+
 class TestDescriptions:
     def test_label_histogram(self):
         histogram = federate(DATASET, LISTS).label_histogram()
@@ -178,6 +202,15 @@ class TestDescriptions:
         np.testing.assert_array_equal(histogram.sum(0), description.label_counts)
         assert description.empty_clients == (histogram.sum(1) == 0).sum()
         assert description.labels_per_client.max == (histogram > 0).sum(1).max()
+
+    def test_are_counted_piece_by_piece(self, monkeypatch):
+        labels = np.random.default_rng(0).integers(0, 10, 1000)
+        data = federate(from_arrays(np.zeros((1000, 1)), labels), dirichlet(num_clients=50, alpha=0.1))
+        histogram, description = data.label_histogram(), str(data.describe())
+        for rows in (1, 7, 400):
+            monkeypatch.setattr("fedjax_sim.data.federated._PIECE_ROWS", rows)
+            np.testing.assert_array_equal(data.label_histogram(), histogram)
+            assert str(data.describe()) == description
 
     def test_pooled_has_one_client_with_all_rows(self):
         data = federate(DATASET, LISTS)
