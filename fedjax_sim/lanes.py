@@ -1,4 +1,7 @@
-"""The engine: a cohort becomes chunks of lanes, spread over devices. The only vmap over clients."""
+"""The engine: a cohort becomes chunks of lanes, spread over devices.
+
+Here and in `queues.py`, where lanes pass from client to client, stand the only vmaps over clients.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +25,8 @@ class CohortSums(NamedTuple):
       update: the sum of `weight * update` over the cohort.
       weight: `[]` float32, the sum of the weights.
       metrics: the sums of the clients' metrics.
-      slots: `[]` int32, the work executed: of each loop of a chunk, its longest client's, in every lane.
+      slots: `[]` int32, the work executed, by clients and in idle lanes: of each loop of a chunk, its
+        longest client's in every lane; in queues every step of every lane.
     """
 
     update: Any

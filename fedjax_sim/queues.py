@@ -34,7 +34,7 @@ def train_clients(
     """Has every client of the cohort train from `params` and sums what they send.
 
     Args:
-      work: what a client does.
+      work: what a client does, such as `local_training` returns.
       send: `send(params, trained, client)`, where `trained` is what `work.run` returns.
       params: where each client starts.
       rate: for the clients' optimizers.
@@ -46,7 +46,9 @@ def train_clients(
       The sums over the cohort, on every device. They depend on lanes and devices only through the order
       of float sums.
     """
-    if work.steps is None or cohort.layout.lanes == 1:
+    devices = cohort.layout.num_devices
+    lanes = min(cohort.layout.lanes, -(-cohort.ids.size // devices))
+    if work.steps is None or lanes == 1:
 
         def whole(broadcast, client, key):
             params, rate = broadcast
@@ -54,14 +56,12 @@ def train_clients(
 
         return map_clients(whole, (params, rate), data, cohort, key=key, work=work.slots)
 
-    devices = cohort.layout.num_devices
-    lanes = min(cohort.layout.lanes, -(-cohort.ids.size // devices))
     widths = halving(lanes)
 
     def on_one_device(broadcast, examples, offsets, ids, places, key):
         params, rate = broadcast
         starts, sizes = offsets[places], offsets[places + 1] - offsets[places]
-        # Who has no data takes a step on nothing, so that it sends as well.
+        # Who has no data takes a step on nothing, which is forgotten, so that it sends as well.
         count = jnp.maximum(work.steps.count(sizes), 1)
         queues = plan_queues(count, widths, devices)
         mine = jnp.arange(lanes) * devices + (jax.lax.axis_index(CLIENTS) if devices > 1 else 0)
@@ -79,7 +79,11 @@ def train_clients(
             return work.steps.step(i, carry, *view(member), rate)
 
         def finish(carry, member, done):
-            return weighted(send(params, work.steps.end(carry), view(member)[0]), done)
+            client, _ = view(member)
+            empty = client.size == 0
+            choose = functools.partial(jnp.where, empty)
+            trained = jax.tree.map(choose, work.steps.end(begin(member)), work.steps.end(carry))
+            return weighted(send(params, trained, client), done)
 
         def enter(position, last):
             """The client at a position of the queues, and how many steps it has."""

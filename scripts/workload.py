@@ -16,8 +16,8 @@ DATASET = flags.DEFINE_string(
     "dataset",
     "mnist5k",
     "mnist5k (comes with the installation); mnist, qmnist, cifar10, shakespeare or messages (files in "
-    "--data_dir); tfds:<name>; synthetic (a population of --num_clients); or stored (a population that "
-    "synthetic wrote into --data_dir: federations in its subfolders train and test).",
+    "--data_dir); tfds:<name>; synthetic (a population of --num_clients); or stored (what "
+    "fedjax_sim.data.synthetic or save_federated wrote into train and test, subfolders of --data_dir).",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set's files.")
 MODEL = flags.DEFINE_string(

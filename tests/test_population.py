@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.append(str(ROOT / "benchmarks"))
 
 
 def test_a_small_benchmark_of_populations_reports_what_it_promises(tmp_path):
@@ -31,3 +32,21 @@ def test_a_small_benchmark_of_populations_reports_what_it_promises(tmp_path):
     names = {"seconds_per_slot", "round_bytes", "peak_bytes"}
     assert report["ratios"] == {p: dict.fromkeys(names, 1) for p in ("device", "host")}
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_largest_population_is_compared_with_the_reference():
+    from population import ratios
+
+    rows = [
+        {
+            "placement": placement,
+            "clients": n,
+            "seconds_per_slot": seconds,
+            "round_bytes": n,
+            "peak_bytes": 5,
+        }
+        for placement in ("device", "host")
+        for n, seconds in ((10, 2.0), (100, 3.0), (1000, 5.0))
+    ]
+    expected = {"seconds_per_slot": 5 / 3, "round_bytes": 10, "peak_bytes": 1}
+    assert ratios(rows, 100) == {"device": expected, "host": expected}

@@ -3,10 +3,13 @@
 That lanes change no result is in `test_identities.py`.
 """
 
+import functools
+
 import data_files
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toys
 
@@ -123,3 +126,25 @@ def test_padding_of_shakespeare_s_roles_stays_below_a_tenth(cohort_size, epochs,
         _, info = round_fn(key, state, data, cohort)
         slots, examples = slots + int(info["slots"]), examples + int(info["examples"])
     assert slots / examples - 1 <= 0.1
+
+
+def test_who_has_no_data_sends_what_it_received(task):
+    def decaying(rate):
+        return optax.chain(optax.add_decayed_weights(0.5), optax.sgd(rate))
+
+    def send(w, trained, client):
+        w_k, losses = trained
+        return fs.ClientOutput(w_k, jnp.ones(()), losses._asdict())
+
+    work = fs.local_training(task, decaying, local_epochs=1, batch_size=4, shuffle="never")
+    data, params = toys.federation((0, 5, 0)), task.init(jax.random.key(0))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def sums(lanes):
+        cohort = fs.Cohort(jnp.arange(3, dtype=jnp.int32), toys.layout(lanes))
+        rate = jnp.float32(0.1)
+        return fs.train_clients(work, send, params, rate, data, cohort, key=jax.random.key(1))
+
+    alone, together = sums(1), sums(3)
+    toys.assert_close(together.update, alone.update)
+    assert float(together.weight) == float(alone.weight) == 3

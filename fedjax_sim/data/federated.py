@@ -69,6 +69,12 @@ class FederatedData:
         examples, offsets = jax.device_put((self.examples, self.offsets), where)
         return dataclasses.replace(self, examples=examples, offsets=offsets)
 
+    def in_memory(self) -> "FederatedData":
+        """The same, with columns that are memory maps read as a whole."""
+        columns = self.examples.items()
+        read = {name: np.array(c) if isinstance(c, np.memmap) else c for name, c in columns}
+        return dataclasses.replace(self, examples=read)
+
     def select(self, clients: np.ndarray, num_rows: int | None = None) -> "FederatedData":
         """These clients alone, their rows gathered in memory; of data on the host.
 
@@ -80,10 +86,12 @@ class FederatedData:
             many; zeros follow the last client's rows.
 
         Raises:
-          ValueError: a file of the data has shrunk.
+          ValueError: the clients own more than `num_rows`, or a file of the data has shrunk.
         """
         starts, ends = self.offsets[clients], self.offsets[clients + 1]
         offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int32)
+        if num_rows is not None and num_rows < offsets[-1]:
+            raise ValueError(f"num_rows is {num_rows}; the clients own {offsets[-1]}: give that or more")
         owned = list(zip(starts.tolist(), ends.tolist(), strict=True))
 
         def gather(column):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.data import mapped
 from fedjax_sim.data.federated import FederatedData
 
 _INDEX, _FORMAT = "index.json", 1
@@ -39,6 +40,8 @@ def save_federated(data: FederatedData, folder: str | os.PathLike) -> None:
             data.check_files()
             last = min(first + _PIECE_ROWS, n)
             yield {name: column[first:last] for name, column in columns.items()}
+            for column in columns.values():
+                mapped.release(column)
 
     ids = np.arange(data.num_clients) if data.client_ids is None else data.client_ids
     about = {"num_classes": data.num_classes, "name": data.name}

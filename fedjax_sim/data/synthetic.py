@@ -66,6 +66,7 @@ def synthetic(
     num_clients = check_count("num_clients", num_clients)
     num_test_clients = check_count("num_test_clients", num_test_clients)
     length, num_topics = check_count("length", length), check_count("num_topics", num_topics)
+    vocabulary_size = check_count("vocabulary_size", vocabulary_size)
     wanted = _EXAMPLES_EACH * num_clients if num_examples is None else num_examples
     num_examples = check_count("num_examples", wanted)
     if num_examples < num_clients:

@@ -95,7 +95,8 @@ def default_limit(cell: PublishedCell) -> int:
     """Rounds after which a cell counts as missed, in every table that prints it."""
     twins = (twin for table, model in PARTS for twin in published(table, model))
     rounds = [twin.rounds for twin in twins if twin.name == cell.name]
-    return max(_WITHOUT_A_NUMBER if r is None else math.ceil(ACCEPTED * r) for r in rounds)
+    limits = (_WITHOUT_A_NUMBER if r is None else math.ceil(ACCEPTED * r) for r in rounds)
+    return max(limits, default=_WITHOUT_A_NUMBER)
 
 
 def run_cell(

@@ -56,11 +56,13 @@ class Fed(NamedTuple):
       ids: `[K]` int32, indices into the federation.
       data: a `FederatedData` of these clients alone, in this order.
       new_shape: none before it had as many rows, so that the round has to be compiled for it.
+      seconds: that gathering and sending it took.
     """
 
     ids: jax.Array
     data: Any
     new_shape: bool
+    seconds: float
 
 
 class Feed:
@@ -77,7 +79,7 @@ class Feed:
       num_rounds: no cohort of a later round is gathered.
 
     Attributes:
-      gather_seconds: spent in the thread so far.
+      gather_seconds: that the thread spent on the cohorts asked for so far.
       waited_seconds: how long rounds waited for it; what it took besides was hidden behind rounds,
         evaluations and compilations.
     """
@@ -102,6 +104,7 @@ class Feed:
         started = time.perf_counter()
         fed = self._gathering(r).result()
         self.waited_seconds += time.perf_counter() - started
+        self.gather_seconds += fed.seconds
         del self._futures[r]
         if r + 1 < self._num_rounds:
             self._gathering(r + 1)
@@ -117,12 +120,12 @@ class Feed:
         ids = self._ids(r)
         total = int(np.sum(self._data.offsets[ids + 1] - self._data.offsets[ids]))
         num_rows = 1 << (max(total, self._least_rows) - 1).bit_length()
+        num_rows = min(num_rows, int(self._data.offsets[-1]))
         new_shape = num_rows not in self._shapes
         self._shapes.add(num_rows)
         sent = place((ids, self._data.select(ids, num_rows)), self._layout)
-        fed = Fed(*jax.block_until_ready(sent), new_shape)
-        self.gather_seconds += time.perf_counter() - started
-        return fed
+        sent = jax.block_until_ready(sent)
+        return Fed(*sent, new_shape, time.perf_counter() - started)
 
     def _ids(self, r: int) -> np.ndarray:
         """`[K]`, drawn one call ahead, since a call waits for the round that the device is busy with."""
@@ -162,7 +165,7 @@ class FedBlocks(Blocks):
         infos, seconds = [], 0.0
         for r in range(done, done + count):
             started = time.perf_counter()
-            ids, cohort, new_shape = self.data.cohort(r)
+            ids, cohort, new_shape, _ = self.data.cohort(r)
             if new_shape:
                 compiling = time.perf_counter()
                 state, _ = self._play(state, cohort, keys, r, 0, 1, ids)

@@ -95,9 +95,9 @@ def simulate(
       hparams: values in place of the algorithm's defaults.
       layout: lanes and devices; `default_layout()` by default.
       data_placement: where the data stays, which changes no result. "device": all of it on every device.
-        "host": in memory or in files; each cohort is gathered and sent while the round before it runs.
-        "auto": "host" for columns that are memory maps and for data that would fill more than half of a
-        device's memory, otherwise "device".
+        "host": in memory or in files; each cohort is gathered and sent while the round before it runs,
+        by a thread, which JAX's context managers do not reach. "auto": "host" for columns that are
+        memory maps and for data that would fill more than half of a device's memory, otherwise "device".
       workdir: for metrics.jsonl, config.json and checkpoints. A run that finds its own configuration
         there continues from its last checkpoint, and ends as it would have without interruption.
       config: what else identifies the run, kept in config.json; JSON values.
@@ -141,7 +141,8 @@ def simulate(
             feed = Feed(data, split_key(key).cohorts, size, layout, num_rounds)
             blocks = FedBlocks(algorithm, stack.enter_context(feed), size, layout, eval_every)
         else:
-            blocks = Blocks(algorithm, place(data, layout), size, layout, eval_every)
+            # A device could otherwise read the files themselves, which may shrink.
+            blocks = Blocks(algorithm, place(data.in_memory(), layout), size, layout, eval_every)
         start, keys = blocks.start(key, hparams)
         bytes_each = algorithm.client_bytes(start)
         journal = stack.enter_context(Journal(home, start, checkpoint_seconds))

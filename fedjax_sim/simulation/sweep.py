@@ -55,7 +55,7 @@ def sweep(
 
     Args:
       algorithm: such as `fed_avg(...)`.
-      data: a `FederatedData`, the same for all runs.
+      data: a `FederatedData`, the same for all runs; each device holds all of it.
       hparams: name -> the values to try; what is not named keeps the algorithm's default.
       seeds: one run each, for every combination.
       num_rounds: `R`, for every run.
@@ -99,7 +99,7 @@ def sweep(
     with contextlib.ExitStack() as stack:
         compiled = stack.enter_context(CompilationCounter())
         size = cohort_size(data.num_clients, client_fraction)
-        blocks = Blocks(algorithm, place(data, layout), size, layout, int(eval_every))
+        blocks = Blocks(algorithm, place(data.in_memory(), layout), size, layout, int(eval_every))
         runs = [
             Running(values, seed, *blocks.start(jax.random.key(seed), values))
             for values, seed in combinations
