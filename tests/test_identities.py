@@ -113,7 +113,7 @@ def test_an_infinite_batch_of_several_micro_batches_is_one_gradient(task):
     assert int(info["examples"]) == 123
 
 
-LAYOUTS = [(1, 1), (3, 1), (1, 2), (64, 2)]
+LAYOUTS = [(1, 1), (1, 2), (64, 2)]
 ALGORITHMS = {
     "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.2, local_epochs=2, batch_size=4),
     "fed_avg, B=inf": lambda task: fs.fed_avg(task, client_lr=0.2, local_epochs=2, batch_size=math.inf),
