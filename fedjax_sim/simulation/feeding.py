@@ -68,8 +68,8 @@ class Fed(NamedTuple):
 class Feed:
     """Draws, gathers and sends one cohort after the other, in a thread, one round ahead.
 
-    Rows are padded to a power of two, and to that of the mean cohort and some more at least, so that
-    cohorts of many sizes share few programs.
+    Rows are padded to a power of two, and to that of the mean cohort and some more at least, but never
+    beyond all rows there are, so that cohorts of many sizes share few programs.
 
     Args:
       data: a `FederatedData`.
