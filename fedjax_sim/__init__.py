@@ -17,7 +17,6 @@ from fedjax_sim.algorithms import fed_avg, fed_sgd, sgd
 from fedjax_sim.base import (
     Algorithm,
     Client,
-    ClientBytes,
     ClientOutput,
     Cohort,
     Layout,
@@ -26,6 +25,7 @@ from fedjax_sim.base import (
 from fedjax_sim.client import full_gradient, local_training
 from fedjax_sim.devices import available_cores, default_layout, use_all_cores
 from fedjax_sim.lanes import map_clients, place
+from fedjax_sim.ledger import exchange, model_exchange, traffic
 from fedjax_sim.naming import choose
 from fedjax_sim.queues import train_clients
 from fedjax_sim.simulation import (
@@ -49,7 +49,6 @@ __version__ = "0.1.0"
 __all__ = [
     "Algorithm",
     "Client",
-    "ClientBytes",
     "ClientOutput",
     "Cohort",
     "CompilationCounter",
@@ -68,18 +67,21 @@ __all__ = [
     "cohort_size",
     "data",
     "default_layout",
+    "exchange",
     "experiment",
     "fed_avg",
     "fed_sgd",
     "full_gradient",
     "local_training",
     "map_clients",
+    "model_exchange",
     "models",
     "place",
     "rounds_to_target",
     "sgd",
     "simulate",
     "sweep",
+    "traffic",
     "train_clients",
     "use_all_cores",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 Params = Any  # a pytree of float arrays
 Batch = Mapping[str, jax.Array]  # column name -> `[B, ...]`
@@ -109,11 +109,8 @@ class Cohort:
     places: jax.Array | None = None
 
 
-class ClientBytes(NamedTuple):
-    """What one sampled client sends (`up`) and receives (`down`) in a round, in bytes."""
-
-    up: int
-    down: int
+def _accept(data: Any, num_rounds: int) -> None:
+    """Finds nothing wrong."""
 
 
 class Algorithm(NamedTuple):
@@ -123,18 +120,28 @@ class Algorithm(NamedTuple):
       init: `init(key, hparams) -> state`; a state has a field `params`, the model to evaluate, and
         carries `hparams`, so that rates are traced values.
       round: `round(key, state, data, cohort) -> (state, info)`, one communication round. `info` is a
-        dict of scalars: `train_loss`, `examples` (real examples trained on, counted once per epoch)
-        and `slots` (example slots executed, padding included).
-      client_bytes: `client_bytes(state) -> ClientBytes`, from shapes alone.
+        dict of scalars: `train_loss`, `examples` (real examples trained on, counted once per epoch),
+        `slots` (example slots executed, padding included), the counts of messages (see `exchange`),
+        and, where it is found on the way, `finite`: whether all parameters are. Whatever else there
+        is adds up over rounds.
+      message_bytes: `message_bytes(state) -> {name: bytes}`, of one message of each kind that rounds
+        count, from shapes alone; see `traffic`.
       hparams: name -> default value of what a sweep may vary: learning rates and the like.
       settings: name -> JSON value of what is fixed, by which a workdir recognises its run.
       needs_all_data: a round reads the rows of clients outside its cohort, so that all data has to be on
         the devices.
+      num_learners: `m`, where each client of the federation is a learner that keeps a model of its own;
+        the layout's devices share the learners evenly.
+      specs: a pytree prefix of the state, which parts of it are spread over the layout's devices.
+      check: `check(data, num_rounds)` raises ValueError for data that does not last so long.
     """
 
     init: Callable[[jax.Array, Mapping[str, Any]], Any]
     round: Callable[[jax.Array, Any, Any, Cohort], tuple[Any, dict[str, jax.Array]]]
-    client_bytes: Callable[[Any], ClientBytes]
+    message_bytes: Callable[[Any], Mapping[str, int]]
     hparams: Mapping[str, float]
     settings: Mapping[str, Any]
     needs_all_data: bool = False
+    num_learners: int | None = None
+    specs: Any = PartitionSpec()
+    check: Callable[[Any, int], None] = _accept

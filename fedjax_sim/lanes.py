@@ -208,8 +208,19 @@ def pad_rows(rows: Any, layout: Layout, batch_size: int) -> tuple[Any, int]:
     return place(padded, layout, PartitionSpec(CLIENTS)), batch_size
 
 
-def place(tree: Any, layout: Layout, spec: PartitionSpec = EVERYWHERE) -> Any:
-    """Puts arrays on the layout's devices: a copy on each, unless `spec` shares them out."""
+def place(tree: Any, layout: Layout, specs: Any = EVERYWHERE) -> Any:
+    """Puts arrays on the layout's devices: a copy on each, unless `specs` share them out.
+
+    Args:
+      tree: what to place.
+      layout: where.
+      specs: a PartitionSpec, or a pytree of them of which `tree` may be deeper.
+    """
     if layout.mesh is None:
         return jax.device_put(tree)
-    return jax.device_put(tree, NamedSharding(layout.mesh, spec))
+    where = jax.tree.map(
+        lambda spec: NamedSharding(layout.mesh, spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),  # a tuple to some versions of JAX
+    )
+    return jax.device_put(tree, where)

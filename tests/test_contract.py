@@ -10,6 +10,7 @@ import pytest
 import toys
 
 import fedjax_sim as fs
+from fedjax_sim.ledger import check_sizes
 
 ALGORITHMS = {
     "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4),
@@ -46,7 +47,11 @@ def test_state_and_info_have_what_the_simulation_reads(algorithm, task, data):
     assert np.isfinite(info["train_loss"])
     assert info["examples"].dtype == info["slots"].dtype == jnp.int32
     assert 0 < info["examples"] <= info["slots"]
-    assert min(algorithm.client_bytes(state)) >= 0
+    sizes = algorithm.message_bytes(state)
+    assert check_sizes(sizes) == sizes
+    counted = {name.removeprefix("messages_") for name in info if name.startswith("messages_")}
+    assert counted == set(sizes)
+    assert all(info[f"trips_{name}"].dtype == jnp.int32 for name in sizes)
     assert json.loads(json.dumps(algorithm.settings)) == algorithm.settings
     assert algorithm.settings["algorithm"] in ALGORITHMS
 

@@ -19,14 +19,15 @@ ALLOWED = {
     "naming": set(),
     "checks": set(),
     "optimizers": set(),
+    "ledger": BASICS,
     "client": BASICS | {"optimizers"},
     "lanes": BASICS | {"client"},
     "queues": BASICS | {"client", "lanes"},
     "devices": BASICS | {"lanes"},
     "data": BASICS,
     "models": BASICS,
-    "algorithms": BASICS | {"client", "lanes", "optimizers", "queues"},
-    "simulation": BASICS | {"lanes", "devices", "data.cohorts"},
+    "algorithms": BASICS | {"client", "lanes", "ledger", "optimizers", "queues"},
+    "simulation": BASICS | {"lanes", "ledger", "devices", "data.cohorts"},
 }
 # Heavy or particular packages, and the only files that may name them.
 CONFINED = {

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import trees
-from fedjax_sim.base import ClientBytes, Params
+from fedjax_sim.base import Cohort, Params
 from fedjax_sim.lanes import CohortSums
+from fedjax_sim.ledger import exchange
 
 
 def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
@@ -57,17 +57,11 @@ def server_step(
     return new._replace(round=state.round + 1)
 
 
-def whole_model(state: ServerState) -> ClientBytes:
-    """A client receives the model and sends something of its size."""
-    model = trees.num_bytes(state.params)
-    return ClientBytes(up=model, down=model)
-
-
-def round_info(sums: CohortSums) -> dict[str, jax.Array]:
-    """What a round reports when its clients' metrics are `LossSums`."""
+def round_info(sums: CohortSums, cohort: Cohort) -> dict[str, jax.Array]:
+    """What a round reports whose clients have `LossSums` as metrics and have each exchanged a model."""
     total, count = sums.metrics["total"], sums.metrics["count"]
     return {
         "train_loss": total / jnp.maximum(count, 1),
         "examples": sums.metrics["examples"],
         "slots": sums.slots,
-    }
+    } | exchange(cohort.ids.size)

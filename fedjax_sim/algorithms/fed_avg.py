@@ -19,11 +19,11 @@ from fedjax_sim.algorithms.common import (
     round_info,
     server_step,
     start_server,
-    whole_model,
 )
 from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.checks import check_rates
 from fedjax_sim.client import local_training
+from fedjax_sim.ledger import model_exchange
 from fedjax_sim.optimizers import as_factory, describe
 from fedjax_sim.queues import train_clients
 
@@ -84,7 +84,7 @@ def fed_avg(
         sums = train_clients(client_update, send, state.params, eta, data, cohort, key=key)
         pseudo_gradient = trees.scale(sums.update, -1 / jnp.maximum(sums.weight, 1e-30))
         optimizer = make_server(state.hparams["server_lr"])
-        return server_step(state, optimizer, pseudo_gradient, sums.weight), round_info(sums)
+        return server_step(state, optimizer, pseudo_gradient, sums.weight), round_info(sums, cohort)
 
     settings = {
         "algorithm": "fed_avg",
@@ -95,4 +95,4 @@ def fed_avg(
         "weighting": weighting,
         "shuffle": shuffle,
     }
-    return Algorithm(init, round_fn, whole_model, hparams, settings)
+    return Algorithm(init, round_fn, model_exchange, hparams, settings)

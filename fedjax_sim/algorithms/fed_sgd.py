@@ -19,12 +19,12 @@ from fedjax_sim.algorithms.common import (
     round_info,
     server_step,
     start_server,
-    whole_model,
 )
 from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.checks import check_rates
 from fedjax_sim.client import full_gradient
 from fedjax_sim.lanes import map_clients
+from fedjax_sim.ledger import model_exchange
 from fedjax_sim.optimizers import as_factory, describe
 
 
@@ -67,11 +67,11 @@ def fed_sgd(
         sums = map_clients(client, state.params, data, cohort, key=key, work=gradient.slots)
         eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
         g = trees.scale(sums.update, 1 / jnp.maximum(sums.weight, 1e-30))
-        return server_step(state, make_optimizer(eta), g, sums.weight), round_info(sums)
+        return server_step(state, make_optimizer(eta), g, sums.weight), round_info(sums, cohort)
 
     settings = {
         "algorithm": "fed_sgd",
         "server_optimizer": describe(optimizer),
         "weighting": weighting,
     }
-    return Algorithm(init, round_fn, whole_model, hparams, settings)
+    return Algorithm(init, round_fn, model_exchange, hparams, settings)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.base import Algorithm, Client, ClientBytes, Cohort, Params, Task
+from fedjax_sim.base import Algorithm, Client, Cohort, Params, Task
 from fedjax_sim.checks import check_count, check_rates
 from fedjax_sim.client import batch_slots, descent, no_losses
 from fedjax_sim.optimizers import as_factory, describe
@@ -106,5 +106,4 @@ def sgd(
         "batch_size": str(batch_size),
         "steps_per_round": steps_per_round,
     }
-    nothing = ClientBytes(up=0, down=0)
-    return Algorithm(init, round_fn, lambda state: nothing, hparams, settings, needs_all_data=True)
+    return Algorithm(init, round_fn, lambda state: {}, hparams, settings, needs_all_data=True)

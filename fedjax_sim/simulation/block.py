@@ -12,12 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import trees
-from fedjax_sim.base import Algorithm, ClientBytes, Cohort, Layout
+from fedjax_sim.base import Algorithm, Cohort, Layout
 from fedjax_sim.checks import check_rates
 from fedjax_sim.data.cohorts import sample_cohort
 from fedjax_sim.lanes import place
+from fedjax_sim.ledger import balance, check_sizes
 
 EvaluationFn = Callable[[Any], Mapping[str, float]]
+
+_NO_TOTALS = ("train_loss", "finite")  # every other info adds up over rounds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Blocks:
         keys = split_key(key)
         rates = {name: np.float32(value) for name, value in hparams.items()}
         state = jax.jit(self.algorithm.init)(keys.init, rates)
-        return place(state, self.layout), place((keys.cohorts, keys.training), self.layout)
+        state = place(state, self.layout, self.algorithm.specs)
+        return state, place((keys.cohorts, keys.training), self.layout)
 
     def run(
         self, state: Any, keys: Any, done: int, count: int
@@ -103,19 +107,30 @@ class Blocks:
         """How many rounds bring a run that has done `done` to its next evaluation."""
         return min(self.capacity - done % self.capacity, num_rounds - done)
 
+    def message_bytes(self, state: Any) -> dict[str, int]:
+        """The size of a message of each kind that the algorithm sends."""
+        return check_sizes(self.algorithm.message_bytes(state))
+
+    def first_row(self, sizes: dict[str, int]) -> dict[str, Any]:
+        """What is known before the first round, evaluation aside; `sizes` are the messages'."""
+        counts = [f"{what}_{name}" for name in sizes for what in ("messages", "trips")]
+        row = dict.fromkeys(("round", "examples", "slots", *counts), 0)
+        return row | balance(row, sizes) | {"train_loss": None, "round_seconds": None}
+
     def next_row(
-        self, before: dict, infos: dict[str, np.ndarray], bytes_each: ClientBytes
+        self, before: dict, infos: dict[str, np.ndarray], sizes: dict[str, int]
     ) -> dict[str, Any]:
         """The row after a block of rounds; totals go on from the row `before`."""
-        rounds = len(infos["train_loss"])
-        clients = rounds * self.cohort_size
+        totals = {
+            name: before.get(name, 0) + _total(info)
+            for name, info in infos.items()
+            if name not in _NO_TOTALS
+        }
         return {
-            "round": before["round"] + rounds,
+            "round": before["round"] + len(infos["train_loss"]),
             "train_loss": _mean_loss(infos["train_loss"], infos["examples"]),
-            "bytes_up": before["bytes_up"] + clients * bytes_each.up,
-            "bytes_down": before["bytes_down"] + clients * bytes_each.down,
-            "examples": before["examples"] + int(infos["examples"].sum(dtype=np.int64)),
-            "slots": before["slots"] + int(infos["slots"].sum(dtype=np.int64)),
+            **totals,
+            **balance(totals, sizes),
         }
 
 
@@ -130,12 +145,6 @@ class RunKeys(NamedTuple):
 def split_key(key: jax.Array) -> RunKeys:
     """The keys that a run's key stands for."""
     return RunKeys(*jax.random.split(key, 3))
-
-
-def row_zero() -> dict[str, Any]:
-    """What is known before the first round, evaluation aside."""
-    totals = dict.fromkeys(("round", "bytes_up", "bytes_down", "examples", "slots"), 0)
-    return totals | {"train_loss": None, "round_seconds": None}
 
 
 def first_bad_round(done: int, infos: dict[str, np.ndarray]) -> int | None:
@@ -212,6 +221,12 @@ def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
     return float(np.average(losses, weights=examples)) if examples.any() else None
 
 
+def _total(info: np.ndarray) -> int | float:
+    """The sum over rounds, exact for counts."""
+    whole = np.issubdtype(info.dtype, np.integer)
+    return int(info.sum(dtype=np.int64)) if whole else float(info.sum(dtype=np.float64))
+
+
 def _rounds(state, data, keys, first, count, ids=None, *, round_fn, size, layout, capacity):
     """`count` rounds from round `first`, at most `capacity`; infos are stacked, `[capacity]`.
 
@@ -227,7 +242,8 @@ def _rounds(state, data, keys, first, count, ids=None, *, round_fn, size, layout
             cohort = Cohort(ids, layout, places=jnp.arange(size, dtype=jnp.int32))
         key = jax.random.fold_in(train_key, r)
         state, info = round_fn(key, state, data, cohort)
-        finite = trees.all_finite(state.params) & jnp.isfinite(info["train_loss"])
+        finite = info["finite"] if "finite" in info else trees.all_finite(state.params)
+        finite &= jnp.isfinite(info["train_loss"])
         return state, info | {"finite": finite}
 
     def step(i, carry):

@@ -18,7 +18,6 @@ from fedjax_sim.simulation.block import (
     EvaluationFn,
     evaluate_into,
     first_bad_round,
-    row_zero,
 )
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import SweepRun
@@ -70,7 +69,7 @@ class Race:
     ):
         self.blocks, self.runs, self.num_rounds = blocks, runs, num_rounds
         self._evaluators, self._stop_at, self._bar = evaluators, stop_at, bar
-        self._bytes_each = blocks.algorithm.client_bytes(runs[0].state)
+        self._sizes = blocks.message_bytes(runs[0].state)
         self._end = dict.fromkeys((run.seed for run in runs), math.inf)  # in rows
 
     def is_open(self, run: Running) -> bool:
@@ -109,12 +108,12 @@ class Race:
     ) -> tuple[dict | None, int | None]:
         """The row after a block of so many seconds; None and the round in which it diverged."""
         if infos is None:
-            row = row_zero()
+            row = self.blocks.first_row(self._sizes)
         else:
             bad = first_bad_round(run.done, infos)
             if bad is not None:
                 return None, bad
-            row = self.blocks.next_row(run.rows[-1], infos, self._bytes_each)
+            row = self.blocks.next_row(run.rows[-1], infos, self._sizes)
             row["round_seconds"] = round(seconds / len(infos["train_loss"]), 6)
         judged = time.perf_counter()
         finite = evaluate_into(row, self._evaluators, state.params, self._stop_at)

@@ -12,6 +12,8 @@ import numpy as np
 from fedjax_sim import trees
 from fedjax_sim.base import Layout
 
+_LEDGER = ("bytes_", "messages_", "trips_")  # how the ledger's columns begin
+
 
 def rounds_to_target(rounds: Any, accuracies: Any, target: float) -> float | None:
     """The round at which a curve, made monotone, first reaches a target.
@@ -110,8 +112,7 @@ class Result:
             "waited_seconds": self.waited_seconds,
             "examples_per_second": last["examples"] / seconds if seconds else None,
             "padding_waste": 1 - last["examples"] / last["slots"] if last["slots"] else 0.0,
-            "bytes_up": last["bytes_up"],
-            "bytes_down": last["bytes_down"],
+            **{name: total for name, total in last.items() if name.startswith(_LEDGER)},
             "jax": jax.__version__,
             "backend": jax.default_backend(),
             "devices": self.layout.num_devices,

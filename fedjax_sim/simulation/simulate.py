@@ -23,7 +23,6 @@ from fedjax_sim.simulation.block import (
     evaluate_into,
     first_bad_round,
     merge_hparams,
-    row_zero,
     split_key,
 )
 from fedjax_sim.simulation.compilations import CompilationCounter
@@ -144,7 +143,7 @@ def simulate(
             # A device could otherwise read the files themselves, which may shrink.
             blocks = Blocks(algorithm, place(data.in_memory(), layout), size, layout, eval_every)
         start, keys = blocks.start(key, hparams)
-        bytes_each = algorithm.client_bytes(start)
+        sizes = blocks.message_bytes(start)
         journal = stack.enter_context(Journal(home, start, checkpoint_seconds))
         done = journal.rows[-1]["round"] if journal.rows else 0
         bar = stack.enter_context(Progress(num_rounds, done)) if progress else None
@@ -164,7 +163,7 @@ def simulate(
                 bar.update(row["round"], row, last=is_last(row))
 
         if not journal.rows:
-            conclude(row_zero(), start)
+            conclude(blocks.first_row(sizes), start)
         if not is_last(journal.rows[-1]):
             # A block of no rounds compiles the program, so that the clock of the others runs for them.
             journal.state, *_ = blocks.run(journal.state, keys, 0, 0)
@@ -175,7 +174,7 @@ def simulate(
             bad = first_bad_round(before["round"], infos)
             if bad is not None:
                 raise divergence(bad, hparams, journal.saved_round)
-            row = blocks.next_row(before, infos, bytes_each)
+            row = blocks.next_row(before, infos, sizes)
             row["round_seconds"] = round(seconds / count, 6)
             conclude(row, state)
         compiling = (compiled.count, compiled.seconds)

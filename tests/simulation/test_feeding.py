@@ -47,7 +47,7 @@ def adding():
     def init(key, hparams):
         return Total(jnp.zeros(()), dict(hparams))
 
-    return fs.Algorithm(init, round_fn, lambda state: fs.ClientBytes(0, 0), {"scale": 1.0}, {})
+    return fs.Algorithm(init, round_fn, lambda state: {}, {"scale": 1.0}, {})
 
 
 @pytest.mark.parametrize("name", ["fed_avg", "fed_sgd"])

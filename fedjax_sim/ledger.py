@@ -1,0 +1,78 @@
+"""The ledger: the messages between clients and server, by direction and kind.
+
+A kind of message is named `up_KIND` (to the server) or `down_KIND` (to a client): a `model`, an
+`update` of one, a `violation` (a model that its learner sends unasked), or a `request` for a model. A
+round counts messages inside the compiled program; their sizes follow from shapes, and counts become
+bytes on the host, in Python's integers, which do not overflow.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim import trees
+
+DIRECTIONS = ("up", "down")
+KINDS = ("model", "update", "violation", "request")
+
+
+def traffic(name: str, messages: Any, trips: Any = 1) -> dict[str, jax.Array]:
+    """Entries of a round's `info` for one kind of message.
+
+    Args:
+      name: such as "up_update".
+      messages: how many are sent in the round.
+      trips: how often somebody waits for them: messages that travel side by side are one trip, such
+        that go one after the other are many.
+    """
+    counts = {f"messages_{name}": messages, f"trips_{name}": trips}
+    return {key: jnp.asarray(count, jnp.int32) for key, count in counts.items()}
+
+
+def exchange(num_clients: int) -> dict[str, jax.Array]:
+    """Entries of a round's `info`: each of the clients receives a model and sends an update."""
+    return traffic("down_model", num_clients) | traffic("up_update", num_clients)
+
+
+def model_exchange(state: Any) -> dict[str, int]:
+    """The `message_bytes` of `exchange`: `state.params`, and an update of their size, uncompressed."""
+    model = trees.num_bytes(state.params)
+    return {"down_model": model, "up_update": model}
+
+
+def check_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The sizes of an algorithm's messages, in the ledger's order.
+
+    Raises:
+      ValueError: a name is none of a direction and a kind, or a size is negative.
+    """
+    known = [f"{direction}_{kind}" for direction in DIRECTIONS for kind in KINDS]
+    strange = [name for name in sizes if name not in known]
+    if strange:
+        raise ValueError(f"message_bytes names {strange[0]!r}; wanted some of {', '.join(known)}")
+    negative = [name for name, size in sizes.items() if size < 0]
+    if negative:
+        raise ValueError(f"message_bytes of {negative[0]} is {sizes[negative[0]]}; wanted at least 0")
+    return {name: int(sizes[name]) for name in known if name in sizes}
+
+
+def balance(row: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The bytes and totals that follow from a row's counts of messages.
+
+    Args:
+      row: has `messages_NAME` so far for each name of `sizes`.
+      sizes: see `check_sizes`.
+
+    Returns:
+      `bytes_up`, `bytes_down`, `messages_up`, `messages_down`, and `bytes_NAME` for each name.
+    """
+    count = {name: row[f"messages_{name}"] for name in sizes}
+    size = {name: count[name] * sizes[name] for name in sizes}
+    totals = {
+        f"{what}_{direction}": sum(of[name] for name in sizes if name.startswith(f"{direction}_"))
+        for what, of in (("bytes", size), ("messages", count))
+        for direction in DIRECTIONS
+    }
+    return totals | {f"bytes_{name}": value for name, value in size.items()}
