@@ -12,8 +12,8 @@ result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
                      evaluate=fs.accuracy(task, test))
 """
 
-from fedjax_sim import data, experiment, models
-from fedjax_sim.algorithms import fed_avg, fed_sgd, sgd
+from fedjax_sim import data, experiment, models, protocols
+from fedjax_sim.algorithms import dynamic_averaging, fed_avg, fed_sgd, sgd
 from fedjax_sim.base import (
     Algorithm,
     Client,
@@ -31,6 +31,7 @@ from fedjax_sim.queues import train_clients
 from fedjax_sim.simulation import (
     CompilationCounter,
     DivergenceError,
+    Link,
     Result,
     SweepResult,
     SweepRun,
@@ -54,6 +55,7 @@ __all__ = [
     "CompilationCounter",
     "DivergenceError",
     "Layout",
+    "Link",
     "Result",
     "SweepResult",
     "SweepRun",
@@ -67,6 +69,7 @@ __all__ = [
     "cohort_size",
     "data",
     "default_layout",
+    "dynamic_averaging",
     "exchange",
     "experiment",
     "fed_avg",
@@ -77,6 +80,7 @@ __all__ = [
     "model_exchange",
     "models",
     "place",
+    "protocols",
     "rounds_to_target",
     "sgd",
     "simulate",

@@ -5,6 +5,9 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+SHARES = frozenset({"fraction"})
+THRESHOLDS = frozenset({"delta"})
+
 
 def check_count(name: str, value: Any) -> int:
     """`value` as an int.
@@ -27,12 +30,17 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f"seed is {seed!r}; wanted an integer of at least 0, so that the draws repeat")
 
 
-def check_rates(rates: Mapping[str, float]) -> None:
-    """Checks hyper-parameters that are rates.
+def check_hparams(hparams: Mapping[str, float]) -> None:
+    """Checks hyper-parameters: rates, but for those that are known to be something else by name.
 
     Raises:
-      ValueError: one is negative or not a finite number.
+      ValueError: one is negative, not a number, above 1 though a share of something, or infinite though
+        not a threshold.
     """
-    for name, value in rates.items():
-        if not math.isfinite(value) or value < 0:
+    for name, value in hparams.items():
+        if name in SHARES and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; wanted a number in [0, 1]")
+        if name in THRESHOLDS and not value >= 0:
+            raise ValueError(f"{name} is {value}; wanted a number of at least 0, or inf")
+        if name not in THRESHOLDS and (not math.isfinite(value) or value < 0):
             raise ValueError(f"{name} is {value}; wanted a finite number, at least 0")

@@ -143,8 +143,8 @@ def local_training(
 
     def step(i: jax.Array, carry: Any, client: Client, key: jax.Array, rate: Any):
         step_key = jax.random.fold_in(key, 1)
-        one_step = descent(task, make_optimizer(rate), client, batches(client, key), step_key)
-        return one_step(i, carry)
+        optimizer, batch = make_optimizer(rate), batches(client, key)
+        return descent(task, optimizer, lambda _, chosen: client.take(chosen), batch, step_key)(i, carry)
 
     def end(carry: Any):
         params, _, losses, _ = carry
@@ -187,7 +187,7 @@ def _full_steps(task: Task, make_optimizer: OptimizerFactory, local_epochs: int)
 def descent(
     task: Task,
     optimizer: optax.GradientTransformation,
-    client: Client,
+    take: Callable[[jax.Array, jax.Array], Batch],
     batch: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     key: jax.Array,
 ) -> Callable:
@@ -196,7 +196,7 @@ def descent(
     Args:
       task: what is learned.
       optimizer: takes the gradient of a batch's mean loss.
-      client: whose rows.
+      take: `take(i, chosen [B]) -> batch`, the rows at these positions as step i sees them.
       batch: `batch(i) -> (chosen [B] int32, real [B] bool)`, the rows of step i.
       key: for the task's randomness; each step folds in its number.
 
@@ -207,7 +207,7 @@ def descent(
     def step(i, carry):
         params, state, losses, (chosen, real) = carry
         step_key = jax.random.fold_in(key, i)
-        gradient, new = sum_gradient(task, params, client.take(chosen), real, step_key)
+        gradient, new = sum_gradient(task, params, take(i, chosen), real, step_key)
         gradient = trees.scale(gradient, 1 / jnp.maximum(new.count, 1) + _zero_after(gradient))
         updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)

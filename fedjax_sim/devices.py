@@ -39,11 +39,13 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def default_layout(lanes: int | None = None) -> Layout:
+def default_layout(lanes: int | None = None, *, num_learners: int | None = None) -> Layout:
     """All local devices along one axis; one lane each on CPU, many on an accelerator.
 
     Args:
       lanes: overrides the number of lanes.
+      num_learners: of an algorithm whose learners keep models of their own. Devices share them evenly,
+        so that of seven devices five take a hundred learners.
 
     Raises:
       ValueError: `lanes` is less than 1.
@@ -55,6 +57,9 @@ def default_layout(lanes: int | None = None) -> Layout:
             "call fedjax_sim.use_all_cores() before using JAX",
             stacklevel=2,
         )
+    if num_learners is not None:
+        most = min(len(devices), num_learners)
+        devices = devices[: next(d for d in range(most, 0, -1) if num_learners % d == 0)]
     if lanes is None:
         lanes = 1 if devices[0].platform == "cpu" else _ACCELERATOR_LANES
     return Layout(lanes, Mesh(np.array(devices), (CLIENTS,)))

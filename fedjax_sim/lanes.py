@@ -16,6 +16,7 @@ from fedjax_sim.base import Client, ClientOutput, Cohort, Layout
 
 CLIENTS = "clients"  # the mesh axis over which clients are spread
 EVERYWHERE = PartitionSpec()  # a copy on every device
+SPREAD = PartitionSpec(CLIENTS)  # each device has its part
 
 
 class CohortSums(NamedTuple):
@@ -188,8 +189,8 @@ def map_rows(
     return jax.shard_map(
         on_one_device,
         mesh=layout.mesh,
-        in_specs=(EVERYWHERE, PartitionSpec(CLIENTS)),
-        out_specs=PartitionSpec(CLIENTS),
+        in_specs=(EVERYWHERE, SPREAD),
+        out_specs=SPREAD,
         check_vma=False,
     )(broadcast, rows)
 
@@ -205,7 +206,7 @@ def pad_rows(rows: Any, layout: Layout, batch_size: int) -> tuple[Any, int]:
     batch_size = max(1, min(batch_size, -(-n // devices)))
     missing = -n % (devices * batch_size)
     padded = jax.tree.map(lambda a: np.pad(a, [(0, missing)] + [(0, 0)] * (a.ndim - 1)), rows)
-    return place(padded, layout, PartitionSpec(CLIENTS)), batch_size
+    return place(padded, layout, SPREAD), batch_size
 
 
 def place(tree: Any, layout: Layout, specs: Any = EVERYWHERE) -> Any:

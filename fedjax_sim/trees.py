@@ -23,6 +23,16 @@ def scale(tree: Tree, factor: jax.Array | float) -> Tree:
     return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), tree)
 
 
+def squared_distance(a: Tree, b: Tree) -> jax.Array:
+    """`||a - b||^2` over all leaves, `[]` float32."""
+
+    def of_leaf(x, y):
+        difference = (x - y).ravel()
+        return jnp.vdot(difference, difference)
+
+    return sum(jax.tree.leaves(jax.tree.map(of_leaf, a, b)))
+
+
 def zeros_like(tree: Tree) -> Tree:
     """Zeros in the shapes and dtypes of `tree`, whose leaves may be abstract."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)

@@ -11,14 +11,16 @@ All rates and seeds of a combination (a cell) run in one compiled program. Where
 the edge of the grid, further ones are tried. With a target a cell ends when one of its curves has
 crossed it. The workdir receives cells.jsonl (a row per run), table.md and table.csv (a row per cell),
 curves.png, cells/NAME.json and cells/NAME.png. The same command on the same workdir continues after
-the last finished cell.
+the last finished cell, and with another --plot_axis or link draws all pictures anew.
 """
 
 import itertools
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import axes
 import workload
 from absl import flags
 from common import batch_size, numbers, run, say
@@ -26,6 +28,7 @@ from common import batch_size, numbers, run, say
 import fedjax_sim as fs
 
 flags.adopt_module_key_flags(workload)
+flags.adopt_module_key_flags(axes)
 _LOCAL_EPOCHS = flags.DEFINE_list("local_epochs", ["1", "5"], "E, epochs a client trains in a round.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["10", "inf"], "B, examples in a local batch, or inf.")
 _CLIENT_FRACTIONS = flags.DEFINE_list(
@@ -80,6 +83,7 @@ def _sweep() -> None:
         )
     ]
     rates, seeds = _rates(), numbers("seeds", _SEEDS.value, int)
+    drawn_over = axes.chosen()
     clients, test, task = workload.load(seeds[0])
     evaluate = fs.accuracy(task, test, layout=fs.Layout())
     _check(cells, clients, task, evaluate, rates, seeds)
@@ -90,15 +94,18 @@ def _sweep() -> None:
     with records.locked():
         clock = _Clock(cells, clients.num_clients)
         for number, cell in enumerate(cells, 1):
-            if records.load(cell.name) is not None:
+            if (record := records.load(cell.name)) is not None:
                 clock.skip(cell)
                 say(f"{cell.label}: done before")
+                _draw(cell, record, records, drawn_over)  # may have been over another axis, or killed
                 continue
             say(f"{cell.label}, cell {number} of {len(cells)}{clock.left()}")
-            records.save(cell.name, _run(cell, clients, task, evaluate, rates, seeds))
+            record = _run(cell, clients, task, evaluate, rates, seeds)
+            records.save(cell.name, record)
             clock.finish(cell)
-            _write(workdir, records, cells)
-        table = _write(workdir, records, cells)
+            _draw(cell, record, records, drawn_over)
+            _write(workdir, records, cells, drawn_over)
+        table = _write(workdir, records, cells, drawn_over)
     print(table, end="")
 
 
@@ -151,13 +158,34 @@ def _run(cell, clients, task, evaluate, rates, seeds) -> dict:
     return {"cell": identity, "seconds": seconds, **fs.experiment.provenance(), "runs": runs}
 
 
-def _write(workdir: pathlib.Path, records: fs.experiment.Records, cells: list[Cell]) -> str:
+def _draw(cell: Cell, record: Mapping, records: fs.experiment.Records, drawn_over: dict) -> None:
+    """Draws the curves of a cell's runs."""
+    curves = {}
+    for ran in record["runs"]:
+        along, label = fs.experiment.x_axis(fs.experiment.run_history(ran), **drawn_over)
+        curves[f"{ran['rate']:g}, seed {ran['seed']}"] = (along, ran["accuracy"])
+    picture = records.path(cell.name).with_suffix(".png")
+    fs.experiment.plot_curves({cell.label: curves}, picture, target=_TARGET_ACCURACY.value, xlabel=label)
+
+
+def _write(
+    workdir: pathlib.Path, records: fs.experiment.Records, cells: list[Cell], drawn_over: dict
+) -> str:
     """Writes what follows from the finished cells, in the order of the flags."""
     known = records.load_all()
     done = [(cell, known[cell.name]) for cell in cells if cell.name in known]
-    columns = ("rate", "seed", "rounds_to_target", "best_accuracy", "seconds", "diverged")
+    columns = (
+        "rate",
+        "seed",
+        "rounds_to_target",
+        "bytes_to_target",
+        "best_accuracy",
+        "seconds",
+        "diverged",
+    )
     rows = [
-        {name: record["cell"][name] for name in ("E", "B", "C")} | {name: run[name] for name in columns}
+        {name: record["cell"][name] for name in ("E", "B", "C")}
+        | {name: run.get(name) for name in columns}  # older runs do not tell their bytes
         for _, record in done
         for run in record["runs"]
     ]
@@ -169,14 +197,13 @@ def _write(workdir: pathlib.Path, records: fs.experiment.Records, cells: list[Ce
     best = {}
     for cell, record in done:
         runs = record["runs"]
-        best[cell.label] = fs.experiment.envelope(runs, runs[0]["seed"])
-        kept = records.path(cell.name)
-        picture = kept.with_suffix(".png")
-        if not picture.exists() or picture.stat().st_mtime < kept.stat().st_mtime:
-            curves = {f"{r['rate']:g}, seed {r['seed']}": (r["rounds"], r["accuracy"]) for r in runs}
-            fs.experiment.plot_curves({cell.label: curves}, picture, target=_TARGET_ACCURACY.value)
+        best[cell.label] = fs.experiment.envelope(runs, runs[0]["seed"], **drawn_over)
+    _, label = fs.experiment.x_axis(fs.experiment.run_history(runs[0]), **drawn_over)
     fs.experiment.plot_curves(
-        {workload.title("fed_avg"): best}, workdir / "curves.png", target=_TARGET_ACCURACY.value
+        {workload.title("fed_avg"): best},
+        workdir / "curves.png",
+        target=_TARGET_ACCURACY.value,
+        xlabel=label,
     )
     return text
 

@@ -7,18 +7,21 @@ With no flags: 100 clients with two digits each, by Federated Averaging, in well
   python scripts/train.py --dataset=mnist --data_dir=DIR --model=cnn --partition=iid \
       --local_epochs=5 --client_lr=0.215 --target_accuracy=0.99 --workdir=runs/cnn
   python scripts/train.py --algorithm=fed_sgd --client_lr=0.5 --num_rounds=1000
+  python scripts/train.py --plot_axis=seconds --up_mbps=2 --link_spread=0.5
   python scripts/train.py --dataset=synthetic --num_clients=100000 --model=small_word_lstm \
       --client_fraction=0.001 --local_epochs=1 --client_lr=1 --data_placement=host
 
 The workdir receives config.json, metrics.jsonl (a row per evaluation), curve.png, clients.png,
 checkpoints/, tensorboard/ (where tensorboardX is installed) and summary.json. The same command on
-the same workdir continues an interrupted run and ends as if it had not been interrupted.
+the same workdir continues an interrupted run and ends as if it had not been interrupted; with another
+--plot_axis or link it draws curve.png anew.
 """
 
 import json
 import math
 import pathlib
 
+import axes
 import jax
 import optax
 import workload
@@ -28,6 +31,7 @@ from common import batch_size, numbers, run, say
 import fedjax_sim as fs
 
 flags.adopt_module_key_flags(workload)
+flags.adopt_module_key_flags(axes)
 _ALGORITHM = flags.DEFINE_string(
     "algorithm", "fed_avg", "fed_avg, fed_sgd, or sgd (sequential, on all clients' data pooled)."
 )
@@ -75,6 +79,7 @@ def _train() -> None:
     (width,) = numbers("batch_size", [_BATCH_SIZE.value], batch_size)
     make_algorithm = fs.choose("algorithm", _ALGORITHM.value, _ALGORITHMS)
     workload.server_optimizer()
+    drawn_over = axes.chosen()
     for name in _UNUSED[_ALGORITHM.value]:
         if flags.FLAGS[name].present:
             say(f"--{name} has no meaning for {_ALGORITHM.value}; ignored")
@@ -112,6 +117,7 @@ def _train() -> None:
         workdir,
         title=workload.title(_ALGORITHM.value),
         flops_per_example=fs.experiment.training_flops(task, clients.examples),
+        **drawn_over,
     )
     fs.experiment.plot_labels(clients, workdir / "clients.png")
     print(json.dumps(summary, indent=2))

@@ -7,6 +7,7 @@ import pathlib
 import sys
 from typing import NamedTuple
 
+import axes
 import optax
 from absl import flags
 
@@ -167,10 +168,11 @@ def settings(left_out: tuple[str, ...]) -> dict:
     """All flags of the script that runs, by which a workdir recognises it.
 
     Args:
-      left_out: those that do not change results. Where the data lies is none of them.
+      left_out: those that do not change results. Where the data lies is none of them, nor what
+        pictures are drawn over.
     """
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    left_out = ("data_dir", *left_out)
+    left_out = ("data_dir", *axes.NAMES, *left_out)
     return {flag.name: flag.value for flag in own if flag.name not in left_out}
 
 

@@ -26,7 +26,10 @@ ALLOWED = {
     "devices": BASICS | {"lanes"},
     "data": BASICS,
     "models": BASICS,
-    "algorithms": BASICS | {"client", "lanes", "ledger", "optimizers", "queues"},
+    "learners": BASICS | {"client", "lanes"},
+    "protocols": BASICS | {"ledger"},
+    "algorithms": BASICS
+    | {"client", "lanes", "learners", "ledger", "optimizers", "protocols", "queues"},
     "simulation": BASICS | {"lanes", "ledger", "devices", "data.cohorts"},
 }
 # Heavy or particular packages, and the only files that may name them.

@@ -1,8 +1,17 @@
 """Federated algorithms: one paper, one file, one factory each."""
 
 from fedjax_sim.algorithms.common import ServerState
+from fedjax_sim.algorithms.dynamic_averaging import AveragingState, dynamic_averaging
 from fedjax_sim.algorithms.fed_avg import fed_avg
 from fedjax_sim.algorithms.fed_sgd import fed_sgd
 from fedjax_sim.algorithms.sgd import SGDState, sgd
 
-__all__ = ["SGDState", "ServerState", "fed_avg", "fed_sgd", "sgd"]
+__all__ = [
+    "AveragingState",
+    "SGDState",
+    "ServerState",
+    "dynamic_averaging",
+    "fed_avg",
+    "fed_sgd",
+    "sgd",
+]

@@ -1,7 +1,9 @@
 """Data: named sets, partitions among clients, and the federation that simulations take."""
 
 from fedjax_sim.data.dataset import Dataset, from_arrays
+from fedjax_sim.data.drift import Drift, drift_steps, label_drift, rotation_drift
 from fedjax_sim.data.federated import Description, FederatedData, Spread, federate
+from fedjax_sim.data.graphical import random_graphical_model
 from fedjax_sim.data.message_files import read_messages
 from fedjax_sim.data.messages import Messages, messages
 from fedjax_sim.data.partition import (
@@ -21,20 +23,25 @@ __all__ = [
     "Assignment",
     "Dataset",
     "Description",
+    "Drift",
     "FederatedData",
     "Messages",
     "Partition",
     "Spread",
     "dirichlet",
+    "drift_steps",
     "federate",
     "from_arrays",
     "iid",
+    "label_drift",
     "load",
     "lognormal",
     "messages",
     "natural",
     "open_federated",
+    "random_graphical_model",
     "read_messages",
+    "rotation_drift",
     "save_federated",
     "shards",
     "synthetic",

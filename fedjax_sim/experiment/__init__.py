@@ -18,13 +18,14 @@ from fedjax_sim.experiment.figures import (
 from fedjax_sim.experiment.flops import training_flops
 from fedjax_sim.experiment.grids import rate_grid
 from fedjax_sim.experiment.page import render_page
-from fedjax_sim.experiment.plots import plot_curve, plot_curves, plot_labels
+from fedjax_sim.experiment.plots import AXES, plot_curve, plot_curves, plot_labels, x_axis
 from fedjax_sim.experiment.protocol import (
     Best,
     best_of_each_seed,
     envelope,
     expected_updates,
     mean_rounds,
+    run_history,
     sweep_rates,
 )
 from fedjax_sim.experiment.published import PARTS, published
@@ -58,6 +59,7 @@ from fedjax_sim.experiment.tables import (
 from fedjax_sim.experiment.workloads import WORKLOADS, Workload
 
 __all__ = [
+    "AXES",
     "BEST",
     "EACH",
     "FIGURES",
@@ -103,6 +105,7 @@ __all__ = [
     "reproduction_text",
     "run_cell",
     "run_curves",
+    "run_history",
     "sweep_markdown",
     "sweep_rates",
     "sweep_table",
@@ -113,4 +116,5 @@ __all__ = [
     "write_report",
     "write_tensorboard",
     "write_text",
+    "x_axis",
 ]

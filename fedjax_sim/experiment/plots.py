@@ -7,8 +7,46 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim.naming import choose
+from fedjax_sim.simulation import Link
+
+AXES = ("rounds", "bytes", "seconds")  # what curves may run over
+
 _MOST_CLIENTS = 200  # bars beyond this cannot be told apart
 _MOST_LABELS = 100  # nor colours; and a table of 10,000 words by each client would fill the memory
+
+
+def x_axis(
+    history: Mapping[str, np.ndarray], axis: str = "rounds", link: Link | None = None
+) -> tuple[np.ndarray, str]:
+    """What the curves of a run are drawn over.
+
+    Args:
+      history: columns of the rows of a run, as `Result.history()` gives them.
+      axis: "rounds"; "bytes", all that were sent up and down so far; or "seconds" of communication so
+        far, see `Link.seconds`.
+      link: of the seconds; `Link()` by default.
+
+    Returns:
+      Values `[evaluations]`, and the label of the axis; bytes are in MB, 10^6 of them.
+
+    Raises:
+      ValueError: there is no such axis, or the run does not tell what was sent.
+    """
+    choose("axis", axis, dict.fromkeys(AXES))
+    if axis == "rounds":
+        return history["round"], "communication rounds"
+    if "bytes_up" not in history:
+        raise ValueError(
+            f"the run does not tell what was sent, as older ones do not, so {axis} are unknown; draw it "
+            "over rounds, or run it again in another workdir"
+        )
+    if axis == "bytes":
+        return (history["bytes_up"] + history["bytes_down"]) / 1e6, "MB sent, up and down"
+    link = link or Link()
+    speeds = f"{link.up_mbps:g} Mbit/s up, {link.down_mbps:g} down, {link.latency_ms:g} ms"
+    spread = f", spread {link.spread:g}" if link.spread else ""
+    return link.seconds(history), f"seconds of communication at {speeds}{spread}"
 
 
 def plot_curve(
@@ -17,33 +55,48 @@ def plot_curve(
     *,
     target: float | None = None,
     title: str = "",
+    axis: str = "rounds",
+    link: Link | None = None,
 ) -> None:
-    """Draws test accuracy and losses over communication rounds.
+    """Draws test accuracy, losses, and where anything was sent the bytes, unless they are the axis.
 
     Args:
       history: columns of the rows of a run, as `Result.history()` gives them.
       path: of the PNG file.
       target: draws a line at this accuracy.
       title: of the picture.
+      axis: what the curves run over, see `x_axis`.
+      link: of the seconds; `Link()` by default.
+
+    Raises:
+      ValueError: see `x_axis`.
     """
-    figure, (top, bottom) = _subplots(2, sharex=True)
-    rounds = history["round"]
+    along, label = x_axis(history, axis, link)
+    sent = {
+        direction: history[f"bytes_{direction}"]
+        for direction in ("up", "down")
+        if axis != "bytes" and np.any(history.get(f"bytes_{direction}", 0) > 0)
+    }
+    figure, panels = _subplots(3 if sent else 2, sharex=True)
+    top, bottom = panels[:2]
     if "test_accuracy" in history:
-        top.plot(rounds, history["test_accuracy"], color="tab:blue", label="test accuracy")
+        top.plot(along, history["test_accuracy"], color="tab:blue", label="test accuracy")
     if "client_accuracy_median" in history:
         spread = (history["client_accuracy_p10"], history["client_accuracy_p90"])
-        top.fill_between(rounds, *spread, alpha=0.2, label="clients, 10 % to 90 %")
+        top.fill_between(along, *spread, alpha=0.2, label="clients, 10 % to 90 %")
     if target is not None:
         top.axhline(target, color="gray", linewidth=0.8, label=f"target {target:g}")
     top.set_ylabel("accuracy")
     top.set_title(title)
     for name in ("train_loss", "full_train_loss", "test_loss"):
         if name in history and np.isfinite(history[name]).any():
-            bottom.plot(rounds, history[name], label=name.replace("_", " "))
+            bottom.plot(along, history[name], label=name.replace("_", " "))
     bottom.set_yscale("log")
     bottom.set_ylabel("loss")
-    bottom.set_xlabel("communication rounds")
-    for axes in (top, bottom):
+    if sent:
+        _plot_sent(panels[2], along, sent)
+    panels[-1].set_xlabel(label)
+    for axes in panels:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
@@ -132,6 +185,15 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
         axes.legend(title="label", bbox_to_anchor=(1, 1), loc="upper left")
     _save(figure, path)
     return True
+
+
+def _plot_sent(axes, along: np.ndarray, sent: Mapping[str, np.ndarray]) -> None:
+    styles = {"up": "-", "down": "--"}  # often as many bytes, one curve on the other
+    for direction, total in sent.items():
+        positive = np.where(total > 0, total / 1e6, np.nan)
+        axes.plot(along, positive, styles[direction], label=f"sent {direction}")
+    axes.set_yscale("log")
+    axes.set_ylabel("MB so far")
 
 
 def _subplots(rows: int, columns: int = 1, **settings):

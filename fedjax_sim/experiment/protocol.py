@@ -13,7 +13,9 @@ import numpy as np
 
 from fedjax_sim.base import Algorithm
 from fedjax_sim.experiment.grids import neighbour, resolution
-from fedjax_sim.simulation import SweepRun, sweep
+from fedjax_sim.experiment.plots import x_axis
+from fedjax_sim.simulation import Link, SweepRun, rounds_to_target, sweep
+from fedjax_sim.simulation.result import ledger_of
 
 MOST_RATES = 13  # what the paper tried at most
 
@@ -64,9 +66,21 @@ def best_of_each_seed(runs: Sequence[Mapping[str, Any]]) -> list[Best]:
 
 def mean_rounds(best: Sequence[Best]) -> float | None:
     """The mean over seeds of the rounds to the target; None where one did not reach it."""
-    if any(b.rounds is None for b in best):
-        return None
-    return float(np.mean([b.rounds for b in best]))
+    return _mean_of_all([b.rounds for b in best])
+
+
+def mean_bytes(best: Sequence[Best], runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """The mean over seeds of the bytes to the target; None where one did not reach it.
+
+    Args:
+      best: of each seed.
+      runs: among which they are, see `describe_run`; None follows from older ones, without bytes.
+    """
+    return _mean_of_all([_run_of(runs, b).get("bytes_to_target") for b in best])
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    return None if None in values else float(np.mean(values))
 
 
 def sweep_rates(
@@ -125,7 +139,7 @@ def sweep_rates(
         best = best_of_each_seed(runs)
         missed = any(b.rounds is None for b in best)
         # The winners' last evaluation, so that curves are interpolated between the same rounds.
-        limit = num_rounds if missed else max(_last_round(runs, b) for b in best)
+        limit = num_rounds if missed else max(_run_of(runs, b)["rounds"][-1] for b in best)
         if report is not None:
             report(f"The best rate lies at the edge of the grid; trying {rate:g} as well.")
         rates.append(rate)
@@ -133,10 +147,8 @@ def sweep_rates(
     return sorted(runs, key=lambda run: (run["rate"], run["seed"]))
 
 
-def _last_round(runs: Sequence[Mapping[str, Any]], best: Best) -> int:
-    return next(
-        run["rounds"][-1] for run in runs if (run["seed"], run["rate"]) == (best.seed, best.rate)
-    )
+def _run_of(runs: Sequence[Mapping[str, Any]], best: Best) -> Mapping[str, Any]:
+    return next(run for run in runs if (run["seed"], run["rate"]) == (best.seed, best.rate))
 
 
 def _beyond(runs: Sequence[Mapping[str, Any]], per_decade: int) -> list[float]:
@@ -158,20 +170,61 @@ def describe_run(run: SweepRun, target: float | None) -> dict[str, Any]:
     Returns:
       "rate", "seed", "rounds_to_target" (None where it stayed below), "best_accuracy", "seconds",
       "diverged" (the round, or None) and the curves: "rounds", "accuracy", "train_loss" and, if it was
-      evaluated, "full_train_loss", all but the first to three digits.
+      evaluated, "full_train_loss", all but the first to three digits. Of rows that have the ledger
+      also "bytes_to_target", up and down, where the curve crosses the target as in `rounds_to_target`
+      (None where it stayed below, or without a target), and "ledger", from which `run_history` makes
+      its columns: a number where as many come with each round, the cumulative values where not.
     """
     rows = run.rows
     losses = [name for name in ("train_loss", "full_train_loss") if name in rows[0]]
-    return {
-        "rate": run.hparams["client_lr"],
-        "seed": run.seed,
-        "rounds_to_target": None if target is None else _rounded(run.rounds_to_target(target), 2),
-        "best_accuracy": _rounded(run.best_accuracy, 5),
-        "seconds": _rounded(rows[-1]["seconds"], 2),
-        "diverged": run.diverged,
-        "rounds": [row["round"] for row in rows],
-        "accuracy": [_rounded(row["test_accuracy"], 3) for row in rows],
-    } | {name: [three_digits(row[name]) for row in rows] for name in losses}
+    return (
+        {
+            "rate": run.hparams["client_lr"],
+            "seed": run.seed,
+            "rounds_to_target": None if target is None else _rounded(run.rounds_to_target(target), 2),
+            "best_accuracy": _rounded(run.best_accuracy, 5),
+            "seconds": _rounded(rows[-1]["seconds"], 2),
+            "diverged": run.diverged,
+            "rounds": [row["round"] for row in rows],
+            "accuracy": [_rounded(row["test_accuracy"], 3) for row in rows],
+        }
+        | {name: [three_digits(row[name]) for row in rows] for name in losses}
+        | _describe_ledger(rows, target)
+    )
+
+
+def _describe_ledger(rows: Sequence[Mapping[str, Any]], target: float | None) -> dict[str, Any]:
+    names = ledger_of(rows[0])
+    if not names:
+        return {}
+    reached = None
+    if target is not None:
+        sent = [row["bytes_up"] + row["bytes_down"] for row in rows]
+        reached = rounds_to_target(sent, [row["test_accuracy"] for row in rows], target)
+    ledger = {}
+    for name in names:
+        totals = [row[name] for row in rows]
+        each = totals[-1] // max(rows[-1]["round"], 1)
+        even = all(total == each * row["round"] for total, row in zip(totals, rows, strict=True))
+        ledger[name] = each if even else totals
+    return {"bytes_to_target": None if reached is None else round(reached), "ledger": ledger}
+
+
+def run_history(run: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The rounds and the ledger of a run that was described, as `SweepRun.history()` had them.
+
+    Args:
+      run: see `describe_run`; an older one has no ledger.
+
+    Returns:
+      Name -> `[evaluations]` float64, as `x_axis` and `Link.seconds` want it.
+    """
+    rounds = np.asarray(run["rounds"], np.float64)
+    ledger = run.get("ledger", {})
+    return {"round": rounds} | {
+        name: np.asarray(totals, np.float64) if isinstance(totals, list) else totals * rounds
+        for name, totals in ledger.items()
+    }
 
 
 def expected_updates(local_epochs: int, batch_size: float, n: int, num_clients: int) -> float:
@@ -180,16 +233,31 @@ def expected_updates(local_epochs: int, batch_size: float, n: int, num_clients: 
     return local_epochs * per_client / min(batch_size, per_client)
 
 
-def envelope(runs: Sequence[Mapping[str, Any]], seed: int) -> tuple[np.ndarray, np.ndarray]:
+def envelope(
+    runs: Sequence[Mapping[str, Any]], seed: int, axis: str = "rounds", link: Link | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """The best monotone accuracy of any rate, at each round at which some run was evaluated.
 
+    Args:
+      runs: see `describe_run`.
+      seed: whose.
+      axis: what stands for the rounds, see `x_axis`.
+      link: of the seconds.
+
     Returns:
-      Rounds `[n]` and accuracies `[n]`.
+      Values on the axis `[n]` and accuracies `[n]`.
+
+    Raises:
+      ValueError: see `x_axis`.
     """
     own = [run for run in runs if run["seed"] == seed]
-    rounds = np.unique(np.concatenate([run["rounds"] for run in own]))
-    curves = [np.interp(rounds, run["rounds"], np.maximum.accumulate(run["accuracy"])) for run in own]
-    return rounds, np.max(curves, axis=0)
+    along = [x_axis(run_history(run), axis, link)[0] for run in own]
+    union = np.unique(np.concatenate(along))
+    curves = [
+        np.interp(union, values, np.maximum.accumulate(run["accuracy"]))
+        for values, run in zip(along, own, strict=True)
+    ]
+    return union, np.max(curves, axis=0)
 
 
 def three_digits(value: float | None) -> float | None:

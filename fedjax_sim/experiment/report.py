@@ -1,11 +1,12 @@
 """Writes what a run leaves for people and programs beside its metrics."""
 
+import dataclasses
 import pathlib
 import shutil
 from typing import Any
 
 from fedjax_sim.experiment.plots import plot_curve
-from fedjax_sim.simulation import Result
+from fedjax_sim.simulation import Link, Result
 from fedjax_sim.simulation.workdir import write_json
 
 
@@ -15,6 +16,8 @@ def write_report(
     *,
     title: str = "",
     flops_per_example: int | None = None,
+    axis: str = "rounds",
+    link: Link | None = None,
 ) -> dict[str, Any]:
     """Writes summary.json, curve.png and, where tensorboardX is installed, its events.
 
@@ -24,17 +27,26 @@ def write_report(
       title: of the picture.
       flops_per_example: useful operations of one example's training (see `training_flops`); the
         summary then tells the rate achieved.
+      axis: what the picture's curves run over, see `x_axis`.
+      link: the summary's `link_seconds` are what communication would take over it; `Link()` by default.
 
     Returns:
       The summary.
+
+    Raises:
+      ValueError: there is no such axis, or the rows do not tell what was sent.
     """
     workdir = pathlib.Path(workdir)
+    link = link or Link()
     summary = result.summary()
     rate = summary["examples_per_second"]
     if flops_per_example is not None:
         summary["useful_flops_per_second"] = None if rate is None else rate * flops_per_example
+    summary["link"] = dataclasses.asdict(link)
+    summary["link_seconds"] = float(link.seconds(result.rows)[-1])
     write_json(workdir / "summary.json", summary)
-    plot_curve(result.history(), workdir / "curve.png", target=result.target, title=title)
+    curve = workdir / "curve.png"
+    plot_curve(result.history(), curve, target=result.target, title=title, axis=axis, link=link)
     write_tensorboard(result.rows, workdir / "tensorboard")
     return summary
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedjax_sim.experiment.cells import PublishedCell, choose_target
-from fedjax_sim.experiment.protocol import Best, best_of_each_seed, mean_rounds
+from fedjax_sim.experiment.protocol import Best, best_of_each_seed, mean_bytes, mean_rounds
 from fedjax_sim.experiment.published import PARTS, published
 from fedjax_sim.experiment.workloads import WORKLOADS
 from fedjax_sim.simulation import rounds_to_target
@@ -14,7 +14,10 @@ ACCEPTED = 1.25  # times the paper's rounds; its own repetitions of a cell diffe
 
 
 def sweep_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per cell: E, B, C and u, the rounds at the best rate, the speedup over the first cell.
+    """A row per cell: E, B, C and u, rounds and MB at the best rate, the speedup over the first cell.
+
+    `megabytes_to_target` are 10^6 bytes, up and down together, and the mean over seeds, as the rounds
+    are; None where a seed did not reach the target, without one, and of older records.
 
     Args:
       records: of cells, each with "cell" (E, B, C and u) and "runs".
@@ -25,7 +28,15 @@ def sweep_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rounds = mean_rounds(best)
         baseline = rounds if not rows else baseline
         cell = {name: record["cell"][name] for name in ("C", "E", "B", "u")}
-        rows.append(cell | _result(best, record["runs"]) | {"speedup": _ratio(baseline, rounds)})
+        sent = mean_bytes(best, record["runs"])
+        rows.append(
+            cell
+            | _result(best, record["runs"])
+            | {
+                "speedup": _ratio(baseline, rounds),
+                "megabytes_to_target": None if sent is None else sent / 1e6,
+            }
+        )
     return rows
 
 
@@ -176,6 +187,7 @@ def sweep_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
                 "best rate": _rates(row["rate"], row["interior"]),
                 "rates tried": _text(row["rates"]),
                 "rounds by seed": _text(row["per_seed"]),
+                "MB to target, up + down": _megabytes(row["megabytes_to_target"]),
                 "best accuracy": _text(row["best_accuracy"]),
                 "diverged at": _text(row["diverged"]),
             }
@@ -196,6 +208,10 @@ def _with_speedup(rounds: float | None, speedup: float | None) -> str:
     if rounds is None:
         return "-"
     return f"{rounds:.0f}" + ("" if speedup is None else f" ({speedup:.1f}x)")
+
+
+def _megabytes(sent: float | None) -> str:
+    return "-" if sent is None else f"{sent:.1f}"
 
 
 def _rates(rates: Sequence[float] | None, interior: bool | None) -> str:

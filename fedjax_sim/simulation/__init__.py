@@ -2,6 +2,7 @@
 
 from fedjax_sim.simulation.compilations import CompilationCounter
 from fedjax_sim.simulation.evaluate import accuracy, accuracy_of_each_client, client_accuracy
+from fedjax_sim.simulation.link import Link
 from fedjax_sim.simulation.result import Result, SweepResult, SweepRun, rounds_to_target
 from fedjax_sim.simulation.simulate import DivergenceError, cohort_size, simulate
 from fedjax_sim.simulation.sweep import check_sweep, sweep
@@ -9,6 +10,7 @@ from fedjax_sim.simulation.sweep import check_sweep, sweep
 __all__ = [
     "CompilationCounter",
     "DivergenceError",
+    "Link",
     "Result",
     "SweepResult",
     "SweepRun",

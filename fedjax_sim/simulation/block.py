@@ -13,7 +13,7 @@ import numpy as np
 
 from fedjax_sim import trees
 from fedjax_sim.base import Algorithm, Cohort, Layout
-from fedjax_sim.checks import check_rates
+from fedjax_sim.checks import check_hparams
 from fedjax_sim.data.cohorts import sample_cohort
 from fedjax_sim.lanes import place
 from fedjax_sim.ledger import balance, check_sizes
@@ -201,12 +201,12 @@ def merge_hparams(defaults: Mapping[str, float], given: Mapping[str, float]) -> 
             f"this algorithm has no hyper-parameter {', '.join(unknown)}; it has {', '.join(defaults)}"
         )
     merged = {name: float(value) for name, value in (dict(defaults) | dict(given)).items()}
-    check_rates(merged)
+    check_hparams(merged)
     return merged
 
 
-def check_data(data: Any) -> None:
-    """Refuses a federation without any example, or in files that have shrunk.
+def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
+    """Refuses data without examples, in files that have shrunk, or not made for the algorithm.
 
     Raises:
       ValueError: it is one.
@@ -214,6 +214,25 @@ def check_data(data: Any) -> None:
     if int(data.offsets[-1]) == 0:
         raise ValueError("no client of the federation has any data; wanted at least one example")
     data.check_files()
+    if algorithm.num_learners not in (None, data.num_clients):
+        raise ValueError(
+            f"the algorithm has {algorithm.num_learners} learners, the federation {data.num_clients} "
+            "clients; wanted a client for each learner"
+        )
+    algorithm.check(data, num_rounds)
+
+
+def check_layout(algorithm: Algorithm, layout: Layout) -> None:
+    """Refuses devices that cannot share an algorithm's learners evenly.
+
+    Raises:
+      ValueError: they are such.
+    """
+    if algorithm.num_learners is not None and algorithm.num_learners % layout.num_devices:
+        raise ValueError(
+            f"{layout.num_devices} devices cannot share {algorithm.num_learners} learners evenly; "
+            f"wanted such as default_layout(num_learners={algorithm.num_learners}) gives"
+        )
 
 
 def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:

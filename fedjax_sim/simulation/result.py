@@ -23,7 +23,7 @@ def rounds_to_target(rounds: Any, accuracies: Any, target: float) -> float | Non
     networks from decentralized data", AISTATS 2017, section 3).
 
     Args:
-      rounds: `[n]`, ascending.
+      rounds: `[n]`, ascending; or what else adds up with them, such as bytes.
       accuracies: `[n]`.
       target: in the unit of the accuracies.
 
@@ -47,6 +47,11 @@ def columns(rows: list[dict]) -> dict[str, np.ndarray]:
     """Rows of metrics as columns, name -> `[evaluations]` float64; NaN where a row has no value."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in names}
+
+
+def ledger_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a row that count messages, trips and bytes; none of rows that have no ledger."""
+    return {name: total for name, total in row.items() if name.startswith(_LEDGER)}
 
 
 def accuracy_curve(rows: list[dict]) -> tuple[list[int], list[float]]:
@@ -112,7 +117,7 @@ class Result:
             "waited_seconds": self.waited_seconds,
             "examples_per_second": last["examples"] / seconds if seconds else None,
             "padding_waste": 1 - last["examples"] / last["slots"] if last["slots"] else 0.0,
-            **{name: total for name, total in last.items() if name.startswith(_LEDGER)},
+            **ledger_of(last),
             "jax": jax.__version__,
             "backend": jax.default_backend(),
             "devices": self.layout.num_devices,

@@ -20,6 +20,7 @@ from fedjax_sim.simulation.block import (
     EvaluationFn,
     as_evaluators,
     check_data,
+    check_layout,
     evaluate_into,
     first_bad_round,
     merge_hparams,
@@ -116,8 +117,9 @@ def simulate(
     hparams = merge_hparams(algorithm.hparams, hparams or {})
     num_rounds = check_count("num_rounds", num_rounds)
     eval_every = check_count("eval_every", eval_every)
-    check_data(data)
-    layout = layout or default_layout()
+    check_data(algorithm, data, num_rounds)
+    layout = layout or default_layout(num_learners=algorithm.num_learners)
+    check_layout(algorithm, layout)
     on_host = stays_on_host(data_placement, algorithm, data, layout)
     home = None if workdir is None else pathlib.Path(workdir)
     if home is not None:
@@ -130,7 +132,8 @@ def simulate(
             "key": np.asarray(jax.random.key_data(key)).tolist(),
             "data_digest": data.digest(),
         }
-        files.claim(home, settings | hparams | dict(algorithm.settings) | dict(config or {}))
+        known = {name: value if math.isfinite(value) else str(value) for name, value in hparams.items()}
+        files.claim(home, settings | known | dict(algorithm.settings) | dict(config or {}))
 
     with contextlib.ExitStack() as stack:
         if home is not None:

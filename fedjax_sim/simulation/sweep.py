@@ -19,6 +19,7 @@ from fedjax_sim.simulation.block import (
     EvaluationFn,
     as_evaluators,
     check_data,
+    check_layout,
     merge_hparams,
 )
 from fedjax_sim.simulation.compilations import CompilationCounter
@@ -93,7 +94,9 @@ def sweep(
     if stacked is None:
         stacked = jax.default_backend() != "cpu"
     if layout is None:
-        layout = default_layout() if stacked or len(combinations) == 1 else Layout()
+        alone = stacked or len(combinations) == 1
+        layout = default_layout(num_learners=algorithm.num_learners) if alone else Layout()
+    check_layout(algorithm, layout)
 
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
@@ -145,9 +148,9 @@ def check_sweep(
     strange = [seed for seed in seeds if not 0 <= seed < 2**32]
     if strange:
         raise ValueError(f"seeds holds {strange[0]}; wanted whole numbers from 0 to 2**32 - 1")
-    check_count("num_rounds", num_rounds)
+    num_rounds = check_count("num_rounds", num_rounds)
     check_count("eval_every", eval_every)
-    check_data(data)
+    check_data(algorithm, data, num_rounds)
     combinations = [
         merge_hparams(algorithm.hparams, dict(zip(hparams, values, strict=True)))
         for values in itertools.product(*grids)

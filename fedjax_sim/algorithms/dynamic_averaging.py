@@ -1,0 +1,300 @@
+"""Dynamic model averaging: learners on streams of their own, who talk when a protocol says so.
+
+M. Kamp, L. Adilova, J. Sicking, F. Hüger, P. Schlicht, T. Wirtz, S. Wrobel, "Efficient decentralized
+deep learning by dynamic model averaging", ECML-PKDD 2018, https://arxiv.org/abs/1807.03210. The paper's
+update sums the gradients of a batch where ours takes their mean, so its rate is ours over B.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_sim import trees
+from fedjax_sim.base import Algorithm, Client, Cohort, Params, Task
+from fedjax_sim.checks import check_count, check_hparams
+from fedjax_sim.client import descent, no_losses
+from fedjax_sim.lanes import EVERYWHERE, SPREAD
+from fedjax_sim.learners import Group, with_learners
+from fedjax_sim.optimizers import as_factory, describe
+from fedjax_sim.permutation import permutation
+from fedjax_sim.protocols import Protocol, View
+
+STREAMS = ("once", "repeat", "shared")
+WEIGHTINGS = ("uniform", "examples")
+_REQUEST_BYTES = 4  # the number of the round in which a learner is asked for its model
+_COUNT_BYTES = 4  # the number of examples that goes with a model where they are weights
+
+
+class AveragingState(NamedTuple):
+    """What learners and their coordinator remember.
+
+    Attributes:
+      learners: `f_1, ..., f_m`, each leaf `[m, ...]`.
+      optimizers: their optimizers' states, each leaf `[m, ...]`; they stay where they are.
+      seen: `[m]` int32, `B^i`, examples since a learner's last synchronisation.
+      reference: `r`.
+      violations: `[]` int32, `v`.
+      round: `[]` int32, the rounds done.
+      key: PRNG key of the run, from which the order of shared streams follows.
+      hparams: name -> `[]` float32.
+    """
+
+    learners: Params
+    optimizers: Any
+    seen: jax.Array
+    reference: Params
+    violations: jax.Array
+    round: jax.Array
+    key: jax.Array
+    hparams: Mapping[str, jax.Array]
+
+    @property
+    def params(self) -> Params:
+        """The mean of the learners' models, to be evaluated; nobody sends anything for it."""
+        return _mean(self.learners)
+
+
+@jax.jit
+def _mean(learners: Params) -> Params:
+    return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0, dtype=leaf.dtype), learners)
+
+
+def dynamic_averaging(
+    task: Task,
+    protocol: Protocol,
+    optimizer: Any = optax.sgd,
+    *,
+    num_learners: int,
+    batch_size: int | Sequence[int],
+    client_lr: float = 1.0,
+    lr_decay: float = 1.0,
+    weighting: str = "uniform",
+    stream: str = "once",
+    drift: Any = None,
+    initial: Sequence[Params] | None = None,
+) -> Algorithm:
+    """Learners train on their streams, one batch a step, and meet every b steps as the protocol says.
+
+    Each client of the federation is a learner, its rows in their order are its stream, and a batch's
+    loss is taken before the model learns from it. A round is the b steps up to a meeting. Rows tell
+    `cumulative_loss`, the sum of all examples' losses so far, beside the ledger.
+
+    Args:
+      task: what is learned.
+      protocol: one of `fedjax_sim.protocols`, such as `dynamic(delta=0.7, period=10)`.
+      optimizer: the learners': an optax optimizer, or a function from a rate to one such as `optax.sgd`.
+      num_learners: `m`, at least 2; as many as the federation has clients.
+      batch_size: `B`, examples of a step; or `B^i`, one for each learner.
+      client_lr: the learners' rate; may vary without compiling again, like the next and what the
+        protocol calls its own (`delta`, `fraction`).
+      lr_decay: the rate in round t is `client_lr * lr_decay ** t`.
+      weighting: "uniform" for plain means, "examples" for means weighted by the examples that each
+        learner has seen since it last took part in one (the paper's algorithm 2).
+      stream: "once" refuses to run beyond the end of a learner's rows, "repeat" begins again with the
+        first. With "shared" all clients' rows are one pool, which each learner reads again and again,
+        each time in a random order of its own.
+      drift: changes batches as time goes by, such as `fedjax_sim.data.label_drift(...)`.
+      initial: `m` models to begin with; by default all begin with `task.init`, which is the first
+        reference in any case.
+
+    Raises:
+      ValueError: a setting is out of its range, or the initial models' shapes differ.
+    """
+    hparams = {"client_lr": client_lr, "lr_decay": lr_decay} | dict(protocol.hparams)
+    check_hparams(hparams)
+    m, b = check_count("num_learners", num_learners), protocol.period
+    if m < 2:
+        raise ValueError(f"num_learners is {m}; wanted at least 2, since one has nobody to talk to")
+    _check_choice("weighting", weighting, WEIGHTINGS)
+    _check_choice("stream", stream, STREAMS)
+    widths = _batch_sizes(batch_size, m)
+    if initial is not None:
+        _check_models(initial, m, jax.eval_shape(task.init, jax.random.key(0)))
+    make_optimizer = as_factory(optimizer)
+
+    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> AveragingState:
+        params_key, order_key = jax.random.split(key)
+        reference = task.init(params_key)
+        models = [reference] * m if initial is None else list(initial)
+        learners = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+        zero = jnp.zeros((), jnp.int32)
+        return AveragingState(
+            learners=learners,
+            optimizers=jax.vmap(make_optimizer(hparams["client_lr"]).init)(learners),
+            seen=jnp.zeros((m,), jnp.int32),
+            reference=reference,
+            violations=zero,
+            round=zero,
+            key=order_key,
+            hparams=dict(hparams),
+        )
+
+    def round_fn(key: jax.Array, state: AveragingState, data: Any, cohort: Cohort):
+        def on_one_device(group: Group, own, shared, rows, key):
+            reference, violations, t, order_key, hparams = shared
+            eta = hparams["client_lr"] * hparams["lr_decay"] ** t.astype(jnp.float32)
+            step_key, meeting_key = jax.random.split(key)
+
+            def learner(own, client: Client, key):
+                f, optimizer_state, seen = own
+                width = jnp.asarray(widths)[client.id] if min(widths) < max(widths) else widths[0]
+
+                if stream == "shared":
+                    everything = jnp.asarray(0, jnp.int32), data.offsets[-1]
+                    client = Client(client.examples, *everything, client.id)
+
+                def batch(i):
+                    first, slots = (t * b + i) * width, jnp.arange(max(widths), dtype=jnp.int32)
+                    positions = (first + slots) % client.size
+                    if stream == "shared":
+                        own_key = jax.random.fold_in(order_key, client.id)
+                        pass_key = jax.random.fold_in(own_key, first // client.size)
+                        positions = permutation(pass_key, client.size)(positions)
+                    return positions, slots < width
+
+                def take(i, chosen):
+                    rows = client.take(chosen)
+                    return rows if drift is None else drift.apply(rows, t * b + i)
+
+                step = descent(task, make_optimizer(eta), take, batch, key)
+                carry = (f, optimizer_state, no_losses(), batch(jnp.zeros((), jnp.int32)))
+                f, optimizer_state, losses, _ = jax.lax.fori_loop(0, b, step, carry)
+                # Here, while the model is in the cache.
+                distance = trees.squared_distance(f, reference)
+                return (f, optimizer_state, seen + losses.examples), (losses, distance)
+
+            (learners, optimizers, seen), reports = group.train(learner, own, rows, step_key)
+            losses, distances, everybody_seen = group.gather((*reports, seen))
+            weights = jnp.ones((m,)) if weighting == "uniform" else everybody_seen.astype(jnp.float32)
+
+            def weighted_sum(members):
+                return group.weighted_sum(learners, weights, members)
+
+            view = View(distances, weights, reference, violations, weighted_sum)
+            meeting = protocol.meet(meeting_key, view, hparams)
+            own = (
+                group.assign(learners, meeting.members, meeting.mean),
+                optimizers,
+                group.assign(seen, meeting.members, jnp.zeros((), jnp.int32)),
+            )
+            losses = jax.tree.map(jnp.sum, losses)
+            info = {
+                "train_loss": losses.total / jnp.maximum(losses.count, 1),
+                "cumulative_loss": losses.total,
+                "examples": losses.examples,
+                "slots": jnp.asarray(m * b * max(widths), jnp.int32),
+                "finite": jnp.all(jnp.isfinite(distances)),
+            } | meeting.traffic
+            return own, (meeting.reference, meeting.violations, info)
+
+        own = (state.learners, state.optimizers, state.seen)
+        shared = (state.reference, state.violations, state.round, state.key, state.hparams)
+        own, (reference, violations, info) = with_learners(on_one_device, own, shared, data, cohort, key)
+        memory = {"reference": reference, "violations": violations, "round": state.round + 1}
+        learners, optimizers, seen = own
+        return state._replace(learners=learners, optimizers=optimizers, seen=seen, **memory), info
+
+    def message_bytes(state: AveragingState) -> dict[str, int]:
+        model = trees.num_bytes(state.reference)
+        count = _COUNT_BYTES if weighting == "examples" else 0
+        sizes = {
+            "up_model": model + count,
+            "up_violation": model + count,
+            "down_model": model,
+            "down_request": _REQUEST_BYTES,
+        }
+        return {kind: sizes[kind] for kind in protocol.kinds}
+
+    def check(data: Any, num_rounds: int) -> None:
+        _check_streams(data, widths, num_rounds * b, b, stream)
+        late = [step for step in (() if drift is None else drift.at) if step >= num_rounds * b]
+        if late:
+            raise ValueError(
+                f"a drift is due at step {late[0]}, but the run ends after step {num_rounds * b - 1} "
+                f"({num_rounds} rounds of {b}); wanted earlier drifts or more rounds"
+            )
+
+    settings = {
+        "algorithm": "dynamic_averaging",
+        "protocol": protocol.name,
+        "sync_period": b,
+        "optimizer": describe(optimizer),
+        "num_learners": m,
+        "batch_size": str(batch_size),
+        "weighting": weighting,
+        "stream": stream,
+        "drift": None if drift is None else dict(drift.settings),
+        "initial": None if initial is None else _digest(initial),
+    }
+    return Algorithm(
+        init,
+        round_fn,
+        message_bytes,
+        hparams,
+        settings,
+        needs_all_data=True,
+        num_learners=m,
+        specs=AveragingState(SPREAD, SPREAD, SPREAD, *[EVERYWHERE] * 5),
+        check=check,
+    )
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; wanted {' or '.join(map(repr, known))}")
+
+
+def _batch_sizes(batch_size: int | Sequence[int], m: int) -> tuple[int, ...]:
+    """`B^i` of each learner."""
+    if isinstance(batch_size, int | float):
+        return (check_count("batch_size", batch_size),) * m
+    sizes = tuple(check_count("batch_size", size) for size in batch_size)
+    if len(sizes) != m:
+        raise ValueError(f"batch_size has {len(sizes)} entries for {m} learners; wanted one each")
+    return sizes
+
+
+def _check_models(models: Sequence[Params], m: int, like: Params) -> None:
+    if len(models) != m:
+        raise ValueError(f"initial has {len(models)} models for {m} learners; wanted one each")
+
+    def arrays(model):
+        return [f"{leaf.dtype.name}{list(leaf.shape)}" for leaf in jax.tree.leaves(model)]
+
+    for i, model in enumerate(models):
+        if jax.tree.structure(model) != jax.tree.structure(like) or arrays(model) != arrays(like):
+            raise ValueError(
+                f"the initial model of learner {i} holds the arrays {arrays(model)}, the task's model "
+                f"{arrays(like)}; wanted models of the same shapes for all learners"
+            )
+
+
+def _check_streams(data: Any, widths: tuple[int, ...], steps: int, b: int, stream: str) -> None:
+    """Refuses streams that end too early."""
+    sizes = np.asarray(data.offsets[1:]) - np.asarray(data.offsets[:-1])
+    if sizes.min() == 0:
+        raise ValueError(f"learner {int(np.argmin(sizes))} has no examples; wanted at least one each")
+    if steps * max(widths) >= 2**31:
+        raise ValueError(
+            f"{steps} steps of {max(widths)} examples are too many to count; wanted less than 2**31"
+        )
+    lasts = sizes // np.asarray(widths)
+    if stream == "once" and lasts.min() < steps:
+        i = int(np.argmin(lasts))
+        raise ValueError(
+            f"the stream of learner {i} has {sizes[i]} examples and ends after step {lasts[i]} (round "
+            f"{lasts[i] // b}); the run wants {steps} steps of {widths[i]}: give it more data or fewer "
+            "rounds, or let it begin again with stream='repeat'"
+        )
+
+
+def _digest(models: Sequence[Params]) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(list(models)):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

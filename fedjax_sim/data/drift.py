@@ -1,0 +1,201 @@
+"""Concept drift: what the labels or the images of a stream mean changes while it is learned from.
+
+A stream is what a learner, a client of a `FederatedData`, observes of its rows in their order: at step
+t, from 0, its rows `t * B` to `t * B + B - 1`, B to a batch. A concept is the distribution of an
+example, the same for all learners, and a drift changes it for all of them at once. Any data can be made
+to drift: a `Drift` alters each batch inside the compiled step, and the rows stay as they are stored.
+Streams with a drift in the rows themselves come from `random_graphical_model`.
+
+M. Kamp, L. Adilova, J. Sicking, F. Hüger, P. Schlicht, T. Wirtz, S. Wrobel, "Efficient decentralized
+deep learning by dynamic model averaging", ECML-PKDD 2018, https://arxiv.org/abs/1807.03210, triggers
+drifts at random steps; the ways of changing labels and images here are our own choice.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+
+from fedjax_sim.base import Batch
+from fedjax_sim.checks import check_count, check_seed
+
+
+class Drift(NamedTuple):
+    """How the concept of a stream changes, the same for all learners.
+
+    Attributes:
+      apply: `apply(batch, step) -> batch`, pure, of one learner's batch, column -> `[B, ...]`, at a step
+        `[]` int32 from 0; shapes and dtypes stay as they are.
+      at: the steps from which on the concept is another one; empty for a gradual change.
+      settings: name -> JSON value, by which a run's configuration tells it from others.
+    """
+
+    apply: Callable[[Batch, jax.Array], Batch]
+    at: tuple[int, ...]
+    settings: Mapping[str, Any]
+
+
+def drift_steps(probability: float, num_steps: int, seed: int = 0) -> tuple[int, ...]:
+    """Draws at which steps of a stream a drift happens: at each but step 0, independently.
+
+    Args:
+      probability: of a drift at a step.
+      num_steps: how many steps the stream has; a longer one begins with the same drifts.
+      seed: decides the draws.
+
+    Returns:
+      The steps, ascending, of 1 to `num_steps - 1`.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(
+            f"probability is {probability}; wanted a number from 0 to 1: how likely each step is a drift"
+        )
+    num_steps = check_count("num_steps", num_steps)
+    check_seed(seed)
+    # Named, since default_rng is free to change its algorithm between versions of NumPy.
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return tuple((1 + np.flatnonzero(generator.random(num_steps - 1) < probability)).tolist())
+
+
+def label_drift(at: Sequence[int], *, num_classes: int, seed: int = 0) -> Drift:
+    """Permutes the labels, by another random permutation of the classes from each step of `at` on.
+
+    Before the first of these steps labels are as stored. Each permutation is drawn from all those that
+    differ from the one before it.
+
+    Args:
+      at: steps, ascending, such as those of `drift_steps`; without any, labels stay as they are.
+      num_classes: how many labels there are, as in `FederatedData.num_classes`.
+      seed: decides the permutations.
+
+    Returns:
+      A drift of the column "y", integers `[B]` in `[0, num_classes)`.
+
+    Raises:
+      ValueError: the steps are not ascending whole numbers of at least 1, `num_classes` is below 2, the
+        seed is below 0, or, when applied, labels are not `[B]`.
+    """
+    at = check_drift_times("at", at)
+    num_classes = check_count("num_classes", num_classes)
+    if num_classes < 2:
+        raise ValueError("num_classes is 1; wanted at least 2: a single class has no other to swap with")
+    check_seed(seed)
+    generator = np.random.Generator(np.random.PCG64(seed))
+    permutations = [np.arange(num_classes, dtype=np.int32)]
+    while len(permutations) <= len(at):
+        permutation = generator.permutation(permutations[0])
+        if (permutation != permutations[-1]).any():
+            permutations.append(permutation)
+    table, steps = np.stack(permutations), np.array(at, np.int32)
+
+    def apply(batch: Batch, step: jax.Array) -> Batch:
+        y = batch["y"]
+        if y.ndim != 1:
+            raise ValueError(
+                f"labels of a batch are {y.shape}; wanted [B], one for each example: label_drift suits "
+                "classification, where no label stands for padding"
+            )
+        concept = jnp.searchsorted(steps, step, side="right")
+        permutation = jnp.asarray(table)[concept]
+        return {**batch, "y": permutation[y.astype(jnp.int32)].astype(y.dtype)}
+
+    settings = {"name": "label_drift", "at": list(at), "num_classes": num_classes, "seed": int(seed)}
+    return Drift(apply, at, settings)
+
+
+def rotation_drift(degrees_per_step: float) -> Drift:
+    """Turns the images further at each step, by `degrees_per_step * step` in all: a gradual drift.
+
+    Positive angles turn counter-clockwise with row 0 at the top, as `np.rot90` does. Pixels between
+    others are interpolated bilinearly, those from outside the image are zero, and integers are rounded.
+
+    Args:
+      degrees_per_step: degrees; the stored images are those of step 0.
+
+    Returns:
+      A drift of the column "x": images `[B, H, W]` or `[B, H, W, C]`, or `[B, P]`, squares of P pixels
+      row by row. Their dtype stays.
+
+    Raises:
+      ValueError: the angle is not finite or, when applied, the column does not hold images.
+    """
+    if not math.isfinite(degrees_per_step):
+        raise ValueError(
+            f"degrees_per_step is {degrees_per_step}; wanted a finite number of degrees, such as 0.1"
+        )
+    degrees_per_step = float(degrees_per_step)
+
+    def apply(batch: Batch, step: jax.Array) -> Batch:
+        x = batch["x"]
+        height, width = _image_size(x.shape)
+        # Whole turns go first, since radians in float32 would lose a large angle's fraction.
+        degrees = jnp.mod(jnp.float32(degrees_per_step) * jnp.float32(step), jnp.float32(360))
+        sources = _rotated_places(height, width, jnp.deg2rad(degrees))
+
+        def turn(plane):
+            return map_coordinates(plane, sources, order=1)
+
+        planes = x.reshape(x.shape[0], height, width, math.prod(x.shape[3:])).astype(jnp.float32)
+        turned = jax.vmap(jax.vmap(turn, in_axes=-1, out_axes=-1))(planes).reshape(x.shape)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            turned = jnp.round(turned)
+        return {**batch, "x": turned.astype(x.dtype)}
+
+    return Drift(apply, (), {"name": "rotation_drift", "degrees_per_step": degrees_per_step})
+
+
+def check_drift_times(name: str, times: Sequence[int]) -> tuple[int, ...]:
+    """`times`, steps or positions of a stream, as a tuple of ints.
+
+    Raises:
+      ValueError: they are not ascending whole numbers, from 1 to what an int32 holds.
+    """
+    if np.ndim(times) != 1:
+        raise ValueError(
+            f"{name} is {times!r}; wanted a sequence of whole numbers: (), or such as (100,)"
+        )
+    before = 0
+    for i, time in enumerate(times):
+        # Bounds before floor, which knows neither NaN nor infinity.
+        if not before < time < 2**31 or time != math.floor(time):
+            raise ValueError(
+                f"{name}[{i}] is {time}; wanted a whole number above {before}: give ascending ones, "
+                "each once and the first at least 1, since a stream's first concept needs no drift"
+            )
+        before = int(time)
+    return tuple(int(time) for time in times)
+
+
+def _image_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width, in pixels, of a batch of images of this shape."""
+    if len(shape) in (3, 4):
+        return shape[1], shape[2]
+    side = math.isqrt(shape[1]) if len(shape) == 2 else 0
+    if side == 0 or side * side != shape[1]:
+        raise ValueError(
+            f"'x' of a batch is {shape}; wanted images [B, H, W] or [B, H, W, C], or [B, P] with P a "
+            "square: reshape the column before it is divided among clients"
+        )
+    return side, side
+
+
+def _rotated_places(height: int, width: int, angle: jax.Array) -> list[jax.Array]:
+    """Rows and columns, `[H, W]` float32 each, of an image that come to each place of the turned one.
+
+    Args:
+      height: H.
+      width: W.
+      angle: `[]` float32, radians, counter-clockwise about the middle.
+    """
+    middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
+    down = jnp.arange(height, dtype=jnp.float32)[:, None] - middle_row
+    right = jnp.arange(width, dtype=jnp.float32)[None, :] - middle_column
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return [cos * down + sin * right + middle_row, cos * right - sin * down + middle_column]

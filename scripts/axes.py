@@ -1,0 +1,43 @@
+"""Flags of what the curves of pictures run over: rounds, bytes, or seconds over a link."""
+
+from typing import Any
+
+from absl import flags
+
+import fedjax_sim as fs
+
+_DEFAULT = fs.Link()
+_PLOT_AXIS = flags.DEFINE_enum(
+    "plot_axis",
+    "rounds",
+    fs.experiment.AXES,
+    "What curves run over: rounds; bytes (in MB, up and down together); or seconds of communication, "
+    "without any computing. Give the same command with another axis to draw the pictures anew.",
+)
+_UP_MBPS = flags.DEFINE_float(
+    "up_mbps", _DEFAULT.up_mbps, "Bandwidth from a client to the server, in Mbit/s; for seconds."
+)
+_DOWN_MBPS = flags.DEFINE_float(
+    "down_mbps", _DEFAULT.down_mbps, "Bandwidth from the server to a client, in Mbit/s; for seconds."
+)
+_LATENCY_MS = flags.DEFINE_float(
+    "latency_ms", _DEFAULT.latency_ms, "Of a message one way, in milliseconds; for seconds."
+)
+_LINK_SPREAD = flags.DEFINE_float(
+    "link_spread",
+    _DEFAULT.spread,
+    "Sigma of the lognormal factor on the clients' transfer times, 0 if all are alike; for seconds.",
+)
+
+# They change how results are shown, and no result.
+NAMES = tuple(flag.name for flag in (_PLOT_AXIS, _UP_MBPS, _DOWN_MBPS, _LATENCY_MS, _LINK_SPREAD))
+
+
+def chosen() -> dict[str, Any]:
+    """The axis and the link, as `fedjax_sim.experiment.x_axis` takes them.
+
+    Raises:
+      ValueError: there is no such link.
+    """
+    link = fs.Link(_UP_MBPS.value, _DOWN_MBPS.value, _LATENCY_MS.value, _LINK_SPREAD.value)
+    return {"axis": _PLOT_AXIS.value, "link": link}
