@@ -84,6 +84,8 @@ def test_the_summary_says_what_is_promised(finished):
         "padding_waste",
         "bytes_up",
         "bytes_down",
+        "link",
+        "link_seconds",
         "jax",
         "backend",
         "devices",
@@ -108,6 +110,17 @@ def test_the_same_command_continues_and_another_is_refused(finished):
     assert "client_lr: 0.1 there, 0.2 now" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert rows_of(workdir) == before
+
+
+def test_another_axis_draws_the_same_run_anew(finished):
+    _, workdir = finished
+    before, picture = rows_of(workdir), (workdir / "curve.png").read_bytes()
+    flags = ("--num_rounds=6", "--eval_every=2", "--eval_clients", "--eval_train", "--workdir=w")
+    again = train(*flags, "--plot_axis=seconds", "--up_mbps=1", "--link_spread=0.5", cwd=workdir.parent)
+    assert rows_of(workdir) == before
+    assert (workdir / "curve.png").read_bytes() != picture
+    link = fs.Link(up_mbps=1, spread=0.5)
+    assert json.loads(again.stdout)["link_seconds"] == link.seconds(before)[-1]
 
 
 def test_the_target_ends_the_run(tmp_path):
@@ -161,6 +174,9 @@ def test_other_settings_run(tmp_path, flags):
         (("--data_placement=hots",), "unknown data_placement 'hots'; did you mean 'host'"),
         (("--algorithm=sgd", "--data_placement=host"), "reads the data of all clients"),
         (("--target_accuracy=97",), "target accuracy is 97"),
+        (("--plot_axis=byte",), "--plot_axis=byte: value should be one of <rounds|bytes|seconds>"),
+        (("--up_mbps=0", "--data_dir=nowhere"), "up_mbps is 0.0; wanted megabits per second, above 0"),
+        (("--link_spread=nan", "--dataset=mnits"), "spread is nan; wanted a number from 0 to 10"),
     ],
 )
 def test_bad_flags_are_refused_with_a_cure_and_nothing_written(tmp_path, flags, message):

@@ -107,7 +107,8 @@ def test_a_sweep_leaves_its_files(finished):
 def test_every_run_has_a_row_and_every_cell_one(finished):
     workdir, out, _ = finished
     rows = rows_of(workdir)
-    keys = ["E", "B", "C", "rate", "seed", "rounds_to_target", "best_accuracy", "seconds", "diverged"]
+    keys = ["E", "B", "C", "rate", "seed", "rounds_to_target", "bytes_to_target", "best_accuracy"]
+    keys += ["seconds", "diverged"]
     assert all(list(row) == keys for row in rows)
     runs = [(row["E"], row["rate"], row["seed"]) for row in rows]
     assert runs == sorted(runs)
@@ -123,6 +124,37 @@ def test_every_run_has_a_row_and_every_cell_one(finished):
         ["0.1", e, "10", u, "0.1", "0.05;0.1;1e+38"] for e, u in (("1", "4.0"), ("2", "8.0"))
     ]
     assert len(out.splitlines()) == 2 + len(table)
+
+
+def test_bytes_to_the_target_are_those_of_the_rounds(finished):
+    workdir, out, _ = finished
+    per_round = 2 * 10 * 4 * (784 * 10 + 10)  # down and up, 10 clients, a logistic regression
+    for row in rows_of(workdir):
+        reached = row["rounds_to_target"]
+        if reached is None:
+            assert row["bytes_to_target"] is None
+        else:
+            assert row["bytes_to_target"] == pytest.approx(per_round * reached, abs=0.0051 * per_round)
+    with (workdir / "table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    for epochs, row in enumerate(table, 1):
+        best = [r["bytes_to_target"] for r in rows_of(workdir) if (r["E"], r["rate"]) == (epochs, 0.1)]
+        assert float(row["megabytes_to_target"]) == pytest.approx(sum(best) / 2e6)
+    assert "| MB to target, up + down |" in out.splitlines()[0]
+
+
+def test_another_axis_draws_the_same_runs_anew(finished):
+    workdir, out, _ = finished
+    cells = cells_of(workdir)
+    pictures = sorted(workdir.rglob("*.png"))
+    before = [path.read_bytes() for path in pictures]
+    code, again, err = finish(start("sweep.py", *FLAGS, "--plot_axis=bytes", cwd=workdir.parent))
+    assert (code, again) == (0, out), err
+    assert "C=0.1 E=2 B=10: done before" in err
+    assert cells_of(workdir) == cells
+    after = [path.read_bytes() for path in pictures]
+    assert len(after) == 3
+    assert all(new != old for new, old in zip(after, before, strict=True))
 
 
 def test_a_rate_that_diverges_is_marked_and_ends_nothing(finished):
@@ -153,6 +185,8 @@ REFUSED = (
     (("--lr_grid=0.1:1:3", "--client_lrs=0.1"), "--client_lrs and --lr_grid exclude each other"),
     (("--batch_sizes=10,0",), "batch_size is 0"),
     (("--local_epochs=0",), "local_epochs is 0"),
+    (("--plot_axis=byte",), "--plot_axis=byte: value should be one of <rounds|bytes|seconds>"),
+    (("--down_mbps=0",), "down_mbps is 0.0; wanted megabits per second, above 0"),
     (("--workdir=w", "--num_rounds=7"), "num_rounds: 6 there, 7 now"),
 )
 

@@ -9,7 +9,14 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.experiment import plot_curve, plot_curves, plot_labels, plots, write_tensorboard
+from fedjax_sim.experiment import (
+    plot_curve,
+    plot_curves,
+    plot_labels,
+    plots,
+    write_tensorboard,
+    x_axis,
+)
 
 ROUNDS = np.arange(0, 50, 5)
 CURVE = {
@@ -18,6 +25,12 @@ CURVE = {
     "train_loss": np.r_[np.nan, np.exp(-ROUNDS[1:] / 20)],
     "test_loss": 1.2 * np.exp(-ROUNDS / 20),
 }
+# A round is a model of 1 MB to each of 10 clients, and an update of half of that back.
+SENT = dict.fromkeys(("trips_down_model", "trips_up_update"), ROUNDS)
+SENT |= dict.fromkeys(("messages_down_model", "messages_up_update"), 10 * ROUNDS)
+SENT |= dict.fromkeys(("bytes_down", "bytes_down_model"), 10_000_000 * ROUNDS)
+SENT |= dict.fromkeys(("bytes_up", "bytes_up_update"), 5_000_000 * ROUNDS)
+LINK = fs.Link(up_mbps=2, down_mbps=8, latency_ms=500)
 SPREAD = {f"client_accuracy_{name}": CURVE["test_accuracy"] - 0.02 for name in ("median", "p10", "p90")}
 
 
@@ -59,6 +72,70 @@ def test_a_curve_shows_accuracy_and_losses(tmp_path, figures):
     assert {line.get_label() for line in bottom.lines} == {"train loss", "test loss"}
     assert bottom.get_yscale() == "log"
     assert [text.get_text() for text in top.get_legend().get_texts()] == list(lines)
+
+
+@pytest.mark.parametrize(
+    ("axis", "along", "label"),
+    [
+        ("rounds", ROUNDS, "communication rounds"),
+        ("bytes", 15 * ROUNDS, "MB sent, up and down"),
+        (
+            "seconds",
+            (0.5 + 1 + 0.5 + 2) * ROUNDS,
+            "seconds of communication at 2 Mbit/s up, 8 down, 500 ms",
+        ),
+    ],
+)
+def test_a_curve_runs_over_rounds_bytes_or_seconds(tmp_path, figures, axis, along, label):
+    values, said = x_axis(CURVE | SENT, axis, LINK)
+    np.testing.assert_allclose(values, along)
+    assert said == label
+    path = tmp_path / "curve.png"
+    plot_curve(CURVE | SENT | SPREAD, path, target=0.8, axis=axis, link=LINK)
+    assert colours(path) > 10
+    panels = figures[0].axes
+    assert [axes.get_xlabel() for axes in panels] == [""] * (len(panels) - 1) + [label]
+    curves = [line for axes in panels for line in axes.lines if "target" not in line.get_label()]
+    assert all(np.allclose(line.get_xdata(), along) for line in curves)
+    assert len(panels) == (2 if axis == "bytes" else 3)
+    if axis != "bytes":
+        sent = {line.get_label(): line.get_ydata() for line in panels[2].lines}
+        np.testing.assert_array_equal(sent["sent up"], np.r_[np.nan, 5 * ROUNDS[1:]])
+        np.testing.assert_array_equal(sent["sent down"], np.r_[np.nan, 10 * ROUNDS[1:]])
+        assert panels[2].get_yscale() == "log"
+
+
+def test_by_default_the_link_is_the_usual_one_and_a_spread_is_said():
+    values, label = x_axis(CURVE | SENT, "seconds")
+    np.testing.assert_array_equal(values, fs.Link().seconds(SENT))
+    assert "spread" not in label
+    _, label = x_axis(CURVE | SENT, "seconds", fs.Link(spread=0.25))
+    assert label.endswith("at 8 Mbit/s up, 24 down, 50 ms, spread 0.25")
+
+
+def test_a_run_that_sends_nothing_has_no_panel_of_bytes(tmp_path, figures):
+    silent = CURVE | {"bytes_up": 0 * ROUNDS, "bytes_down": 0 * ROUNDS}
+    for axis in ("rounds", "bytes", "seconds"):
+        plot_curve(silent, tmp_path / f"{axis}.png", axis=axis)
+        colours(tmp_path / f"{axis}.png")
+    assert [len(figure.axes) for figure in figures] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"),
+    [
+        (
+            "bytes",
+            "does not tell what was sent, as older ones do not, so bytes are unknown; draw it over",
+        ),
+        ("seconds", "so seconds are unknown; draw it over rounds, or run it again"),
+        ("byte", "unknown axis 'byte'; did you mean 'bytes'"),
+    ],
+)
+def test_what_a_run_does_not_tell_is_no_axis(tmp_path, axis, message):
+    with pytest.raises(ValueError, match=message):
+        plot_curve(CURVE, tmp_path / "curve.png", axis=axis)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_curve_shows_the_spread_of_the_clients(tmp_path, figures):

@@ -1,0 +1,107 @@
+"""Messages counted by hand: their sizes, their totals, and what each algorithm sends."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import toys
+
+import fedjax_sim as fs
+from fedjax_sim.ledger import balance, check_sizes
+from fedjax_sim.simulation.result import ledger_of
+
+MODEL = 4 * (toys.FEATURES * 8 + 8 + 8 * toys.CLASSES + toys.CLASSES)  # float32, 8 hidden units
+SETTINGS = {"num_rounds": 3, "eval_every": 2, "client_fraction": 0.4}  # 4 of 10 clients
+ALGORITHMS = {
+    "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4),
+    "fed_sgd": lambda task: fs.fed_sgd(task, client_lr=0.1),
+}
+
+
+def test_sizes_come_in_the_ledgers_order():
+    sizes = check_sizes({"down_model": 8, "down_request": 0, "up_violation": 8, "up_model": 4})
+    assert list(sizes) == ["up_model", "up_violation", "down_model", "down_request"]
+    assert list(sizes.values()) == [4, 8, 8, 0]
+    assert check_sizes({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"up_model": 4, "up_models": 4}, "message_bytes names 'up_models'; wanted some of up_model, "),
+        ({"model": 4}, "message_bytes names 'model'; .*down_request$"),
+        ({"up_model": -1}, "message_bytes of up_model is -1; wanted at least 0"),
+    ],
+)
+def test_sizes_of_no_message_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        check_sizes(sizes)
+
+
+def test_totals_follow_from_counts_and_sizes():
+    sizes = {"up_model": 100, "up_violation": 110, "down_model": 100, "down_request": 4}
+    row = {"messages_up_model": 3, "messages_up_violation": 2, "messages_down_model": 5}
+    row |= {"messages_down_request": 3, "trips_up_model": 1, "round": 9}
+    assert balance(row, sizes) == {
+        "bytes_up": 520,
+        "bytes_down": 512,
+        "messages_up": 5,
+        "messages_down": 8,
+        "bytes_up_model": 300,
+        "bytes_up_violation": 220,
+        "bytes_down_model": 500,
+        "bytes_down_request": 12,
+    }
+    assert balance({}, {}) == dict.fromkeys(
+        ("bytes_up", "bytes_down", "messages_up", "messages_down"), 0
+    )
+
+
+def test_bytes_do_not_overflow():
+    row = {"messages_up_model": 2**31 - 1}
+    assert balance(row, {"up_model": 2**40})["bytes_up"] == (2**31 - 1) * 2**40
+
+
+def test_an_exchange_is_a_trip_down_and_a_trip_up():
+    info = fs.exchange(7)
+    assert {name: int(count) for name, count in info.items()} == {
+        "messages_down_model": 7,
+        "trips_down_model": 1,
+        "messages_up_update": 7,
+        "trips_up_update": 1,
+    }
+    assert all(count.dtype == jnp.int32 and count.shape == () for count in info.values())
+    assert int(fs.traffic("down_request", 5, trips=3)["trips_down_request"]) == 3
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_round_sends_each_client_a_model_and_has_an_update_back(task, data, name):
+    result = fs.simulate(ALGORITHMS[name](task), data, key=jax.random.key(0), **SETTINGS)
+    assert [row["round"] for row in result.rows] == [0, 2, 3]
+    for row in result.rows:
+        rounds = row["round"]
+        totals = {"messages": 4 * rounds, "bytes": 4 * rounds * MODEL}
+        expected = {f"{what}_{to}": n for what, n in totals.items() for to in ("up", "down")}
+        for kind in ("up_update", "down_model"):
+            expected |= {f"{what}_{kind}": n for what, n in totals.items()}
+            expected[f"trips_{kind}"] = rounds
+        assert ledger_of(row) == expected
+    summary = result.summary()
+    assert {name: summary[name] for name in expected} == expected
+
+
+def test_sequential_sgd_sends_nothing(task, data):
+    algorithm = fs.sgd(task, client_lr=0.1, batch_size=4)
+    rows = fs.simulate(algorithm, data, key=jax.random.key(0), num_rounds=2).rows
+    nothing = dict.fromkeys(("bytes_up", "bytes_down", "messages_up", "messages_down"), 0)
+    assert [ledger_of(row) for row in rows] == [nothing] * 3
+    assert fs.Link().seconds(rows).tolist() == [0, 0, 0]
+
+
+def test_a_sweep_counts_what_simulate_counts(task, data):
+    algorithm = ALGORITHMS["fed_avg"](task)
+    rates = {"client_lr": [0.1, 0.3]}
+    swept = fs.sweep(algorithm, data, hparams=rates, seeds=[0], **SETTINGS)
+    alone = fs.simulate(algorithm, data, key=jax.random.key(0), **SETTINGS)
+    for run in swept.runs:
+        assert [ledger_of(row) for row in run.rows] == [ledger_of(row) for row in alone.rows]
+        assert run.rows[-1]["bytes_up"] == 3 * 4 * MODEL
