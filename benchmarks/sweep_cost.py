@@ -12,14 +12,12 @@ import json
 import math
 import statistics
 import sys
-import time
-from contextlib import closing
 from pathlib import Path
 
 import jax
 import numpy as np
 from absl import app, flags, logging
-from workers import Worker
+from peak import measure_peak, timed
 
 import fedjax_sim as fs
 
@@ -39,7 +37,6 @@ MODELS = {
     "cnn": fs.models.mnist_cnn,
     "logistic": fs.models.logistic_regression,
 }
-GEMM = Path(__file__).parent / "peers" / "gemm" / "run.py"
 SINGLES = 3  # Timed in each turn.
 # Rounds. After more, rounding flips some ReLUs and runs drift apart, on other devices as well.
 COMPARED = 3
@@ -59,40 +56,6 @@ def make_data(num_clients, size):
     x = patterns[y] + rng.integers(0, 32, (n, 28, 28, 1), np.uint8)
     y = np.where(rng.random(n) < 0.2, rng.integers(0, 10, n, np.int32), y)
     return fs.data.FederatedData({"x": x, "y": y}, np.arange(0, n + 1, size, dtype=np.int32))
-
-
-def measure_peak(repeats):
-    """The best float32 matrix multiplication rate of all devices, in GFLOP/s."""
-    if jax.default_backend() != "cpu":
-        return measure_accelerators(repeats)
-    # In a process of its own, whose threads are gone before anything is timed.
-    with closing(Worker("GEMM", [sys.executable, GEMM, "jax"])) as worker:
-        return max(worker.round()["gflops"] for _ in range(1 + repeats))
-
-
-def measure_accelerators(repeats, size=8192, length=40):
-    """One device's rate, at the default precision as in training, times the number of devices."""
-    chain = jax.jit(lambda a: jax.lax.fori_loop(0, length, lambda _, c: a @ c, a))
-    # Entries so small that a chain of products stays finite.
-    a = jax.random.uniform(jax.random.key(0), (size, size), minval=-1, maxval=1) / size
-    jax.block_until_ready(chain(a))
-    seconds = min(timed(lambda: chain(a)) for _ in range(1 + repeats))
-    return jax.local_device_count() * length * 2 * size**3 / seconds / 1e9
-
-
-def timed(call):
-    """The seconds of `call`, which returns what to wait for.
-
-    Raises:
-      RuntimeError: it compiled something.
-    """
-    with fs.CompilationCounter() as compiled:
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds = time.perf_counter() - start
-    if compiled.count:
-        raise RuntimeError(f"a timed call compiled {compiled.count} programs; wanted none")
-    return seconds
 
 
 def difference(rows, others):

@@ -103,6 +103,6 @@ def _check_ledger(history: Mapping[str, Any], names: Sequence[str]) -> None:
     by_kind = sum(np.asarray(history[f"bytes_{name}"]) for name in names)
     if missing or not np.allclose(by_kind, np.add(*totals)):
         raise ValueError(
-            "the rows do not tell in which messages and trips all bytes were sent, as in older runs; run it "
-            "again in another workdir"
+            "the rows do not tell in which messages and trips all bytes were sent, as in older runs; "
+            "run it again in another workdir"
         )
