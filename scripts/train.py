@@ -8,6 +8,9 @@ With no flags: 100 clients with two digits each, by Federated Averaging, in well
       --local_epochs=5 --client_lr=0.215 --target_accuracy=0.99 --workdir=runs/cnn
   python scripts/train.py --algorithm=fed_sgd --client_lr=0.5 --num_rounds=1000
   python scripts/train.py --plot_axis=seconds --up_mbps=2 --link_spread=0.5
+  python scripts/train.py --algorithm=dynamic_averaging --delta=2 --sync_period=10
+  python scripts/train.py --algorithm=dynamic_averaging --dataset=graphical_model --model=logistic \
+      --drift_probability=0.001 --num_rounds=500 --sync_period=10 --delta=0.1
   python scripts/train.py --dataset=synthetic --num_clients=100000 --model=small_word_lstm \
       --client_fraction=0.001 --local_epochs=1 --client_lr=1 --data_placement=host
 
@@ -21,6 +24,7 @@ import json
 import math
 import pathlib
 
+import averaging
 import axes
 import jax
 import optax
@@ -31,12 +35,19 @@ from common import batch_size, numbers, run, say
 import fedjax_sim as fs
 
 flags.adopt_module_key_flags(workload)
+flags.adopt_module_key_flags(averaging)
 flags.adopt_module_key_flags(axes)
 _ALGORITHM = flags.DEFINE_string(
-    "algorithm", "fed_avg", "fed_avg, fed_sgd, or sgd (sequential, on all clients' data pooled)."
+    "algorithm",
+    "fed_avg",
+    "fed_avg, fed_sgd, sgd (sequential, on all clients' data pooled), or dynamic_averaging (each client "
+    "keeps a model of its own).",
 )
 _CLIENT_FRACTION = flags.DEFINE_float(
-    "client_fraction", 0.1, "C; max(C * N, 1) clients take part in a round."
+    "client_fraction",
+    0.1,
+    "C; max(C * N, 1) clients take part in a round. Of dynamic_averaging all do; C is for "
+    "--protocol=fed_avg.",
 )
 _LOCAL_EPOCHS = flags.DEFINE_integer("local_epochs", 5, "E, epochs a client trains in a round.")
 _BATCH_SIZE = flags.DEFINE_string("batch_size", "10", "B, examples in a local batch, or inf.")
@@ -68,9 +79,10 @@ _DATA_PLACEMENT = flags.DEFINE_string(
 _NOT_SETTINGS = ("workdir", "checkpoint_seconds", "data_placement")
 # What an algorithm has no use for: FedSGD is one epoch of one batch, the baseline has no server.
 _UNUSED = {
-    "fed_avg": (),
-    "fed_sgd": ("local_epochs", "batch_size", "shuffle", "server_lr"),
-    "sgd": ("shuffle", "server_lr", "server_optimizer", "weighting"),
+    "fed_avg": averaging.NAMES,
+    "fed_sgd": ("local_epochs", "batch_size", "shuffle", "server_lr", *averaging.NAMES),
+    "sgd": ("shuffle", "server_lr", "server_optimizer", "weighting", *averaging.NAMES),
+    "dynamic_averaging": ("local_epochs", "shuffle", "server_lr", "server_optimizer"),
 }
 
 
@@ -84,10 +96,15 @@ def _train() -> None:
         if flags.FLAGS[name].present:
             say(f"--{name} has no meaning for {_ALGORITHM.value}; ignored")
 
-    clients, test, task = workload.load(_SEED.value)
+    streams = None
+    if _ALGORITHM.value == "dynamic_averaging":
+        streams = averaging.graphical_streams(width, _NUM_ROUNDS.value, _SEED.value)
+    clients, test, task = workload.load(_SEED.value, streams)
     algorithm = make_algorithm(task, clients, width)
-    layout = fs.default_layout(_LANES.value)
-    evaluate = [fs.accuracy(task, test, layout=layout)]
+    layout = fs.default_layout(_LANES.value, num_learners=algorithm.num_learners)
+    evaluate = []
+    if test is not None and not averaging.drifts():
+        evaluate.append(fs.accuracy(task, test, layout=layout))
     if _EVAL_TRAIN.value:
         evaluate.append(fs.accuracy(task, clients, prefix="full_train", layout=layout))
     if _EVAL_CLIENTS.value:
@@ -153,7 +170,24 @@ def _sgd(task, clients, width) -> fs.Algorithm:
     )
 
 
-_ALGORITHMS = {"fed_avg": _fed_avg, "fed_sgd": _fed_sgd, "sgd": _sgd}
+def _dynamic_averaging(task, clients, width) -> fs.Algorithm:
+    return averaging.dynamic_averaging(
+        task,
+        clients,
+        client_fraction=_CLIENT_FRACTION.value,
+        batch_size=width,
+        client_lr=_CLIENT_LR.value,
+        num_rounds=_NUM_ROUNDS.value,
+        seed=_SEED.value,
+    )
+
+
+_ALGORITHMS = {
+    "fed_avg": _fed_avg,
+    "fed_sgd": _fed_sgd,
+    "sgd": _sgd,
+    "dynamic_averaging": _dynamic_averaging,
+}
 
 
 def _settings() -> dict:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import axes
@@ -17,8 +18,9 @@ DATASET = flags.DEFINE_string(
     "dataset",
     "mnist5k",
     "mnist5k (comes with the installation); mnist, qmnist, cifar10, shakespeare or messages (files in "
-    "--data_dir); tfds:<name>; synthetic (a population of --num_clients); or stored (what "
-    "fedjax_sim.data.synthetic or save_federated wrote into train and test, subfolders of --data_dir).",
+    "--data_dir); tfds:<name>; synthetic (a population of --num_clients); graphical_model (streams of "
+    "--algorithm=dynamic_averaging); or stored (what fedjax_sim.data.synthetic or save_federated wrote "
+    "into train and test, subfolders of --data_dir).",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set's files.")
 MODEL = flags.DEFINE_string(
@@ -32,7 +34,7 @@ PARTITION = flags.DEFINE_string(
     "shards",
     "Who owns which examples: iid; shards (sorted by label, --shards_per_client pieces each); "
     "dirichlet (--alpha); lognormal (IID of unequal sizes, --sigma); natural (--partition_key). Ignored "
-    "for synthetic and stored data, which come with their clients.",
+    "for synthetic, graphical_model and stored, which come with their clients.",
 )
 _NUM_CLIENTS = flags.DEFINE_integer("num_clients", 100, "N; ignored by --partition=natural.")
 _NUM_EXAMPLES = flags.DEFINE_integer(
@@ -84,18 +86,20 @@ _SERVER_OPTIMIZERS = {
 
 
 class Workload(NamedTuple):
-    """Data of clients, a test set, and the task that is learned on them."""
+    """Data of clients, a test set if there is one, and the task that is learned on them."""
 
     clients: fs.data.FederatedData
-    test: fs.data.Dataset | fs.data.FederatedData
+    test: fs.data.Dataset | fs.data.FederatedData | None
     task: fs.Task
 
 
-def load(seed: int) -> Workload:
+def load(seed: int, make_streams: Callable[[int, int], fs.data.FederatedData] | None = None) -> Workload:
     """Makes what the flags say; names are checked before any data is read.
 
     Args:
       seed: of the partition or of synthetic data, unless --partition_seed gives another.
+      make_streams: from a number of learners and a seed to the data of --dataset=graphical_model; None
+        where there are no learners.
 
     Raises:
       ValueError: a flag has no such value.
@@ -111,7 +115,13 @@ def load(seed: int) -> Workload:
             f"--model={MODEL.value} reads symbols, not the images of {DATASET.value}; wanted "
             f"--dataset={' or '.join(meant)}"
         )
-    clients, test = _load_clients(seed if _PARTITION_SEED.value is None else _PARTITION_SEED.value)
+    seed = seed if _PARTITION_SEED.value is None else _PARTITION_SEED.value
+    if DATASET.value == "graphical_model":
+        if make_streams is None:
+            raise ValueError("--dataset=graphical_model wants --algorithm=dynamic_averaging")
+        clients, test = make_streams(_NUM_CLIENTS.value, seed), None
+    else:
+        clients, test = _load_clients(seed)
     task = model(clients.num_classes, clients.examples["x"].shape[1:])
     return Workload(clients, test, task)
 
@@ -177,7 +187,8 @@ def settings(left_out: tuple[str, ...]) -> dict:
 
 
 def _division() -> str:
-    return "natural" if DATASET.value in ("synthetic", "stored") else PARTITION.value
+    own = ("synthetic", "graphical_model", "stored")
+    return "natural" if DATASET.value in own else PARTITION.value
 
 
 def _partition(seed: int) -> fs.data.Partition:

@@ -58,7 +58,7 @@ def plot_curve(
     axis: str = "rounds",
     link: Link | None = None,
 ) -> None:
-    """Draws test accuracy, losses, and where anything was sent the bytes, unless they are the axis.
+    """Draws accuracies if there are any, losses, and the bytes that were sent unless they are the axis.
 
     Args:
       history: columns of the rows of a run, as `Result.history()` gives them.
@@ -77,24 +77,20 @@ def plot_curve(
         for direction in ("up", "down")
         if axis != "bytes" and np.any(history.get(f"bytes_{direction}", 0) > 0)
     }
-    figure, panels = _subplots(3 if sent else 2, sharex=True)
-    top, bottom = panels[:2]
-    if "test_accuracy" in history:
-        top.plot(along, history["test_accuracy"], color="tab:blue", label="test accuracy")
-    if "client_accuracy_median" in history:
-        spread = (history["client_accuracy_p10"], history["client_accuracy_p90"])
-        top.fill_between(along, *spread, alpha=0.2, label="clients, 10 % to 90 %")
-    if target is not None:
-        top.axhline(target, color="gray", linewidth=0.8, label=f"target {target:g}")
-    top.set_ylabel("accuracy")
-    top.set_title(title)
+    judged = any(name in history for name in ("test_accuracy", "client_accuracy_median"))
+    figure, panels = _subplots(1 + bool(judged) + bool(sent), sharex=True, squeeze=False)
+    panels = panels[:, 0]
+    losses = panels[1] if judged else panels[0]
+    if judged:
+        _plot_accuracy(panels[0], along, history, target)
+    panels[0].set_title(title)
     for name in ("train_loss", "full_train_loss", "test_loss"):
         if name in history and np.isfinite(history[name]).any():
-            bottom.plot(along, history[name], label=name.replace("_", " "))
-    bottom.set_yscale("log")
-    bottom.set_ylabel("loss")
+            losses.plot(along, history[name], label=name.replace("_", " "))
+    losses.set_yscale("log")
+    losses.set_ylabel("loss")
     if sent:
-        _plot_sent(panels[2], along, sent)
+        _plot_sent(panels[-1], along, sent)
     panels[-1].set_xlabel(label)
     for axes in panels:
         axes.grid(alpha=0.3)
@@ -185,6 +181,17 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
         axes.legend(title="label", bbox_to_anchor=(1, 1), loc="upper left")
     _save(figure, path)
     return True
+
+
+def _plot_accuracy(axes, along, history: Mapping[str, np.ndarray], target: float | None) -> None:
+    if "test_accuracy" in history:
+        axes.plot(along, history["test_accuracy"], color="tab:blue", label="test accuracy")
+    if "client_accuracy_median" in history:
+        spread = (history["client_accuracy_p10"], history["client_accuracy_p90"])
+        axes.fill_between(along, *spread, alpha=0.2, label="clients, 10 % to 90 %")
+    if target is not None:
+        axes.axhline(target, color="gray", linewidth=0.8, label=f"target {target:g}")
+    axes.set_ylabel("accuracy")
 
 
 def _plot_sent(axes, along: np.ndarray, sent: Mapping[str, np.ndarray]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from fedjax_sim import trees
 from fedjax_sim.base import Layout
 
-_LEDGER = ("bytes_", "messages_", "trips_")  # how the ledger's columns begin
+_TOTALS = ("cumulative_", "bytes_", "messages_", "trips_")  # how columns of totals begin
 
 
 def rounds_to_target(rounds: Any, accuracies: Any, target: float) -> float | None:
@@ -51,7 +51,7 @@ def columns(rows: list[dict]) -> dict[str, np.ndarray]:
 
 def ledger_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a row that count messages, trips and bytes; none of rows that have no ledger."""
-    return {name: total for name, total in row.items() if name.startswith(_LEDGER)}
+    return {name: total for name, total in row.items() if name.startswith(_TOTALS)}
 
 
 def accuracy_curve(rows: list[dict]) -> tuple[list[int], list[float]]:
