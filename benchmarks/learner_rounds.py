@@ -33,8 +33,8 @@ _OUT = flags.DEFINE_string("out", None, "Where to write all times, as JSON.")
 METHOD = (
     "2NN on synthetic images, each learner's stream of its own, medians over turns. Useful operations: "
     "three times the products of the forward pass. Check: the squared distances of all models to the "
-    "reference, alone and from memory, over the round; in a round they are taken while a model is in the "
-    "cache, so that this is an upper bound."
+    "reference, alone and from memory, over the round; a round takes them while a model is in the cache, "
+    "so that this is an upper bound."
 )
 
 

@@ -16,6 +16,14 @@ from fedjax_sim.experiment.figures import (
     figure_rounds,
 )
 from fedjax_sim.experiment.flops import training_flops
+from fedjax_sim.experiment.frontier import (
+    compare_points,
+    frontier_points,
+    frontier_table,
+    plot_frontier,
+    plot_over_time,
+    point_label,
+)
 from fedjax_sim.experiment.grids import rate_grid
 from fedjax_sim.experiment.page import render_page
 from fedjax_sim.experiment.plots import AXES, plot_curve, plot_curves, plot_labels, x_axis
@@ -78,6 +86,7 @@ __all__ = [
     "choose_rows",
     "choose_target",
     "claim_workdir",
+    "compare_points",
     "default_limit",
     "draw_figure",
     "envelope",
@@ -88,6 +97,8 @@ __all__ = [
     "figure_rates",
     "figure_record",
     "figure_rounds",
+    "frontier_points",
+    "frontier_table",
     "markdown",
     "mean_rounds",
     "paper_algorithm",
@@ -95,7 +106,10 @@ __all__ = [
     "paper_data",
     "plot_curve",
     "plot_curves",
+    "plot_frontier",
     "plot_labels",
+    "plot_over_time",
+    "point_label",
     "provenance",
     "published",
     "rate_grid",

@@ -78,7 +78,7 @@ def plot_curve(
         if axis != "bytes" and np.any(history.get(f"bytes_{direction}", 0) > 0)
     }
     judged = any(name in history for name in ("test_accuracy", "client_accuracy_median"))
-    figure, panels = _subplots(1 + bool(judged) + bool(sent), sharex=True, squeeze=False)
+    figure, panels = subplots(1 + bool(judged) + bool(sent), sharex=True, squeeze=False)
     panels = panels[:, 0]
     losses = panels[1] if judged else panels[0]
     if judged:
@@ -96,7 +96,7 @@ def plot_curve(
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_curves(
@@ -121,7 +121,7 @@ def plot_curves(
       title: of the picture.
     """
     columns = 1 if len(panels) <= 2 else 2
-    figure, grid = _subplots(math.ceil(len(panels) / columns), columns, squeeze=False)
+    figure, grid = subplots(math.ceil(len(panels) / columns), columns, squeeze=False)
     targets = target if isinstance(target, Mapping) else dict.fromkeys(panels, target)
     for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
         target = targets.get(name)
@@ -143,7 +143,7 @@ def plot_curves(
     for axes in grid.flat[: len(panels)][-columns:]:
         axes.set_xlabel(xlabel)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
@@ -165,7 +165,7 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
     shown = np.arange(len(histogram))
     if len(shown) > _MOST_CLIENTS:
         shown = np.linspace(0, len(histogram) - 1, _MOST_CLIENTS).astype(int)
-    figure, axes = _subplots(1)
+    figure, axes = subplots(1)
     colours = _colours(histogram.shape[1])
     below = np.zeros(len(shown))
     for label in range(histogram.shape[1]):
@@ -179,7 +179,7 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
     axes.set_xlim(-0.5, len(shown) - 0.5)
     if histogram.shape[1] <= 20:
         axes.legend(title="label", bbox_to_anchor=(1, 1), loc="upper left")
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -197,13 +197,12 @@ def _plot_accuracy(axes, along, history: Mapping[str, np.ndarray], target: float
 def _plot_sent(axes, along: np.ndarray, sent: Mapping[str, np.ndarray]) -> None:
     styles = {"up": "-", "down": "--"}  # often as many bytes, one curve on the other
     for direction, total in sent.items():
-        positive = np.where(total > 0, total / 1e6, np.nan)
-        axes.plot(along, positive, styles[direction], label=f"sent {direction}")
-    axes.set_yscale("log")
+        axes.plot(along, total / 1e6, styles[direction], label=f"sent {direction}")
     axes.set_ylabel("MB so far")
 
 
-def _subplots(rows: int, columns: int = 1, **settings):
+def subplots(rows: int, columns: int = 1, **settings):
+    """A figure and its axes, as matplotlib's `Figure.subplots` gives them."""
     # The object interface, so that a notebook's own figures and backend are left alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -219,7 +218,8 @@ def _colours(count: int):
     return colormaps["tab10" if count <= 10 else "turbo"](np.linspace(0, 1, count))
 
 
-def _save(figure, path: str | pathlib.Path) -> None:
+def save_figure(figure, path: str | pathlib.Path) -> None:
+    """Writes a figure as a PNG file."""
     partial = pathlib.Path(f"{path}.partial")  # so that a killed process leaves no half picture
     figure.savefig(partial, dpi=110, format="png")
     partial.replace(path)
