@@ -33,7 +33,7 @@ _OUT = flags.DEFINE_string("out", None, "Where to write all times, as JSON.")
 METHOD = (
     "2NN on synthetic images, each learner's stream of its own, medians over turns. Useful operations: "
     "three times the products of the forward pass. Check: the squared distances of all models to the "
-    "reference, alone and from memory, over the round; a round takes them while a model is in the cache, "
+    "reference, alone and from memory, over the round; a round takes them while a model is in cache, "
     "so that this is an upper bound."
 )
 

@@ -19,3 +19,11 @@ def task():
 @pytest.fixture(scope="session")
 def data():
     return toys.federation()
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Most of the time of tests goes into compiling; equalities of results need no fast programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -10,6 +10,8 @@ import toys
 
 import fedjax_sim as fs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 M, N, B = toy.M, toy.N, toy.B
 P = fs.protocols
 MODEL_BYTES = 4 * (toys.FEATURES * 8 + 8 + 8 * toys.CLASSES + toys.CLASSES)

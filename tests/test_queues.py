@@ -17,6 +17,8 @@ import fedjax_sim as fs
 from fedjax_sim.data.cohorts import sample_cohort
 from fedjax_sim.queues import halving, plan_queues
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 plan = jax.jit(plan_queues, static_argnums=(1, 2))
 
 COUNTS = {

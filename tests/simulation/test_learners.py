@@ -10,6 +10,8 @@ import toys
 
 import fedjax_sim as fs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 P = fs.protocols
 CLOCK = ("seconds", "round_seconds")
 
