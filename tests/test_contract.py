@@ -13,6 +13,14 @@ import fedjax_sim as fs
 from fedjax_sim.ledger import check_sizes
 
 ALGORITHMS = {
+    "dynamic_averaging": lambda task: fs.dynamic_averaging(
+        task,
+        fs.protocols.dynamic(delta=0.5, period=3),
+        num_learners=len(toys.SIZES),
+        batch_size=4,
+        client_lr=0.1,
+        stream="shared",
+    ),
     "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4),
     "fed_sgd": lambda task: fs.fed_sgd(task, client_lr=0.1),
     "sgd": lambda task: fs.sgd(task, client_lr=0.1, batch_size=4, steps_per_round=5),
@@ -78,9 +86,14 @@ def test_another_rate_another_key_another_cohort_compile_nothing(algorithm, data
 
 @pytest.mark.parametrize("name", ["client_lr", "lr_decay"])
 @pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
-@pytest.mark.parametrize("factory", ["fed_avg", "fed_sgd", "sgd"])
+@pytest.mark.parametrize("factory", ["dynamic_averaging", "fed_avg", "fed_sgd", "sgd"])
 def test_bad_rates_are_refused(task, factory, name, value):
     settings = {
+        "dynamic_averaging": {
+            "protocol": fs.protocols.none(),
+            "num_learners": 2,
+            "batch_size": 4,
+        },
         "fed_avg": {"local_epochs": 1, "batch_size": 4},
         "fed_sgd": {"client_lr": 0.1},
         "sgd": {"batch_size": 4},

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from fedjax_sim.experiment.plots import save_figure, subplots
+from fedjax_sim.naming import choose
 from fedjax_sim.simulation import Link, SweepRun
 
-AXES = {"bytes": "MB sent, up + down", "seconds": "seconds of communication"}
-_SETTINGS = {"delta": "Δ", "fraction": "C"}
+_SETTINGS = (("delta", "Δ"), ("fraction", "C"))  # what protocols call their own
 
 
 def frontier_points(
@@ -37,7 +37,7 @@ def frontier_points(
     points = []
     for run in runs:
         last, history = run.rows[-1], run.history()
-        settings = {name: float(run.hparams[name]) for name in _SETTINGS if name in run.hparams}
+        settings = {name: float(run.hparams[name]) for name, _ in _SETTINGS if name in run.hparams}
         sent = history["bytes_up"] + history["bytes_down"]
         losses = np.nan_to_num(history["cumulative_loss"])  # before the first round there is none
         points.append(
@@ -109,7 +109,7 @@ def frontier_table(compared: Sequence[Mapping[str, Any]]) -> str:
 
 def point_label(point: Mapping[str, Any]) -> str:
     """The protocol and its settings, such as "dynamic, b=10, Δ=0.3"."""
-    values = [f"{sign}={point[name]}" for name, sign in _SETTINGS.items() if name in point]
+    values = [f"{sign}={point[name]}" for name, sign in _SETTINGS if name in point]
     return ", ".join([point["protocol"], f"b={point['b']}", *values])
 
 
@@ -128,22 +128,22 @@ def plot_frontier(
     Raises:
       ValueError: there is no such axis.
     """
-    if axis not in AXES:
-        raise ValueError(f"axis is {axis!r}; wanted {' or '.join(AXES)}")
+    label, unit = choose(
+        "axis", axis, {"bytes": ("MB sent, up + down", 1e6), "seconds": ("seconds of communication", 1)}
+    )
     figure, grid = subplots(len(panels), squeeze=False)
     for axes, (title, points) in zip(grid[:, 0], panels.items(), strict=True):
         families = {}
         for point in points:
-            varied = next((name for name in _SETTINGS if name in point), "b")
+            varied = next((name for name, _ in _SETTINGS if name in point), "b")
             name = point["protocol"] + (f", b={point['b']}" if varied != "b" else "")
             families.setdefault(name, []).append(point)
         for name, family in families.items():
             family = [point for point in family if point["diverged"] is None]
             spoken = sorted((point for point in family if point["bytes"]), key=lambda p: p[axis])
-            scale = 1e6 if axis == "bytes" else 1
             if spoken:
                 losses = [point["cumulative_loss"] / point["examples"] for point in spoken]
-                axes.plot([point[axis] / scale for point in spoken], losses, "o-", label=name)
+                axes.plot([point[axis] / unit for point in spoken], losses, "o-", label=name)
             for point in family:
                 if not point["bytes"] and name == "none":
                     loss = point["cumulative_loss"] / point["examples"]
@@ -153,7 +153,7 @@ def plot_frontier(
         axes.set_ylabel("loss per example")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
-    grid[-1, 0].set_xlabel(AXES[axis])
+    grid[-1, 0].set_xlabel(label)
     save_figure(figure, path)
 
 
