@@ -1,7 +1,6 @@
 """The scripts, run as a user runs them: another process, flags, files."""
 
 import json
-import pathlib
 import random
 import re
 import subprocess
@@ -10,26 +9,9 @@ import time
 
 import pytest
 from data_files import data_root, needs
+from script_runs import ROOT, rows_of, train
 
 import fedjax_sim as fs
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-def train(*flags, cwd, check=True):
-    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
-    if check:
-        assert done.returncode == 0, done.stderr
-    return done
-
-
-def rows_of(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_clock(rows):
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -132,8 +132,7 @@ def simulate(
             "key": np.asarray(jax.random.key_data(key)).tolist(),
             "data_digest": data.digest(),
         }
-        known = {name: value if math.isfinite(value) else str(value) for name, value in hparams.items()}
-        files.claim(home, settings | known | dict(algorithm.settings) | dict(config or {}))
+        files.claim(home, settings | hparams | dict(algorithm.settings) | dict(config or {}))
 
     with contextlib.ExitStack() as stack:
         if home is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
       ValueError: it belongs to a run of another configuration, or holds other files.
     """
     path = workdir / "config.json"
-    config = json.loads(json.dumps(config))
+    config = json.loads(json.dumps({name: _plain(value) for name, value in config.items()}))
     if path.exists():
         try:
             known = json.loads(path.read_text())
@@ -43,6 +44,11 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, config)
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has; it has no infinity, which a threshold may be."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

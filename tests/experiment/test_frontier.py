@@ -85,7 +85,7 @@ def test_pictures_are_written(points, tmp_path):
         fs.experiment.plot_frontier(panels, tmp_path / f"{axis}.png", axis=axis)
         assert (tmp_path / f"{axis}.png").read_bytes().startswith(PNG)
     assert (tmp_path / "bytes.png").read_bytes() != (tmp_path / "seconds.png").read_bytes()
-    with pytest.raises(ValueError, match="unknown axis 'rounds'. Known: bytes, seconds"):
+    with pytest.raises(ValueError, match="unknown axis 'rounds'"):
         fs.experiment.plot_frontier(panels, tmp_path / "x.png", axis="rounds")
     fs.experiment.plot_over_time(points[:3], tmp_path / "time.png", drifts=(10,), title="drift")
     assert (tmp_path / "time.png").read_bytes().startswith(PNG)

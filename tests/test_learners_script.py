@@ -1,0 +1,45 @@
+"""Dynamic averaging by the flags of scripts/train.py."""
+
+import json
+
+import pytest
+from script_runs import rows_of, train
+
+LEARNERS = ("--algorithm=dynamic_averaging", "--model=logistic", "--num_rounds=4", "--sync_period=3")
+
+
+def test_learners_that_drift_by_flags(tmp_path):
+    flags = ("--delta=0", "--weighting=uniform", "--drift=labels", "--drift_at=6", "--workdir=w")
+    summary = json.loads(train(*LEARNERS, *flags, cwd=tmp_path).stdout)
+    model = 4 * (784 * 10 + 10)
+    assert summary["bytes_up"] == summary["bytes_up_violation"] == 4 * 100 * model
+    assert summary["bytes_down"] == summary["bytes_down_model"] == 4 * 100 * model
+    assert summary["link_seconds"] > 0
+    # The test set knows nothing of the drift.
+    assert summary["final_accuracy"] is None
+    rows = rows_of(tmp_path / "w")
+    assert rows[-1]["cumulative_loss"] > rows[-2]["cumulative_loss"] > 0
+    config = json.loads((tmp_path / "w" / "config.json").read_text())
+    assert (config["protocol"], config["sync_period"], config["drift_at"]) == ("dynamic", 3, ["6"])
+
+
+def test_learners_on_streams_of_a_graphical_model(tmp_path):
+    flags = ("--dataset=graphical_model", "--num_clients=6", "--drift_at=6", "--delta=inf")
+    summary = json.loads(train(*LEARNERS, *flags, "--workdir=w", cwd=tmp_path).stdout)
+    assert summary["bytes_up"] == summary["bytes_down"] == 0
+    assert rows_of(tmp_path / "w")[-1]["examples"] == 4 * 3 * 10 * 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--stream=once",), "ends after step 4"),
+        (("--drift_at=3", "--drift_probability=0.1"), "exclude each other"),
+    ],
+)
+def test_flags_of_learners_are_checked_before_training(tmp_path, flags, message):
+    refused = train(*LEARNERS, *flags, cwd=tmp_path, check=False)
+    assert refused.returncode == 1
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "runs").exists()
