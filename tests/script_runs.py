@@ -18,7 +18,3 @@ def train(*flags, cwd, check=True):
 
 def rows_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_clock(rows):
-    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]

@@ -19,8 +19,7 @@ def test_a_small_benchmark_of_communication_reports_what_it_promises(tmp_path):
     flags = (
         "--experiments=drift",
         "--learners=6",
-        "--drift_steps=40",
-        "--drift_at=20",
+        "--steps=40",
         "--periods=10,20",
     )
     grids = (
@@ -35,10 +34,10 @@ def test_a_small_benchmark_of_communication_reports_what_it_promises(tmp_path):
     assert "- rate 0.1: dynamic, b=10, Δ=0" in done.stdout
 
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"communication.json", "tables.md", "drift.png", "drift_over_time.png"}
-    report = json.loads((tmp_path / "out" / "communication.json").read_text())
+    assert names == {"drift.json", "drift.md", "drift.png", "drift_over_time.png"}
+    report = json.loads((tmp_path / "out" / "drift.json").read_text())
     assert {"command", "date", "machine", "versions", "flags"} <= report.keys()
-    points = report["experiments"]["drift"]["points"]
+    points = report["points"]
     found = {(p["protocol"], p["b"], p.get("delta"), p.get("fraction")): p for p in points}
     periodic, zero = found["periodic", 10, None, None], found["dynamic", 10, 0.0, None]
     model = 4 * (50 * 2 + 2)

@@ -14,6 +14,10 @@ from script_runs import ROOT, rows_of, train
 import fedjax_sim as fs
 
 
+def without_clock(rows):
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A short run with the default model and data, and its workdir."""
