@@ -65,8 +65,8 @@ METHOD = {
     "mean model on the test set.",
     "drift": "Logistic regression; the source has 50 observed and 5 hidden variables with effects drawn "
     "from U(0, 1), and is drawn anew after each fifth of the stream.",
-    "clear_drift": "Logistic regression; the source has 50 observed, 10 hidden variables with effects drawn "
-    "from U(0.7, 1), and is drawn anew after each fifth of the stream.",
+    "clear_drift": "Logistic regression; the source has 50 observed and 10 hidden variables with "
+    "effects drawn from U(0.7, 1), and is drawn anew after each fifth of the stream.",
 }
 
 
@@ -176,7 +176,8 @@ def main(_):
         sys.exit(f"--periods lack --period={_PERIOD.value}, with which the others are compared")
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    flag_values = {f.name: f.value for f in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    flag_values = {f.name: f.value for f in own if f.name not in ("data_dir", "out")}
     for name in _EXPERIMENTS.value:
         points = measure(name)
         points.sort(key=lambda point: point["rate"])
