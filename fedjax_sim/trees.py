@@ -24,13 +24,9 @@ def scale(tree: Tree, factor: jax.Array | float) -> Tree:
 
 
 def squared_distance(a: Tree, b: Tree) -> jax.Array:
-    """`||a - b||^2` over all leaves, `[]` float32."""
-
-    def of_leaf(x, y):
-        difference = (x - y).ravel()
-        return jnp.vdot(difference, difference)
-
-    return sum(jax.tree.leaves(jax.tree.map(of_leaf, a, b)))
+    """`||a - b||^2` over all leaves, `[]`."""
+    squares = jax.tree.map(lambda x, y: jnp.sum(jnp.square(x - y)), a, b)
+    return sum(jax.tree.leaves(squares))
 
 
 def zeros_like(tree: Tree) -> Tree:
