@@ -14,11 +14,13 @@ our choice: one whose classes hardly overlap, with rarer drifts, so that there i
 two of them.
 """
 
+import itertools
 import json
 import pathlib
 import sys
 import time
 
+import numpy as np
 from absl import app, flags, logging
 
 import fedjax_sim as fs
@@ -81,10 +83,15 @@ def load(name):
         )
         task = fs.models.logistic_regression(2, clients.examples["x"].shape[1:])
         return task, clients, "once", ()
-    train, test = fs.data.load("mnist" if _DATA_DIR.value else "mnist5k", data_dir=_DATA_DIR.value)
+    train, test = fs.data.load(dataset(), data_dir=_DATA_DIR.value)
     clients = fs.data.federate(train, fs.data.iid(num_clients=_LEARNERS.value, seed=0))
     task = MODELS[_MODEL.value](10, clients.examples["x"].shape[1:])
     return task, clients, "shared", fs.accuracy(task, test, layout=fs.Layout())
+
+
+def dataset():
+    """The digits of the experiment mnist."""
+    return "mnist" if _DATA_DIR.value else "mnist5k"
 
 
 def num_steps(name):
@@ -128,8 +135,6 @@ def measure(name):
             batch_size=_BATCH_SIZE.value,
             stream=stream,
         )
-        if steps % protocol.period:
-            sys.exit(f"{steps} steps are no multiple of b = {protocol.period}; choose others")
         # Fifty rows a run under drift, to see what follows each; elsewhere ten.
         every = steps // 50 if name in SOURCES else steps // 10
         result = fs.sweep(
@@ -149,20 +154,35 @@ def measure(name):
     return points
 
 
+def at_equal_bytes(own, point):
+    """Periodic averaging's loss ratio where it sends as much as a point, between its settings."""
+    periodic = sorted((p["bytes"], p["loss_ratio"]) for p in own if p["protocol"] == "periodic")
+    sent, ratios = zip(*periodic, strict=True)
+    if not sent[0] <= point["bytes"] <= sent[-1]:
+        return None
+    return float(np.interp(np.log(point["bytes"]), np.log(sent), ratios))
+
+
 def headline(compared):
     """Of each rate, the dynamic averaging that sends least within 2 % of periodic averaging's loss."""
     lines = []
     for rate in dict.fromkeys(point["rate"] for point in compared):
         own = [point for point in compared if point["rate"] == rate]
-        silent = next(point for point in own if point["protocol"] == "none")
         near = [p for p in own if p["protocol"] == "dynamic" and p["loss_ratio"] <= 1.02 and p["bytes"]]
+        line = f"- rate {rate:g}: "
         if near:
-            best = max(near, key=lambda point: point["times_fewer_bytes"])
+            best = min(near, key=lambda point: point["bytes"])
             label, fewer = fs.experiment.point_label(best), best["times_fewer_bytes"]
-            found = f"{label} sends {fewer:.1f} times fewer bytes at {best['loss_ratio'] - 1:+.1%} loss"
+            line += f"{label} sends {fewer:.1f} times fewer bytes at {best['loss_ratio'] - 1:+.1%} loss"
+            alike = at_equal_bytes(own, best)
+            if alike is not None:
+                line += f" (periodic averaging with as many bytes: {alike - 1:+.1%})"
         else:
-            found = "no Delta of the grid is within 2 %"
-        lines.append(f"- rate {rate:g}: {found}; without any message {silent['loss_ratio'] - 1:+.1%}")
+            line += "no Delta of the grid is within 2 %"
+        silent = [point["loss_ratio"] for point in own if point["protocol"] == "none"]
+        if silent:
+            line += f"; without any message {silent[0] - 1:+.1%}"
+        lines.append(line)
     return "\n".join(lines) + "\n"
 
 
@@ -174,20 +194,24 @@ def main(_):
         sys.exit(f"--experiments: got {sorted(unknown)}, wanted some of {list(RATES)}")
     if str(_PERIOD.value) not in _PERIODS.value:
         sys.exit(f"--periods lack --period={_PERIOD.value}, with which the others are compared")
+    for name, (_, protocol, _) in itertools.product(_EXPERIMENTS.value, families()):
+        if num_steps(name) % protocol.period:
+            sys.exit(f"{num_steps(name)} steps are no multiple of b = {protocol.period}; choose others")
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
     flag_values = {f.name: f.value for f in own if f.name not in ("data_dir", "out")}
+    flag_values["dataset"] = dataset()
     for name in _EXPERIMENTS.value:
         points = measure(name)
         points.sort(key=lambda point: point["rate"])
+        report = {**fs.experiment.provenance(), "flags": flag_values, "method": METHOD[name]}
+        text = json.dumps(report | {"points": points}, allow_nan=False)
+        fs.experiment.write_text(out / f"{name}.json", text + "\n")
         compared = fs.experiment.compare_points(points, period=_PERIOD.value)
         summary = headline(compared)
         page = ["# " + name, METHOD[name], summary, fs.experiment.frontier_table(compared)]
         fs.experiment.write_text(out / f"{name}.md", "\n\n".join(part.rstrip() for part in page) + "\n")
-        report = {**fs.experiment.provenance(), "flags": flag_values, "method": METHOD[name]}
-        text = json.dumps(report | {"points": points}, allow_nan=False)
-        fs.experiment.write_text(out / f"{name}.json", text + "\n")
         panels = {
             f"{name}, rate {rate:g}": [point for point in points if point["rate"] == rate]
             for rate in dict.fromkeys(point["rate"] for point in points)

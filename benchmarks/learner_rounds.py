@@ -50,6 +50,10 @@ def protocols():
     }
 
 
+def layout():
+    return fs.default_layout(num_learners=_LEARNERS.value)
+
+
 def make_data(rows_of_each):
     """A federation of dim, noisy images of ten patterns."""
     rng, n = np.random.default_rng(0), _LEARNERS.value * rows_of_each
@@ -88,7 +92,7 @@ def check_seconds(task):
     for check in (check_from_memory, check_from_cache):
         jax.block_until_ready(check(models, reference))
         times = [timed(lambda check=check: check(models, reference)) for _ in range(_REPEATS.value)]
-        yield statistics.median(times) / jax.local_device_count()
+        yield statistics.median(times) / layout().num_devices
 
 
 def main(_):
@@ -117,7 +121,7 @@ def main(_):
 
     report = {
         **fs.experiment.provenance(),
-        "devices": jax.local_device_count(),
+        "devices": layout().num_devices,
         "flags": {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])},
         "method": METHOD,
         "gemm_gflops": measure_peak(0 if _SMOKE.value else 5),
@@ -144,7 +148,7 @@ def main(_):
                 "gflops": flops * examples / median / 1e9,
                 "of_peak": flops * examples / median / 1e9 / report["gemm_gflops"],
                 "over_none": median / statistics.median([r[-1]["round_seconds"] for r in turns["none"]]),
-                "check_shares": {name: seconds / median for name, seconds in checks.items()},
+                "check_shares": {place: alone / median for place, alone in checks.items()},
                 "models_up": (last["messages_up"] - before["messages_up"]) / _ROUNDS.value,
             }
         )

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from fedjax_sim.checks import check_rates
+
 Params = Any  # a pytree of float arrays
 Batch = Mapping[str, jax.Array]  # column name -> `[B, ...]`
 Ratio = tuple[jax.Array, jax.Array]  # a numerator and a denominator for each example, `[B]` each
@@ -134,6 +136,8 @@ class Algorithm(NamedTuple):
         the layout's devices share the learners evenly.
       specs: a pytree prefix of the state, which parts of it are spread over the layout's devices.
       check: `check(data, num_rounds)` raises ValueError for data that does not last so long.
+      check_hparams: of name -> value, raises ValueError for a value out of its range; by default all
+        are rates, finite and at least 0.
     """
 
     init: Callable[[jax.Array, Mapping[str, Any]], Any]
@@ -145,3 +149,4 @@ class Algorithm(NamedTuple):
     num_learners: int | None = None
     specs: Any = PartitionSpec()
     check: Callable[[Any, int], None] = _accept
+    check_hparams: Callable[[Mapping[str, float]], None] = check_rates

@@ -2,11 +2,8 @@
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-SHARES = frozenset({"fraction"})
-THRESHOLDS = frozenset({"delta"})
 
 
 def check_count(name: str, value: Any) -> int:
@@ -30,17 +27,48 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f"seed is {seed!r}; wanted an integer of at least 0, so that the draws repeat")
 
 
-def check_hparams(hparams: Mapping[str, float]) -> None:
-    """Checks hyper-parameters: rates, but for those that are known to be something else by name.
+def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
+    """Checks a setting that is one of a few words.
 
     Raises:
-      ValueError: one is negative, not a number, above 1 though a share of something, or infinite though
-        not a threshold.
+      ValueError: it is none of them.
     """
-    for name, value in hparams.items():
-        if name in SHARES and not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; wanted a number in [0, 1]")
-        if name in THRESHOLDS and not value >= 0:
-            raise ValueError(f"{name} is {value}; wanted a number of at least 0, or inf")
-        if name not in THRESHOLDS and (not math.isfinite(value) or value < 0):
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; wanted {' or '.join(map(repr, known))}")
+
+
+def check_rates(rates: Mapping[str, float]) -> None:
+    """Checks hyper-parameters that are rates.
+
+    Raises:
+      ValueError: one is negative or not a finite number.
+    """
+    for name, value in rates.items():
+        if not _is_number(value) or not math.isfinite(value) or value < 0:
             raise ValueError(f"{name} is {value}; wanted a finite number, at least 0")
+
+
+def check_thresholds(thresholds: Mapping[str, float]) -> None:
+    """Checks hyper-parameters that something must not exceed, and that may be infinite.
+
+    Raises:
+      ValueError: one is negative or not a number.
+    """
+    for name, value in thresholds.items():
+        if not _is_number(value) or not value >= 0:
+            raise ValueError(f"{name} is {value}; wanted a number of at least 0, or inf")
+
+
+def check_shares(shares: Mapping[str, float]) -> None:
+    """Checks hyper-parameters that are shares of something.
+
+    Raises:
+      ValueError: one is not in [0, 1].
+    """
+    for name, value in shares.items():
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; wanted a number in [0, 1]")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

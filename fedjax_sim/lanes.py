@@ -1,6 +1,7 @@
 """The engine: a cohort becomes chunks of lanes, spread over devices.
 
-Here and in `queues.py`, where lanes pass from client to client, stand the only vmaps over clients.
+Here, in `queues.py`, where lanes pass from client to client, and in `learners.py`, where clients keep
+their models, stand the only vmaps over clients.
 """
 
 from collections.abc import Callable
@@ -217,11 +218,15 @@ def place(tree: Any, layout: Layout, specs: Any = EVERYWHERE) -> Any:
       layout: where.
       specs: a PartitionSpec, or a pytree of them of which `tree` may be deeper.
     """
+    return jax.device_put(tree, shardings(layout, specs))
+
+
+def shardings(layout: Layout, specs: Any) -> Any:
+    """Where a layout puts what `specs` say, as JAX takes it; None for the default device."""
     if layout.mesh is None:
-        return jax.device_put(tree)
-    where = jax.tree.map(
+        return None
+    return jax.tree.map(
         lambda spec: NamedSharding(layout.mesh, spec),
         specs,
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),  # a tuple to some versions of JAX
     )
-    return jax.device_put(tree, where)

@@ -6,7 +6,7 @@ round counts messages inside the compiled program; their sizes follow from shape
 bytes on the host, in Python's integers, which do not overflow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -26,7 +26,11 @@ def traffic(name: str, messages: Any, trips: Any = 1) -> dict[str, jax.Array]:
       messages: how many are sent in the round.
       trips: how often somebody waits for them: messages that travel side by side are one trip, such
         that go one after the other are many.
+
+    Raises:
+      ValueError: the name is none of a direction and a kind.
     """
+    check_sizes({name: 0})
     counts = {f"messages_{name}": messages, f"trips_{name}": trips}
     return {key: jnp.asarray(count, jnp.int32) for key, count in counts.items()}
 
@@ -51,11 +55,30 @@ def check_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
     known = [f"{direction}_{kind}" for direction in DIRECTIONS for kind in KINDS]
     strange = [name for name in sizes if name not in known]
     if strange:
-        raise ValueError(f"message_bytes names {strange[0]!r}; wanted some of {', '.join(known)}")
+        raise ValueError(f"no kind of message is {strange[0]!r}; wanted some of {', '.join(known)}")
     negative = [name for name, size in sizes.items() if size < 0]
     if negative:
         raise ValueError(f"message_bytes of {negative[0]} is {sizes[negative[0]]}; wanted at least 0")
     return {name: int(sizes[name]) for name in known if name in sizes}
+
+
+def check_counts(counted: Iterable[str], sizes: Mapping[str, int]) -> None:
+    """Checks that rounds count the messages whose sizes are known, and no others.
+
+    Args:
+      counted: the names of a round's `info`.
+      sizes: see `check_sizes`.
+
+    Raises:
+      ValueError: a name is missing on one of the sides.
+    """
+    counts = {name for name in counted if name.startswith(("messages_", "trips_"))}
+    wanted = {f"{what}_{name}" for name in sizes for what in ("messages", "trips")}
+    if counts != wanted:
+        raise ValueError(
+            f"rounds count {sorted(counts)} in their info, but message_bytes gives sizes of "
+            f"{sorted(sizes)}; wanted the same kinds in both, as exchange and model_exchange have"
+        )
 
 
 def balance(row: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """Flags of dynamic averaging: the protocol, the learners' streams and their drift."""
 
 import math
-from collections.abc import Callable
 
 import optax
 import workload
@@ -35,8 +34,8 @@ _LOCAL_OPTIMIZER = flags.DEFINE_string("local_optimizer", "sgd", "Of learners: s
 _DRIFT = flags.DEFINE_string(
     "drift",
     "none",
-    "Of the concept: none, labels (they are permuted at each drift) or rotation (of images). A new "
-    "--dataset=graphical_model is drawn at each drift in any case.",
+    "Of the concept: none, labels (permuted at each drift) or rotation (of images, at each step). "
+    "--dataset=graphical_model is drawn anew at each drift in any case.",
 )
 _DRIFT_AT = flags.DEFINE_list("drift_at", [], "Steps at which the concept changes.")
 _DRIFT_PROBABILITY = flags.DEFINE_float(
@@ -61,86 +60,82 @@ NAMES = tuple(
 _OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
 
 
-def graphical_streams(
-    batch_size: float, num_rounds: int, seed: int
-) -> Callable[[int, int], fs.data.FederatedData]:
-    """A function from a number of learners and a seed to streams that last for the run.
+class Averaging:
+    """Dynamic averaging as the flags want it; they are checked here, before any data is read.
+
+    Args:
+      client_fraction: of --protocol=fed_avg.
+      batch_size: `B`.
+      num_rounds: that the run will have.
+      seed: of the drifts.
 
     Raises:
-      ValueError: a flag is out of its range.
+      ValueError: a flag is out of its range, or two contradict each other.
     """
-    num_steps = num_rounds * _period()
-    drifts = _drift_steps(num_steps, seed)
 
-    def make(num_learners, seed):
+    def __init__(self, *, client_fraction: float, batch_size: float, num_rounds: int, seed: int):
+        if batch_size == math.inf:
+            raise ValueError("--algorithm=dynamic_averaging wants a finite --batch_size")
+        self._batch_size, self._seed = int(batch_size), seed
+        period = _SYNC_PERIOD.value
+        protocols = {
+            "dynamic": lambda: fs.protocols.dynamic(delta=_DELTA.value, period=period),
+            "hedged": lambda: fs.protocols.hedged(delta=_DELTA.value, period=period),
+            "periodic": lambda: fs.protocols.periodic(period=period),
+            "continuous": fs.protocols.continuous,
+            "fed_avg": lambda: fs.protocols.fed_avg(period=period, fraction=client_fraction),
+            "none": lambda: fs.protocols.none(period=period),
+        }
+        self._protocol = fs.choose("protocol", _PROTOCOL.value, protocols)()
+        self._optimizer = fs.choose("local_optimizer", _LOCAL_OPTIMIZER.value, _OPTIMIZERS)
+        self._num_steps = num_rounds * self._protocol.period
+        self._drifts = _drift_steps(self._num_steps, seed)
+        self._make_drift = fs.choose(
+            "drift", _DRIFT.value, {k: k for k in ("none", "labels", "rotation")}
+        )
+        graphical = workload.DATASET.value == "graphical_model"
+        asked = bool(_DRIFT_AT.value or _DRIFT_PROBABILITY.value)
+        if asked and not graphical and self._make_drift != "labels":
+            raise ValueError(
+                "--drift_at and --drift_probability are of --drift=labels or --dataset=graphical_model"
+            )
+        if self._make_drift == "labels" and not asked:
+            raise ValueError("--drift=labels wants --drift_at or --drift_probability")
+
+    @property
+    def drifts(self) -> bool:
+        """Whether labels or images change, so that rows as they are stored are another concept."""
+        return self._make_drift != "none"
+
+    def make_streams(self, num_learners: int, seed: int) -> fs.data.FederatedData:
+        """Streams of --dataset=graphical_model that last for the run."""
         return fs.data.random_graphical_model(
             num_learners=num_learners,
-            examples_per_learner=num_steps * _finite(batch_size),
-            drift_at=[step * batch_size for step in drifts],
+            examples_per_learner=self._num_steps * self._batch_size,
+            drift_at=[step * self._batch_size for step in self._drifts],
             seed=seed,
         )
 
-    return make
-
-
-def dynamic_averaging(
-    task: fs.Task,
-    clients: fs.data.FederatedData,
-    *,
-    client_fraction: float,
-    batch_size: float,
-    client_lr: float,
-    num_rounds: int,
-    seed: int,
-) -> fs.Algorithm:
-    """Dynamic averaging as the flags want it; a learner for each client.
-
-    Raises:
-      ValueError: a flag is out of its range.
-    """
-    period = _period()
-    protocols = {
-        "dynamic": lambda: fs.protocols.dynamic(delta=_DELTA.value, period=period),
-        "hedged": lambda: fs.protocols.hedged(delta=_DELTA.value, period=period),
-        "periodic": lambda: fs.protocols.periodic(period=period),
-        "continuous": fs.protocols.continuous,
-        "fed_avg": lambda: fs.protocols.fed_avg(period=period, fraction=client_fraction),
-        "none": lambda: fs.protocols.none(period=period),
-    }
-    steps = _drift_steps(num_rounds * period, seed)
-    drifts = {
-        "none": lambda: None,
-        "labels": lambda: fs.data.label_drift(steps, num_classes=clients.num_classes, seed=seed),
-        "rotation": lambda: fs.data.rotation_drift(_DEGREES.value),
-    }
-    return fs.dynamic_averaging(
-        task,
-        fs.choose("protocol", _PROTOCOL.value, protocols)(),
-        fs.choose("local_optimizer", _LOCAL_OPTIMIZER.value, _OPTIMIZERS),
-        num_learners=clients.num_clients,
-        batch_size=_finite(batch_size),
-        client_lr=client_lr,
-        lr_decay=workload.LR_DECAY.value,
-        weighting=workload.WEIGHTING.value,
-        stream=_STREAM.value,
-        drift=fs.choose("drift", _DRIFT.value, drifts)(),
-    )
-
-
-def drifts() -> bool:
-    """Whether labels or images change, so that a test set would judge another concept."""
-    return _DRIFT.value != "none"
-
-
-def _period() -> int:
-    """`b`, the steps of a round."""
-    return 1 if _PROTOCOL.value == "continuous" else _SYNC_PERIOD.value
-
-
-def _finite(batch_size: float) -> int:
-    if batch_size == math.inf:
-        raise ValueError("--algorithm=dynamic_averaging wants a finite --batch_size")
-    return int(batch_size)
+    def algorithm(self, task: fs.Task, clients: fs.data.FederatedData, client_lr: float) -> fs.Algorithm:
+        """A learner for each client."""
+        classes = {"num_classes": clients.num_classes, "seed": self._seed}
+        drifts = {
+            "none": lambda: None,
+            "labels": lambda: fs.data.label_drift(self._drifts, **classes),
+            "rotation": lambda: fs.data.rotation_drift(_DEGREES.value),
+        }
+        return fs.dynamic_averaging(
+            task,
+            self._protocol,
+            self._optimizer,
+            num_learners=clients.num_clients,
+            batch_size=self._batch_size,
+            client_lr=client_lr,
+            lr_decay=workload.LR_DECAY.value,
+            weighting=workload.WEIGHTING.value,
+            stream=_STREAM.value,
+            drift=drifts[self._make_drift](),
+        )
 
 
 def _drift_steps(num_steps: int, seed: int) -> tuple[int, ...]:

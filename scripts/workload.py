@@ -118,7 +118,9 @@ def load(seed: int, make_streams: Callable[[int, int], fs.data.FederatedData] | 
     seed = seed if _PARTITION_SEED.value is None else _PARTITION_SEED.value
     if DATASET.value == "graphical_model":
         if make_streams is None:
-            raise ValueError("--dataset=graphical_model wants --algorithm=dynamic_averaging")
+            raise ValueError(
+                "--dataset=graphical_model is for scripts/train.py --algorithm=dynamic_averaging only"
+            )
         clients, test = make_streams(_NUM_CLIENTS.value, seed), None
     else:
         clients, test = _load_clients(seed)

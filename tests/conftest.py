@@ -1,5 +1,7 @@
 """Two CPU devices and strict types for all tests, and a small ragged federation."""
 
+import os
+
 import jax
 import pytest
 
@@ -21,9 +23,17 @@ def data():
     return toys.federation()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs(tmp_path_factory):
+    """Scripts that tests run compile each program once for all of them; this process keeps its own."""
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.getbasetemp().parent / "programs")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
 @pytest.fixture(scope="module")
 def quick_compilation():
-    """Most of the time of tests goes into compiling; equalities of results need no fast programs."""
+    """Most of the time of tests goes into compiling; equalities of runs need no fast programs."""
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -9,6 +9,7 @@ import pytest
 import toys
 
 import fedjax_sim as fs
+from fedjax_sim.streams import Streams
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -110,17 +111,34 @@ def assert_all_close(learners, w):
         np.testing.assert_allclose(row, toy.flat_one(w), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("lanes", "devices"), [(3, 1), (10, 1), (1, 2), (2, 2)])
+WHOLE = {
+    "dynamic": (P.dynamic(delta=0.1, period=2), {"optimizer": optax.adam, "client_lr": 0.02}),
+    "fed_avg": (
+        P.fed_avg(period=2, fraction=0.4),
+        {
+            "batch_size": (1, 2, 3, 4, 5) * 2,
+            "weighting": "examples",
+            "stream": "shared",
+            "drift": fs.data.label_drift((5,), num_classes=toys.CLASSES),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.usefixtures("promotion")
-def test_lanes_and_devices_change_nothing(lanes, devices):
-    for protocol in (P.dynamic(delta=0.1, period=2), P.fed_avg(period=2, fraction=0.4)):
-        algorithm = toy.algorithm(protocol, optimizer=optax.adam, client_lr=0.02)
-        one, infos = toy.states(algorithm, 6)
+def test_lanes_and_devices_change_nothing(name):
+    protocol, settings = WHOLE[name]
+    algorithm = toy.algorithm(protocol, **settings)
+    one, infos = toy.states(algorithm, 6)
+    for lanes, devices in ((3, 1), (1, 2), (2, 2)):
         other, same = toy.states(algorithm, 6, where=toys.layout(lanes, devices))
-        toys.assert_close(one[-1].learners, jax.device_get(other[-1].learners), rtol=1e-4, atol=1e-5)
+        expected, found = (jax.device_get(s[-1]._replace(key=0)) for s in (one, other))
+        toys.assert_close(expected, found, rtol=1e-4, atol=1e-5)
         for a, b in zip(infos, same, strict=True):
             counts = {name for name in a if a[name].dtype == np.int32}
             assert {name: a[name] for name in counts} == {name: b[name] for name in counts}
+    assert np.sum([info["messages_down_model"] for info in infos]) > 0
 
 
 def test_a_protocol_counts_its_messages_in_every_row():
@@ -162,6 +180,27 @@ def test_streams_are_read_in_their_order_again_and_again_or_shared():
         np.testing.assert_allclose(np.mean(half), everything, rtol=1e-5)
         assert abs(half[0] - everything) > 1e-4 * everything
     assert abs(losses["shared"][0] - losses["shared"][2]) > 1e-4 * everything
+
+
+@pytest.mark.parametrize("width", [13, 50, 64])
+def test_a_pass_over_a_shared_pool_reads_no_row_twice(width):
+    streams, data = Streams((width,) * M, "shared", None), toy.data()
+    examples = jax.tree.map(jnp.asarray, dict(data.examples))
+    client = fs.Client(examples, jnp.int32(3), jnp.int32(N), jnp.int32(4))
+    batch, take = streams.open(client, jnp.int32(M * N), jnp.int32(0), jax.random.key(0))
+    per_pass = M * N // width
+    passes = [
+        np.concatenate([batch(jnp.int32(t))[0] for t in range(first, first + per_pass)])
+        for first in (0, per_pass)
+    ]
+    for rows in passes:
+        assert len(set(rows.tolist())) == len(rows) == per_pass * width
+        assert 0 <= rows.min() <= rows.max() < M * N
+    assert passes[0].tolist() != passes[1].tolist()
+    chosen, _ = batch(jnp.int32(0))
+    np.testing.assert_array_equal(
+        take(jnp.int32(0), chosen)["y"], data.examples["y"][np.asarray(chosen)]
+    )
 
 
 def test_a_drift_changes_batches_from_its_step_on():

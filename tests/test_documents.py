@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import jax
+import pytest
 import toys
 
 import fedjax_sim as fs
@@ -30,10 +31,14 @@ def test_the_example_algorithm_is_fed_avg_without_its_pull(task, data):
     assert toys.largest_difference(held.params, start) < toys.largest_difference(free.params, start)
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_the_readmes_example_runs():
-    (source,) = python_blocks("README.md")
-    source = source.replace("num_rounds=100", "num_rounds=3")
+    source = "\n".join(python_blocks("README.md"))
+    source = source.replace("num_rounds=100", "num_rounds=3").replace("num_rounds=20", "num_rounds=2")
+    source = source.replace("eval_every=20", "eval_every=2")
     names = {}
     with jax.numpy_dtype_promotion("standard"):
         exec(compile(source, "README.md", "exec"), names)
     assert names["result"].rows[-1]["round"] == 3
+    sent = [run.rows[-1]["bytes_up"] for run in names["thrifty"].runs]
+    assert sent[0] > sent[1] >= sent[2] == 0

@@ -13,7 +13,7 @@ BASICS = {"base", "trees", "permutation", "naming", "checks"}
 
 # A room may import these rooms or files of ours, beside its own siblings.
 ALLOWED = {
-    "base": set(),
+    "base": {"checks"},
     "trees": set(),
     "permutation": set(),
     "naming": set(),
@@ -26,10 +26,11 @@ ALLOWED = {
     "devices": BASICS | {"lanes"},
     "data": BASICS,
     "models": BASICS,
+    "streams": BASICS,
     "learners": BASICS | {"client", "lanes"},
     "protocols": BASICS | {"ledger"},
     "algorithms": BASICS
-    | {"client", "lanes", "learners", "ledger", "optimizers", "protocols", "queues"},
+    | {"client", "lanes", "learners", "ledger", "optimizers", "protocols", "queues", "streams"},
     "simulation": BASICS | {"lanes", "ledger", "devices", "data.cohorts"},
 }
 # Heavy or particular packages, and the only files that may name them.

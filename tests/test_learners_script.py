@@ -35,6 +35,7 @@ def test_learners_on_streams_of_a_graphical_model(tmp_path):
     [
         (("--stream=once",), "ends after step 4"),
         (("--drift_at=3", "--drift_probability=0.1"), "exclude each other"),
+        (("--drift_at=3",), "are of --drift=labels or --dataset=graphical_model"),
     ],
 )
 def test_flags_of_learners_are_checked_before_training(tmp_path, flags, message):

@@ -16,15 +16,14 @@ import optax
 
 from fedjax_sim import trees
 from fedjax_sim.base import Algorithm, Client, Cohort, Params, Task
-from fedjax_sim.checks import check_count, check_hparams
+from fedjax_sim.checks import check_choice, check_count, check_rates
 from fedjax_sim.client import descent, no_losses
 from fedjax_sim.lanes import EVERYWHERE, SPREAD
 from fedjax_sim.learners import Group, with_learners
 from fedjax_sim.optimizers import as_factory, describe
-from fedjax_sim.permutation import permutation
 from fedjax_sim.protocols import Protocol, View
+from fedjax_sim.streams import MODES, Streams, batch_sizes
 
-STREAMS = ("once", "repeat", "shared")
 WEIGHTINGS = ("uniform", "examples")
 _REQUEST_BYTES = 4  # the number of the round in which a learner is asked for its model
 _COUNT_BYTES = 4  # the number of examples that goes with a model where they are weights
@@ -81,8 +80,9 @@ def dynamic_averaging(
     """Learners train on their streams, one batch a step, and meet every b steps as the protocol says.
 
     Each client of the federation is a learner, its rows in their order are its stream, and a batch's
-    loss is taken before the model learns from it. A round is the b steps up to a meeting. Rows tell
-    `cumulative_loss`, the sum of all examples' losses so far, beside the ledger.
+    loss is taken before the model learns from it. A round is the b steps up to a meeting; all learners
+    take part, whatever the client fraction of `simulate`. Rows tell `cumulative_loss`, the sum of all
+    examples' losses so far, beside the ledger.
 
     Args:
       task: what is learned.
@@ -97,7 +97,7 @@ def dynamic_averaging(
         learner has seen since it last took part in one (the paper's algorithm 2).
       stream: "once" refuses to run beyond the end of a learner's rows, "repeat" begins again with the
         first. With "shared" all clients' rows are one pool, which each learner reads again and again,
-        each time in a random order of its own.
+        each time in a random order of its own, leaving out what would not fill a batch.
       drift: changes batches as time goes by, such as `fedjax_sim.data.label_drift(...)`.
       initial: `m` models to begin with; by default all begin with `task.init`, which is the first
         reference in any case.
@@ -105,14 +105,19 @@ def dynamic_averaging(
     Raises:
       ValueError: a setting is out of its range, or the initial models' shapes differ.
     """
-    hparams = {"client_lr": client_lr, "lr_decay": lr_decay} | dict(protocol.hparams)
-    check_hparams(hparams)
+    rates = {"client_lr": client_lr, "lr_decay": lr_decay}
+    check_rates(rates)
     m, b = check_count("num_learners", num_learners), protocol.period
     if m < 2:
         raise ValueError(f"num_learners is {m}; wanted at least 2, since one has nobody to talk to")
-    _check_choice("weighting", weighting, WEIGHTINGS)
-    _check_choice("stream", stream, STREAMS)
-    widths = _batch_sizes(batch_size, m)
+    check_choice("weighting", weighting, WEIGHTINGS)
+    check_choice("stream", stream, MODES)
+    streams = Streams(batch_sizes(batch_size, m), stream, drift)
+    if m * b * streams.slots >= 2**31:
+        raise ValueError(
+            f"{m} learners of {b} steps of {streams.slots} examples are too many for a round to count; "
+            "wanted less than 2**31"
+        )
     if initial is not None:
         _check_models(initial, m, jax.eval_shape(task.init, jax.random.key(0)))
     make_optimizer = as_factory(optimizer)
@@ -120,8 +125,10 @@ def dynamic_averaging(
     def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> AveragingState:
         params_key, order_key = jax.random.split(key)
         reference = task.init(params_key)
-        models = [reference] * m if initial is None else list(initial)
-        learners = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+        if initial is None:
+            learners = jax.tree.map(lambda w: jnp.broadcast_to(w, (m, *w.shape)), reference)
+        else:
+            learners = jax.tree.map(lambda *leaves: jnp.stack(leaves), *initial)
         zero = jnp.zeros((), jnp.int32)
         return AveragingState(
             learners=learners,
@@ -139,32 +146,15 @@ def dynamic_averaging(
             reference, violations, t, order_key, hparams = shared
             eta = hparams["client_lr"] * hparams["lr_decay"] ** t.astype(jnp.float32)
             step_key, meeting_key = jax.random.split(key)
+            num_rows = rows[1][-1]
 
             def learner(own, client: Client, key):
                 f, optimizer_state, seen = own
-                width = jnp.asarray(widths)[client.id] if min(widths) < max(widths) else widths[0]
-
-                if stream == "shared":
-                    everything = jnp.asarray(0, jnp.int32), data.offsets[-1]
-                    client = Client(client.examples, *everything, client.id)
-
-                def batch(i):
-                    first, slots = (t * b + i) * width, jnp.arange(max(widths), dtype=jnp.int32)
-                    positions = (first + slots) % client.size
-                    if stream == "shared":
-                        own_key = jax.random.fold_in(order_key, client.id)
-                        pass_key = jax.random.fold_in(own_key, first // client.size)
-                        positions = permutation(pass_key, client.size)(positions)
-                    return positions, slots < width
-
-                def take(i, chosen):
-                    rows = client.take(chosen)
-                    return rows if drift is None else drift.apply(rows, t * b + i)
-
+                batch, take = streams.open(client, num_rows, t * b, order_key)
                 step = descent(task, make_optimizer(eta), take, batch, key)
                 carry = (f, optimizer_state, no_losses(), batch(jnp.zeros((), jnp.int32)))
                 f, optimizer_state, losses, _ = jax.lax.fori_loop(0, b, step, carry)
-                # Here, while the model is in the cache.
+                # Not at the meeting, when the model has left the cache.
                 distance = trees.squared_distance(f, reference)
                 return (f, optimizer_state, seen + losses.examples), (losses, distance)
 
@@ -187,7 +177,7 @@ def dynamic_averaging(
                 "train_loss": losses.total / jnp.maximum(losses.count, 1),
                 "cumulative_loss": losses.total,
                 "examples": losses.examples,
-                "slots": jnp.asarray(m * b * max(widths), jnp.int32),
+                "slots": jnp.asarray(m * b * streams.slots, jnp.int32),
                 "finite": jnp.all(jnp.isfinite(distances)),
             } | meeting.traffic
             return own, (meeting.reference, meeting.violations, info)
@@ -210,14 +200,12 @@ def dynamic_averaging(
         }
         return {kind: sizes[kind] for kind in protocol.kinds}
 
+    def check_hparams(hparams: Mapping[str, float]) -> None:
+        check_rates({name: hparams[name] for name in rates})
+        protocol.check({name: hparams[name] for name in protocol.hparams})
+
     def check(data: Any, num_rounds: int) -> None:
-        _check_streams(data, widths, num_rounds * b, b, stream)
-        late = [step for step in (() if drift is None else drift.at) if step >= num_rounds * b]
-        if late:
-            raise ValueError(
-                f"a drift is due at step {late[0]}, but the run ends after step {num_rounds * b - 1} "
-                f"({num_rounds} rounds of {b}); wanted earlier drifts or more rounds"
-            )
+        streams.check(data, num_rounds, b)
 
     settings = {
         "algorithm": "dynamic_averaging",
@@ -225,7 +213,7 @@ def dynamic_averaging(
         "sync_period": b,
         "optimizer": describe(optimizer),
         "num_learners": m,
-        "batch_size": str(batch_size),
+        "batch_size": streams.widths[0] if len(set(streams.widths)) == 1 else list(streams.widths),
         "weighting": weighting,
         "stream": stream,
         "drift": None if drift is None else dict(drift.settings),
@@ -235,28 +223,14 @@ def dynamic_averaging(
         init,
         round_fn,
         message_bytes,
-        hparams,
+        rates | dict(protocol.hparams),
         settings,
         needs_all_data=True,
         num_learners=m,
         specs=AveragingState(SPREAD, SPREAD, SPREAD, *[EVERYWHERE] * 5),
         check=check,
+        check_hparams=check_hparams,
     )
-
-
-def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; wanted {' or '.join(map(repr, known))}")
-
-
-def _batch_sizes(batch_size: int | Sequence[int], m: int) -> tuple[int, ...]:
-    """`B^i` of each learner."""
-    if isinstance(batch_size, int | float):
-        return (check_count("batch_size", batch_size),) * m
-    sizes = tuple(check_count("batch_size", size) for size in batch_size)
-    if len(sizes) != m:
-        raise ValueError(f"batch_size has {len(sizes)} entries for {m} learners; wanted one each")
-    return sizes
 
 
 def _check_models(models: Sequence[Params], m: int, like: Params) -> None:
@@ -264,7 +238,8 @@ def _check_models(models: Sequence[Params], m: int, like: Params) -> None:
         raise ValueError(f"initial has {len(models)} models for {m} learners; wanted one each")
 
     def arrays(model):
-        return [f"{leaf.dtype.name}{list(leaf.shape)}" for leaf in jax.tree.leaves(model)]
+        leaves = jax.tree.leaves(model)
+        return [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in leaves]
 
     for i, model in enumerate(models):
         if jax.tree.structure(model) != jax.tree.structure(like) or arrays(model) != arrays(like):
@@ -272,25 +247,6 @@ def _check_models(models: Sequence[Params], m: int, like: Params) -> None:
                 f"the initial model of learner {i} holds the arrays {arrays(model)}, the task's model "
                 f"{arrays(like)}; wanted models of the same shapes for all learners"
             )
-
-
-def _check_streams(data: Any, widths: tuple[int, ...], steps: int, b: int, stream: str) -> None:
-    """Refuses streams that end too early."""
-    sizes = np.asarray(data.offsets[1:]) - np.asarray(data.offsets[:-1])
-    if sizes.min() == 0:
-        raise ValueError(f"learner {int(np.argmin(sizes))} has no examples; wanted at least one each")
-    if steps * max(widths) >= 2**31:
-        raise ValueError(
-            f"{steps} steps of {max(widths)} examples are too many to count; wanted less than 2**31"
-        )
-    lasts = sizes // np.asarray(widths)
-    if stream == "once" and lasts.min() < steps:
-        i = int(np.argmin(lasts))
-        raise ValueError(
-            f"the stream of learner {i} has {sizes[i]} examples and ends after step {lasts[i]} (round "
-            f"{lasts[i] // b}); the run wants {steps} steps of {widths[i]}: give it more data or fewer "
-            "rounds, or let it begin again with stream='repeat'"
-        )
 
 
 def _digest(models: Sequence[Params]) -> str:

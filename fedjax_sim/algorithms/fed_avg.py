@@ -21,7 +21,7 @@ from fedjax_sim.algorithms.common import (
     start_server,
 )
 from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
-from fedjax_sim.checks import check_hparams
+from fedjax_sim.checks import check_rates
 from fedjax_sim.client import local_training
 from fedjax_sim.ledger import model_exchange
 from fedjax_sim.optimizers import as_factory, describe
@@ -64,7 +64,7 @@ def fed_avg(
       ValueError: a setting is out of its range.
     """
     hparams = {"client_lr": client_lr, "server_lr": server_lr, "lr_decay": lr_decay}
-    check_hparams(hparams)
+    check_rates(hparams)
     weight_of = client_weight(weighting)
     make_server = as_factory(server_optimizer)
     client_update = local_training(

@@ -21,7 +21,7 @@ from fedjax_sim.algorithms.common import (
     start_server,
 )
 from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
-from fedjax_sim.checks import check_hparams
+from fedjax_sim.checks import check_rates
 from fedjax_sim.client import full_gradient
 from fedjax_sim.lanes import map_clients
 from fedjax_sim.ledger import model_exchange
@@ -51,7 +51,7 @@ def fed_sgd(
       ValueError: a setting is out of its range.
     """
     hparams = {"client_lr": client_lr, "lr_decay": lr_decay}
-    check_hparams(hparams)
+    check_rates(hparams)
     weight_of = client_weight(weighting)
     make_optimizer = as_factory(optimizer)
     gradient = full_gradient(task)

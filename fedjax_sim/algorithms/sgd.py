@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.base import Algorithm, Client, Cohort, Params, Task
-from fedjax_sim.checks import check_count, check_hparams
+from fedjax_sim.checks import check_count, check_rates
 from fedjax_sim.client import batch_slots, descent, no_losses
 from fedjax_sim.optimizers import as_factory, describe
 from fedjax_sim.permutation import permutation
@@ -61,7 +61,7 @@ def sgd(
     batch_size = check_count("batch_size", batch_size)
     steps_per_round = check_count("steps_per_round", steps_per_round)
     hparams = {"client_lr": client_lr, "lr_decay": lr_decay}
-    check_hparams(hparams)
+    check_rates(hparams)
     make_optimizer = as_factory(optimizer)
 
     def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> SGDState:
@@ -85,8 +85,7 @@ def sgd(
             return order(slots), real
 
         carry = (state.params, state.optimizer, no_losses(), batch(zero))
-        optimizer = make_optimizer(eta)
-        step = descent(task, optimizer, lambda _, chosen: everything.take(chosen), batch, key)
+        step = descent(task, make_optimizer(eta), lambda _, chosen: everything.take(chosen), batch, key)
         params, optimizer, losses, _ = jax.lax.fori_loop(0, steps_per_round, step, carry)
         info = {
             "train_loss": losses.total / jnp.maximum(losses.count, 1),

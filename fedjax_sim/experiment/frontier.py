@@ -118,7 +118,7 @@ def plot_frontier(
 ) -> None:
     """Draws loss per example against communication, a point per run, a line per family of settings.
 
-    Runs that send nothing are horizontal lines.
+    What "none" loses is a horizontal line; others that send nothing are left out, like diverged runs.
 
     Args:
       panels: title -> points.
@@ -144,10 +144,9 @@ def plot_frontier(
             if spoken:
                 losses = [point["cumulative_loss"] / point["examples"] for point in spoken]
                 axes.plot([point[axis] / unit for point in spoken], losses, "o-", label=name)
-            for point in family:
-                if not point["bytes"] and name == "none":
-                    loss = point["cumulative_loss"] / point["examples"]
-                    axes.axhline(loss, color="gray", linestyle=":", label="nothing sent")
+            if name == "none" and family:
+                loss = sum(p["cumulative_loss"] / p["examples"] for p in family) / len(family)
+                axes.axhline(loss, color="gray", linestyle=":", label="nothing sent")
         axes.set_xscale("log")
         axes.set_title(title)
         axes.set_ylabel("loss per example")
@@ -173,7 +172,7 @@ def plot_over_time(
       title: of the picture.
     """
     figure, panels = subplots(2, sharex=True)
-    for point in points:
+    for point in (point for point in points if point["diverged"] is None):
         curve = {name: np.asarray(values, np.float64) for name, values in point["curve"].items()}
         steps, between = curve["step"][1:], np.diff(curve["step"])
         per_step = point["examples"] / curve["step"][-1]

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from fedjax_sim.base import Batch, Params, Task
-from fedjax_sim.checks import check_hparams
+from fedjax_sim.checks import check_rates
 from fedjax_sim.models.classifier import classifier
 from fedjax_sim.models.conv import conv2d, max_pool3
 
@@ -151,7 +151,7 @@ def cifar_cnn(
             f"input_shape is {input_shape}; wanted (height, width, channels) of at least "
             f"{CROP} x {CROP}, of which the network sees crops"
         )
-    check_hparams({"weight_decay": weight_decay})
+    check_rates({"weight_decay": weight_decay})
     prepared = classifier(CifarCNN(num_classes), (CROP, CROP, input_shape[-1]))
 
     def loss(params: Params, batch: Batch, key: jax.Array):

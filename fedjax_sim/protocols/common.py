@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from fedjax_sim import trees
 from fedjax_sim.base import Params
+from fedjax_sim.checks import check_rates
 
 
 class View(NamedTuple):
@@ -66,6 +67,7 @@ class Protocol(NamedTuple):
       kinds: the kinds of messages that meetings count, such as "up_model".
       hparams: name -> default value of what a sweep may vary.
       name: by which a workdir recognises it.
+      check: raises ValueError where one of the hyper-parameters is out of its range.
     """
 
     meet: Callable[[jax.Array, View, Mapping[str, jax.Array]], Meeting]
@@ -73,3 +75,4 @@ class Protocol(NamedTuple):
     kinds: tuple[str, ...]
     hparams: Mapping[str, float]
     name: str
+    check: Callable[[Mapping[str, float]], None] = check_rates

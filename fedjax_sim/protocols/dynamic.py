@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import trees
-from fedjax_sim.checks import check_count, check_hparams
+from fedjax_sim.checks import check_count, check_thresholds
 from fedjax_sim.ledger import traffic
 from fedjax_sim.protocols.common import Meeting, Protocol, View
 
@@ -79,22 +79,24 @@ def _balancing(name: str, delta: float, period: int, force: Callable, more: Call
       more: `more(size, m)`, how many learners join a set of this size that is not balanced.
     """
     hparams = {"delta": delta}
-    check_hparams(hparams)
+    check_thresholds(hparams)
 
     def meet(key, view, hparams):
         violators = view.distances > hparams["delta"]
 
         def silence():
             nobody = jnp.zeros_like(violators)
-            none = {key: jnp.zeros((), jnp.int32) for kind in _KINDS for key in traffic(kind, 0)}
-            return Meeting(nobody, view.reference, view.reference, view.violations, none)
+            nothing = {}
+            for kind in _KINDS:
+                nothing |= traffic(kind, 0, 0)
+            return Meeting(nobody, view.reference, view.reference, view.violations, nothing)
 
         def balance():
             return _balance(key, view, hparams["delta"], violators, *force(view, violators), more)
 
         return jax.lax.cond(jnp.any(violators), balance, silence)
 
-    return Protocol(meet, check_count("sync_period", period), _KINDS, hparams, name)
+    return Protocol(meet, check_count("period", period), _KINDS, hparams, name, check_thresholds)
 
 
 def _balance(key, view: View, delta, violators, forced, violations, more) -> Meeting:

@@ -8,7 +8,7 @@ networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.0562
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.checks import check_count, check_hparams
+from fedjax_sim.checks import check_count, check_shares
 from fedjax_sim.ledger import traffic
 from fedjax_sim.protocols.common import Meeting, Protocol
 
@@ -26,7 +26,7 @@ def fed_avg(*, period: int, fraction: float) -> Protocol:
       ValueError: the period is not a whole number of at least 1, or the fraction not in [0, 1].
     """
     hparams = {"fraction": fraction}
-    check_hparams(hparams)
+    check_shares(hparams)
 
     def meet(key, view, hparams):
         (m,) = view.distances.shape
@@ -37,4 +37,4 @@ def fed_avg(*, period: int, fraction: float) -> Protocol:
         return Meeting(members, view.mean(members), view.reference, view.violations, sent)
 
     kinds = ("up_model", "down_model", "down_request")
-    return Protocol(meet, check_count("sync_period", period), kinds, hparams, "fed_avg")
+    return Protocol(meet, check_count("period", period), kinds, hparams, "fed_avg", check_shares)

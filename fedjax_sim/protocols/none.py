@@ -20,4 +20,4 @@ def none(*, period: int = 1) -> Protocol:
         nobody = jnp.zeros(view.distances.shape, bool)
         return Meeting(nobody, view.reference, view.reference, view.violations, {})
 
-    return Protocol(meet, check_count("sync_period", period), (), {}, "none")
+    return Protocol(meet, check_count("period", period), (), {}, "none")

@@ -29,7 +29,7 @@ def periodic(*, period: int) -> Protocol:
         return Meeting(everybody, mean, mean, view.violations, sent)
 
     kinds = ("up_model", "down_model")
-    return Protocol(meet, check_count("sync_period", period), kinds, {}, "periodic")
+    return Protocol(meet, check_count("period", period), kinds, {}, "periodic")
 
 
 def continuous() -> Protocol:

@@ -13,10 +13,9 @@ import numpy as np
 
 from fedjax_sim import trees
 from fedjax_sim.base import Algorithm, Cohort, Layout
-from fedjax_sim.checks import check_hparams
 from fedjax_sim.data.cohorts import sample_cohort
-from fedjax_sim.lanes import place
-from fedjax_sim.ledger import balance, check_sizes
+from fedjax_sim.lanes import place, shardings
+from fedjax_sim.ledger import balance, check_counts, check_sizes
 
 EvaluationFn = Callable[[Any], Mapping[str, float]]
 
@@ -45,8 +44,9 @@ class Blocks:
         """The state before the first round, and the keys of cohorts and training."""
         keys = split_key(key)
         rates = {name: np.float32(value) for name, value in hparams.items()}
-        state = jax.jit(self.algorithm.init)(keys.init, rates)
-        state = place(state, self.layout, self.algorithm.specs)
+        # Made where they are kept, so that learners' models never lie on one device together.
+        where = shardings(self.layout, self.algorithm.specs)
+        state = jax.jit(self.algorithm.init, out_shardings=where)(keys.init, rates)
         return state, place((keys.cohorts, keys.training), self.layout)
 
     def run(
@@ -120,7 +120,12 @@ class Blocks:
     def next_row(
         self, before: dict, infos: dict[str, np.ndarray], sizes: dict[str, int]
     ) -> dict[str, Any]:
-        """The row after a block of rounds; totals go on from the row `before`."""
+        """The row after a block of rounds; totals go on from the row `before`.
+
+        Raises:
+          ValueError: the rounds count other messages than `sizes` has.
+        """
+        check_counts(infos, sizes)
         totals = {
             name: before.get(name, 0) + _total(info)
             for name, info in infos.items()
@@ -189,19 +194,20 @@ def evaluate_into(
     return all(value is None or math.isfinite(value) for value in row.values())
 
 
-def merge_hparams(defaults: Mapping[str, float], given: Mapping[str, float]) -> dict[str, float]:
+def merge_hparams(algorithm: Algorithm, given: Mapping[str, float]) -> dict[str, float]:
     """The algorithm's hyper-parameters with `given` in place of their defaults.
 
     Raises:
-      ValueError: the algorithm does not have one, or it is not a finite number of at least 0.
+      ValueError: the algorithm does not have one, or it is out of its range.
     """
+    defaults = algorithm.hparams
     unknown = sorted(given.keys() - defaults.keys())
     if unknown:
         raise ValueError(
             f"this algorithm has no hyper-parameter {', '.join(unknown)}; it has {', '.join(defaults)}"
         )
     merged = {name: float(value) for name, value in (dict(defaults) | dict(given)).items()}
-    check_hparams(merged)
+    algorithm.check_hparams(merged)
     return merged
 
 

@@ -114,7 +114,7 @@ def simulate(
     """
     size = cohort_size(data.num_clients, client_fraction)
     evaluators = as_evaluators(evaluate, stop_at)
-    hparams = merge_hparams(algorithm.hparams, hparams or {})
+    hparams = merge_hparams(algorithm, hparams or {})
     num_rounds = check_count("num_rounds", num_rounds)
     eval_every = check_count("eval_every", eval_every)
     check_data(algorithm, data, num_rounds)

@@ -152,7 +152,7 @@ def check_sweep(
     check_count("eval_every", eval_every)
     check_data(algorithm, data, num_rounds)
     combinations = [
-        merge_hparams(algorithm.hparams, dict(zip(hparams, values, strict=True)))
+        merge_hparams(algorithm, dict(zip(hparams, values, strict=True)))
         for values in itertools.product(*grids)
     ]
     return [(values, seed) for values in combinations for seed in seeds]

@@ -34,7 +34,7 @@ def test_a_sweep_over_delta_compiles_one_program_and_is_made_of_simulate_s_runs(
             algorithm,
             toy.data(),
             hparams={"delta": deltas},
-            layout=toys.layout(),
+            layout=toys.layout(1, 1 + stacked),
             stacked=stacked,
             **settings,
         )
@@ -53,7 +53,8 @@ def test_a_sweep_over_delta_compiles_one_program_and_is_made_of_simulate_s_runs(
 
 def test_an_interrupted_run_ends_to_the_bit_as_one_that_was_not(tmp_path):
     algorithm = toy.algorithm(P.dynamic(delta=0.5, period=2), stream="shared")
-    whole = simulate(algorithm, workdir=tmp_path / "whole", checkpoint_seconds=0)
+    two = toys.layout(1, 2)
+    whole = simulate(algorithm, workdir=tmp_path / "whole", checkpoint_seconds=0, layout=two)
 
     calls = itertools.count(1)
 
@@ -62,7 +63,7 @@ def test_an_interrupted_run_ends_to_the_bit_as_one_that_was_not(tmp_path):
             raise KeyboardInterrupt
         return {}
 
-    settings = {"workdir": tmp_path / "killed", "checkpoint_seconds": 0}
+    settings = {"workdir": tmp_path / "killed", "checkpoint_seconds": 0, "layout": two}
     with pytest.raises(KeyboardInterrupt):
         simulate(algorithm, evaluate=die, **settings)
     rest = simulate(algorithm, **settings)
@@ -113,6 +114,9 @@ def test_drifts_beyond_the_end_are_refused():
     with pytest.raises(ValueError, match="a drift is due at step 12"):
         fs.check_sweep(algorithm, toy.data(), hparams={}, num_rounds=6)
     simulate(algorithm, num_rounds=7)
+    two = toy.algorithm(P.none(), drift=fs.data.label_drift((1,), num_classes=2))
+    with pytest.raises(ValueError, match="the drift permutes 2 classes, but the data has 3"):
+        simulate(two)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +126,8 @@ def test_drifts_beyond_the_end_are_refused():
         ({"num_learners": 0}, "num_learners is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": [2] * 9}, "batch_size has 9 entries for 10 learners"),
+        ({"batch_size": "10"}, "batch_size is '10'; wanted a whole number"),
+        ({"batch_size": 2**28}, "10 learners of 1 steps of 268435456 examples are too many"),
         ({"weighting": "sizes"}, "weighting is 'sizes'; wanted 'uniform' or 'examples'"),
         ({"stream": "twice"}, "stream is 'twice'; wanted 'once' or 'repeat' or 'shared'"),
         ({"client_lr": -1.0}, "client_lr is -1"),

@@ -56,6 +56,12 @@ def test_a_run_depends_on_its_key_alone(task, data):
     assert toys.largest_difference(first.params, other.params) > 1e-3
 
 
+def test_messages_without_sizes_and_sizes_without_messages_are_refused(task, data):
+    chosen = fs.fed_avg(task, local_epochs=1, batch_size=4)
+    with pytest.raises(ValueError, match="wanted the same kinds in both"):
+        run(task, data, chosen=chosen._replace(message_bytes=lambda state: {}))
+
+
 def test_rows_count_bytes_examples_and_slots(task, data):
     result = run(task, data, client_fraction=1.0, num_rounds=3)
     model = 4 * (toys.FEATURES * 8 + 8 + 8 * toys.CLASSES + toys.CLASSES)

@@ -18,6 +18,8 @@ from test_simulate import algorithm, run, without_clock
 import fedjax_sim as fs
 from fedjax_sim.simulation import race
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SEEDS = (3, 4)
 RATES = {"client_lr": [0.03, 0.3]}
 TWO = {"server_lr": [0.5, 1.5], "lr_decay": [0.7, 1.0]}
@@ -34,7 +36,8 @@ def fresh(task):
     def scale(key, state, data, cohort):
         params = jax.tree.map(lambda w: w * state.hparams["client_lr"], state.params)
         info = {"train_loss": jnp.ones(()), "examples": cohort.ids.size, "slots": cohort.ids.size}
-        return state._replace(params=params), jax.tree.map(jnp.asarray, info)
+        info = jax.tree.map(jnp.asarray, info) | fs.exchange(cohort.ids.size)
+        return state._replace(params=params), info
 
     return fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)._replace(round=scale)
 
