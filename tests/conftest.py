@@ -25,15 +25,21 @@ def data():
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs(tmp_path_factory):
-    """Scripts that tests run compile each program once for all of them; this process keeps its own."""
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.getbasetemp().parent / "programs")
+    """Tests, their processes and the scripts that they run compile each program once for all of them."""
+    directory = str(tmp_path_factory.getbasetemp().parent / "programs")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Most of the time of tests goes into compiling; equalities of runs need no fast programs."""
     before = jax.config.values["jax_disable_most_optimizations"]
+    # Programs of either kind round differently, and one must not serve in place of the other.
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()

@@ -223,7 +223,7 @@ def test_an_error_in_a_worker_reaches_the_caller_and_ends_the_others(task, data,
         call = next(calls)
         if call == 6:
             assert threading.current_thread().name.startswith("sweep")
-            others.wait(timeout=20)
+            others.wait(timeout=3)
             raise ArithmeticError("by the evaluation")
         if call > 6:
             others.set()
