@@ -71,4 +71,4 @@ def check_shares(shares: Mapping[str, float]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return hasattr(value, "__float__") and not isinstance(value, bool)  # arrays of one as well

@@ -102,6 +102,14 @@ def test_bad_rates_are_refused(task, factory, name, value):
         getattr(fs, factory)(task, **(settings | {name: value}))
 
 
+def test_rates_are_numbers_of_any_kind(task):
+    for rate in (1, np.float32(0.5), jnp.float32(0.5)):
+        fs.fed_sgd(task, client_lr=rate)
+    for rate in ("0.5", None, True):
+        with pytest.raises(ValueError, match=f"client_lr is {rate}; wanted a finite number"):
+            fs.fed_sgd(task, client_lr=rate)
+
+
 def test_bad_static_settings_are_refused(task):
     with pytest.raises(ValueError, match="weighting is 'sizes'"):
         fs.fed_avg(task, local_epochs=1, batch_size=4, weighting="sizes")
