@@ -32,6 +32,9 @@ def frontier_points(
     Returns:
       Dicts of the protocol, its settings, the run's totals, and its rows as curves: steps, cumulative
       loss, bytes.
+
+    Raises:
+      ValueError: the rows do not tell in which messages all bytes were sent.
     """
     link = link or Link()
     points = []
