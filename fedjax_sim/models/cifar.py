@@ -157,8 +157,8 @@ def cifar_cnn(
     def loss(params: Params, batch: Batch, key: jax.Array):
         total, count = prepared.loss(params, dict(batch, x=distort(batch["x"], key)), key)
         if weight_decay:
-            squares = [jnp.sum(params[layer]["kernel"] ** 2) for layer in ("local3", "local4")]
-            total = total + weight_decay / 2 * sum(squares) * count
+            kernels = [params[layer]["kernel"].astype(jnp.float32) for layer in ("local3", "local4")]
+            total = total + weight_decay / 2 * sum(jnp.sum(kernel**2) for kernel in kernels) * count
         return total, count
 
     def metrics(params: Params, batch: Batch):

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 
 from fedjax_sim.base import Batch, Params, Task
+from fedjax_sim.models.precision import follow
 
 
 class Model(NamedTuple):
@@ -30,6 +31,8 @@ def classifier(
     decode: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Task:
     """The task of predicting `batch["y"]` `[B]` from `batch["x"]` `[B, *input_shape]`.
+
+    The model gets its inputs in the dtype of its parameters; the loss is float32.
 
     Args:
       model: one of
@@ -61,13 +64,16 @@ def classifier(
             "wanted logits [B, classes]"
         )
 
+    def scores(params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+        return apply(params, follow(decode(batch["x"]), params), key).astype(jnp.float32)
+
     def loss(params: Params, batch: Batch, key: jax.Array):
-        logits = apply(params, decode(batch["x"]), key)
+        logits = scores(params, batch, key)
         total = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
         return total, jnp.ones_like(total)
 
     def metrics(params: Params, batch: Batch):
-        logits = apply(params, decode(batch["x"]), None)
+        logits = scores(params, batch, None)
         total = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
         correct = (jnp.argmax(logits, axis=-1) == batch["y"]).astype(jnp.float32)
         ones = jnp.ones_like(total)

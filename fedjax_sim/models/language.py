@@ -43,7 +43,11 @@ class StackedLSTM(nn.Module):
         # Of unit variance: with Glorot's small numbers the character model takes twice as many steps to
         # see more in a text than how often each symbol occurs.
         table = self.param("embedding", nn.initializers.normal(1.0), (self.symbols, self.embedding))
-        x = jnp.take(table, x.T.astype(jnp.int32), axis=0, mode="clip")  # time first: [T, B, embedding]
+        # Looked up in float32, so that the gradients of a frequent symbol are added in float32: XLA adds
+        # bfloat16 rows in bfloat16 on GPUs (its GpuFloatSupport).
+        wide = table.astype(jnp.float32)
+        x = jnp.take(wide, x.T.astype(jnp.int32), axis=0, mode="clip")  # time first: [T, B, embedding]
+        x = x.astype(table.dtype)
         for _ in range(self.layers):
             x = LSTM(self.units, self.peepholes)(x)
         glorot = nn.initializers.glorot_uniform()
@@ -75,7 +79,7 @@ def language_model(module: nn.Module, length: int, padding: int, unknown: int | 
     def positions(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
         y = batch["y"].astype(jnp.int32)
         real = (y != padding).astype(jnp.float32)
-        return module.apply({"params": params}, batch["x"]), y, real
+        return module.apply({"params": params}, batch["x"]).astype(jnp.float32), y, real
 
     def losses(logits: jax.Array, y: jax.Array, real: jax.Array) -> jax.Array:
         each = optax.softmax_cross_entropy_with_integer_labels(logits, y)

@@ -33,7 +33,7 @@ class LSTM(nn.Module):
         inputs, units = x.shape[-1], self.units
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (inputs + units, 4 * units))
         bias = self.param("bias", nn.initializers.zeros, (4 * units,))
-        peepholes = jnp.zeros((3, units))
+        peepholes = jnp.zeros((3, units), kernel.dtype)
         if self.peepholes:
             peepholes = self.param("peepholes", nn.initializers.zeros, (3, units))
         # The inputs of all steps at once; only the recurrent product has to wait for the step before.
