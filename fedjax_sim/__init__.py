@@ -23,18 +23,21 @@ from fedjax_sim.base import (
     Task,
 )
 from fedjax_sim.client import full_gradient, local_training
-from fedjax_sim.devices import available_cores, default_layout, use_all_cores
+from fedjax_sim.devices import available_cores, default_layout, layout_for, use_all_cores
 from fedjax_sim.lanes import map_clients, place
 from fedjax_sim.ledger import exchange, model_exchange, traffic
 from fedjax_sim.naming import choose
+from fedjax_sim.processes import ProcessLostError, connect, is_first
 from fedjax_sim.queues import train_clients
 from fedjax_sim.simulation import (
     CompilationCounter,
     DivergenceError,
     Link,
+    OutOfMemoryError,
     Result,
     SweepResult,
     SweepRun,
+    UnfinishedError,
     accuracy,
     accuracy_of_each_client,
     check_sweep,
@@ -56,10 +59,13 @@ __all__ = [
     "DivergenceError",
     "Layout",
     "Link",
+    "OutOfMemoryError",
+    "ProcessLostError",
     "Result",
     "SweepResult",
     "SweepRun",
     "Task",
+    "UnfinishedError",
     "accuracy",
     "accuracy_of_each_client",
     "available_cores",
@@ -67,6 +73,7 @@ __all__ = [
     "choose",
     "client_accuracy",
     "cohort_size",
+    "connect",
     "data",
     "default_layout",
     "dynamic_averaging",
@@ -75,6 +82,8 @@ __all__ = [
     "fed_avg",
     "fed_sgd",
     "full_gradient",
+    "is_first",
+    "layout_for",
     "local_training",
     "map_clients",
     "model_exchange",

@@ -18,6 +18,8 @@ Params = Any  # a pytree of float arrays
 Batch = Mapping[str, jax.Array]  # column name -> `[B, ...]`
 Ratio = tuple[jax.Array, jax.Array]  # a numerator and a denominator for each example, `[B]` each
 
+RUNS, CLIENTS = "runs", "clients"  # the axes of a mesh of devices
+
 
 class Task(NamedTuple):
     """What is learned: a model and its loss, as pure functions.
@@ -79,7 +81,8 @@ class Layout:
 
     Attributes:
       lanes: `L`, how many clients one device trains side by side.
-      mesh: the devices, along an axis named "clients"; None runs on the default device.
+      mesh: the devices; those along its axis "clients" share the clients of a run, those along an axis
+        "runs", if it has one, the runs of a sweep. None runs on the default device.
     """
 
     lanes: int = 1
@@ -88,10 +91,26 @@ class Layout:
     def __post_init__(self):
         if self.lanes < 1:
             raise ValueError(f"lanes is {self.lanes}; a device needs at least 1 lane")
+        names = (CLIENTS,) if self.mesh is None else self.mesh.axis_names
+        if CLIENTS not in names or set(names) - {RUNS, CLIENTS}:
+            raise ValueError(
+                f"the mesh has the axes {names}; wanted {CLIENTS!r} and, for sweeps, {RUNS!r}"
+            )
 
     @property
     def num_devices(self) -> int:
-        return 1 if self.mesh is None else self.mesh.size
+        """`D`, the devices that share the clients of a run."""
+        return 1 if self.mesh is None else self.mesh.shape[CLIENTS]
+
+    @property
+    def num_parts(self) -> int:
+        """How many groups of devices share the runs of a sweep."""
+        return 1 if self.mesh is None else self.mesh.shape.get(RUNS, 1)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one device does everything."""
+        return self.num_devices * self.num_parts == 1
 
 
 @jax.tree_util.register_dataclass
@@ -104,11 +123,20 @@ class Cohort:
       layout: static.
       places: `[K]` int32, where the data at hand holds these clients if it holds no others; None where
         it is the whole federation, so that they are the ids.
+      size: `K`, static, where each device holds clients of its own and nobody else's data: `ids` and
+        `places` are then `[D * K]`, a part for each device with ids of -1 where it has fewer, and the
+        data's arrays are as many parts. None where all devices have the whole cohort.
     """
 
     ids: jax.Array
     layout: Layout = dataclasses.field(default=Layout(), metadata={"static": True})
     places: jax.Array | None = None
+    size: int | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @property
+    def num_clients(self) -> int:
+        """`K`."""
+        return self.ids.size if self.size is None else self.size
 
 
 def _accept(data: Any, num_rounds: int) -> None:
@@ -135,9 +163,13 @@ class Algorithm(NamedTuple):
       num_learners: `m`, where each client of the federation is a learner that keeps a model of its own;
         the layout's devices share the learners evenly.
       specs: a pytree prefix of the state, which parts of it are spread over the layout's devices.
+      reads_own_rows: each learner reads its own rows alone, so that a device needs no others than those
+        of its learners.
       check: `check(data, num_rounds)` raises ValueError for data that does not last so long.
       check_hparams: of name -> value, raises ValueError for a value out of its range; by default all
         are rates, finite and at least 0.
+      lane_bytes: `lane_bytes(examples)`, about what a lane takes of a device's memory, from shapes
+        alone; None where nobody knows.
     """
 
     init: Callable[[jax.Array, Mapping[str, Any]], Any]
@@ -148,5 +180,7 @@ class Algorithm(NamedTuple):
     needs_all_data: bool = False
     num_learners: int | None = None
     specs: Any = PartitionSpec()
+    reads_own_rows: bool = False
     check: Callable[[Any, int], None] = _accept
     check_hparams: Callable[[Mapping[str, float]], None] = check_rates
+    lane_bytes: Callable[[Batch], int] | None = None

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fedjax_sim import trees
-from fedjax_sim.base import Client, ClientOutput, Cohort, Layout
+from fedjax_sim import processes, trees
+from fedjax_sim.base import CLIENTS, RUNS, Client, ClientOutput, Cohort, Layout
 
-CLIENTS = "clients"  # the mesh axis over which clients are spread
+_HALF = 15  # bits of a count in the lower of its two floats
 EVERYWHERE = PartitionSpec()  # a copy on every device
 SPREAD = PartitionSpec(CLIENTS)  # each device has its part
 
@@ -66,18 +66,19 @@ def map_clients(
     Returns:
       The sums over the cohort, on every device.
     """
-    devices = cohort.layout.num_devices
-    lanes = min(cohort.layout.lanes, -(-cohort.ids.size // devices))
+    lanes, sharers = lanes_and_sharers(cohort)
 
     def on_one_device(broadcast, examples, offsets, ids, places, key):
         starts, sizes = offsets[places], offsets[places + 1] - offsets[places]
-        chunks, cost, owner = _plan(work(sizes), lanes, devices)
-        device = jax.lax.axis_index(CLIENTS) if devices > 1 else 0
-        mine = jnp.argsort(owner != device, stable=True)
+        # Who is absent has less than no work, so that they come last and their chunks are left out.
+        chunks, cost, owner = _plan(jnp.where(ids[:, None] < 0, -1, work(sizes)), lanes, sharers)
+        device = jax.lax.axis_index(CLIENTS) if sharers > 1 else 0
+        is_mine = (owner == device) & (cost >= 0)
+        mine = jnp.argsort(~is_mine, stable=True)
 
         def one_client(member):
-            present = member < ids.size
             k = jnp.minimum(member, ids.size - 1)
+            present = (member < ids.size) & (ids[k] >= 0)
             client = Client(examples, starts[k], jnp.where(present, sizes[k], 0), ids[k])
             return weighted(client_fn(broadcast, client, jax.random.fold_in(key, client.id)), present)
 
@@ -92,11 +93,18 @@ def map_clients(
             return *trees.add(tuple(outputs), one_chunk(chunks[chunk])), slots + lanes * cost[chunk]
 
         nothing = trees.zeros_like(jax.eval_shape(one_chunk, chunks[0]))
-        count = jnp.sum(owner == device)
+        count = jnp.sum(is_mine)
         sums = jax.lax.fori_loop(0, count, walk, (*nothing, jnp.zeros((), jnp.int32)))
         return CohortSums(*sums)
 
     return on_every_device(on_one_device, broadcast, data, cohort, key)
+
+
+def lanes_and_sharers(cohort: Cohort) -> tuple[int, int]:
+    """Lanes of a device, and how many devices plan together: each alone if it has its own clients."""
+    devices = cohort.layout.num_devices
+    lanes = min(cohort.layout.lanes, -(-cohort.num_clients // devices))
+    return lanes, devices if cohort.size is None else 1
 
 
 def weighted(output: ClientOutput, present: jax.Array) -> tuple[Any, jax.Array, Any]:
@@ -123,22 +131,54 @@ def on_every_device(
     examples = jax.tree.map(jnp.asarray, dict(data.examples))
     places = cohort.ids if cohort.places is None else cohort.places
     arguments = (broadcast, examples, jnp.asarray(data.offsets), cohort.ids, places, key)
-    if cohort.layout.num_devices == 1:
+    if cohort.layout.is_single:
         return fn(*arguments)
+    of_clients = EVERYWHERE if cohort.size is None else SPREAD
     return jax.shard_map(
-        lambda *arguments: jax.lax.psum(fn(*arguments), CLIENTS),
+        lambda *arguments: sum_over_devices(fn(*arguments)),
         mesh=cohort.layout.mesh,
-        in_specs=EVERYWHERE,
+        in_specs=(EVERYWHERE, of_clients, of_clients, of_clients, of_clients, EVERYWHERE),
         out_specs=EVERYWHERE,
         check_vma=False,  # each device has its own loop bounds; the psum makes the result one
     )(*arguments)
+
+
+def sum_over_devices(tree: Any) -> Any:
+    """The sum over the devices that share a run's clients, by ONE message where all floats are float32.
+
+    Each leaf by itself would be a collective of its own, and between hosts a collective of few numbers
+    takes as long as one of a million. Counts, int32, travel as two floats each, which up to 512 devices
+    are exact.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    packs: dict[Any, list[jax.Array]] = {}
+    for leaf in leaves:
+        if leaf.dtype == jnp.int32:
+            halves = jnp.stack([leaf >> _HALF, leaf & (1 << _HALF) - 1])
+            packs.setdefault(jnp.dtype(jnp.float32), []).append(halves.astype(jnp.float32).ravel())
+        else:
+            packs.setdefault(leaf.dtype, []).append(leaf.ravel())
+    sums = {dtype: jax.lax.psum(jnp.concatenate(pack), CLIENTS) for dtype, pack in packs.items()}
+    taken = dict.fromkeys(sums, 0)
+
+    def take(dtype, size):
+        taken[dtype] += size
+        return sums[dtype][taken[dtype] - size : taken[dtype]]
+
+    def unpack(leaf):
+        if leaf.dtype != jnp.int32:
+            return take(leaf.dtype, leaf.size).reshape(leaf.shape)
+        high, low = take(jnp.dtype(jnp.float32), 2 * leaf.size).reshape(2, *leaf.shape).astype(jnp.int32)
+        return (high << _HALF) + low
+
+    return jax.tree.unflatten(structure, [unpack(leaf) for leaf in leaves])
 
 
 def _plan(work: jax.Array, lanes: int, devices: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Cuts a cohort into chunks and gives each to a device.
 
     Args:
-      work: `[K, P]` int32, by client and loop.
+      work: `[K, P]` int32, by client and loop; less than none of who is absent.
       lanes: `L`.
       devices: `D`.
 
@@ -152,7 +192,7 @@ def _plan(work: jax.Array, lanes: int, devices: int) -> tuple[jax.Array, jax.Arr
     missing = count * lanes - size
     order = jnp.argsort(work.sum(axis=1), descending=True, stable=True).astype(jnp.int32)
     chunks = jnp.pad(order, (0, missing), constant_values=size).reshape(count, lanes)
-    sorted_work = jnp.pad(work[order], ((0, missing), (0, 0)))
+    sorted_work = jnp.pad(work[order], ((0, missing), (0, 0)), constant_values=-1)
     cost = sorted_work.reshape(count, lanes, loops).max(axis=1).sum(axis=1)
 
     def give(load, cost):
@@ -185,7 +225,7 @@ def map_rows(
         outputs = jax.lax.map(lambda batch: fn(broadcast, batch), batches)
         return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), outputs)
 
-    if layout.num_devices == 1:
+    if layout.is_single:
         return on_one_device(broadcast, rows)
     return jax.shard_map(
         on_one_device,
@@ -218,7 +258,16 @@ def place(tree: Any, layout: Layout, specs: Any = EVERYWHERE) -> Any:
       layout: where.
       specs: a PartitionSpec, or a pytree of them of which `tree` may be deeper.
     """
-    return jax.device_put(tree, shardings(layout, specs))
+    if not processes.several():
+        return jax.device_put(tree, shardings(layout, specs))
+    if layout.mesh is None:
+        return jax.device_put(jax.tree.map(processes.local, tree))
+    where = shardings(layout, specs)
+    return jax.tree.map(
+        lambda sharding, part: jax.tree.map(lambda leaf: processes.put(leaf, sharding), part),
+        where,
+        tree,
+    )
 
 
 def shardings(layout: Layout, specs: Any) -> Any:
@@ -229,4 +278,14 @@ def shardings(layout: Layout, specs: Any) -> Any:
         lambda spec: NamedSharding(layout.mesh, spec),
         specs,
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),  # a tuple to some versions of JAX
+    )
+
+
+def of_runs(specs: Any, layout: Layout) -> Any:
+    """What `specs` say, of arrays with a leading axis of runs, which the parts of a mesh share."""
+    runs = RUNS if layout.num_parts > 1 else None
+    return jax.tree.map(
+        lambda spec: PartitionSpec(runs, *spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Client, Cohort, Layout, Params
-from fedjax_sim.lanes import CLIENTS, EVERYWHERE, SPREAD
+from fedjax_sim.base import CLIENTS, Client, Cohort, Layout, Params
+from fedjax_sim.lanes import EVERYWHERE, SPREAD
 
 
 class Group(NamedTuple):
@@ -19,10 +19,12 @@ class Group(NamedTuple):
     Attributes:
       size: `m`, all learners there are.
       layout: the devices that share them, and how many a device trains side by side.
+      own_rows: whether the device has the rows of its learners alone.
     """
 
     size: int
     layout: Layout
+    own_rows: bool
 
     @property
     def here(self) -> int:
@@ -46,7 +48,7 @@ class Group(NamedTuple):
         Args:
           fn: `fn(own, client, key) -> (own, report)`, of ONE learner.
           own: `[m / D, ...]`, what the learners here have.
-          data: `(examples, offsets)` of all learners.
+          data: `(examples, offsets)` of all learners, or of those here.
           key: of the round; a learner's own key folds in its number.
 
         Returns:
@@ -57,7 +59,8 @@ class Group(NamedTuple):
 
         def one(own, i):
             k = jnp.asarray(self.first + i, jnp.int32)
-            client = Client(examples, offsets[k], offsets[k + 1] - offsets[k], k)
+            place = i if self.own_rows else k
+            client = Client(examples, offsets[place], offsets[place + 1] - offsets[place], k)
             return fn(own, client, jax.random.fold_in(key, k))
 
         def chunk(width, first, carry):
@@ -132,19 +135,20 @@ def with_learners(
       fn: `fn(group, own, shared, data, key) -> (own, result)`; the result is the same everywhere.
       own: `[m, ...]`, spread over the devices.
       shared: a pytree that all have.
-      data: a `FederatedData` of `m` clients.
-      cohort: its layout says where; `D` divides `m`.
+      data: a `FederatedData` of `m` clients, or of each device's own.
+      cohort: its layout says where, its `size` whether each device has rows of its own; `D` divides `m`.
       key: PRNG key of the round.
     """
     layout = cohort.layout
-    group = Group(data.num_clients, layout)
+    own_rows = cohort.size is not None
+    group = Group(cohort.size if own_rows else data.num_clients, layout, own_rows)
     rows = jax.tree.map(jnp.asarray, (dict(data.examples), data.offsets))
-    if layout.num_devices == 1:
+    if layout.is_single:
         return fn(group, own, shared, rows, key)
     return jax.shard_map(
         lambda *arguments: fn(group, *arguments),
         mesh=layout.mesh,
-        in_specs=(SPREAD, EVERYWHERE, EVERYWHERE, EVERYWHERE),
+        in_specs=(SPREAD, EVERYWHERE, SPREAD if own_rows else EVERYWHERE, EVERYWHERE),
         out_specs=(SPREAD, EVERYWHERE),
         check_vma=False,  # what is the same everywhere follows from gathered values
     )(own, shared, rows, key)

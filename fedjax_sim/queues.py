@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import trees
-from fedjax_sim.base import Client, ClientOutput, Cohort, Params
+from fedjax_sim.base import CLIENTS, Client, ClientOutput, Cohort, Params
 from fedjax_sim.client import LocalWork
-from fedjax_sim.lanes import CLIENTS, CohortSums, map_clients, on_every_device, weighted
+from fedjax_sim.lanes import CohortSums, lanes_and_sharers, map_clients, on_every_device, weighted
 
 _IDLE = 40  # one step in so many may be spent on idle lanes if the round ends sooner for it
 
@@ -46,8 +46,7 @@ def train_clients(
       The sums over the cohort, on every device. They depend on lanes and devices only through the order
       of float sums.
     """
-    devices = cohort.layout.num_devices
-    lanes = min(cohort.layout.lanes, -(-cohort.ids.size // devices))
+    lanes, sharers = lanes_and_sharers(cohort)
     if work.steps is None or lanes == 1:
 
         def whole(broadcast, client, key):
@@ -62,9 +61,9 @@ def train_clients(
         params, rate = broadcast
         starts, sizes = offsets[places], offsets[places + 1] - offsets[places]
         # Who has no data takes a step on nothing, which is forgotten, so that it sends as well.
-        count = jnp.maximum(work.steps.count(sizes), 1)
-        queues = plan_queues(count, widths, devices)
-        mine = jnp.arange(lanes) * devices + (jax.lax.axis_index(CLIENTS) if devices > 1 else 0)
+        count = jnp.where(ids < 0, 0, jnp.maximum(work.steps.count(sizes), 1))
+        queues = plan_queues(count, widths, sharers)
+        mine = jnp.arange(lanes) * sharers + (jax.lax.axis_index(CLIENTS) if sharers > 1 else 0)
         first, last, ends = queues.first[mine], queues.first[mine + 1], queues.loads[mine]
 
         def view(member):
@@ -181,7 +180,7 @@ class Queues(NamedTuple):
     """Which lane trains whom; lane j is the lane `j // D` of device `j % D`.
 
     Attributes:
-      clients: `[K]` int32, places in the cohort, one lane's queue after the other's.
+      clients: `[K]` int32, places in the cohort, one lane's queue after the other's; then who is absent.
       first: `[L * D + 1]` int32, where each lane's queue begins.
       loads: `[L * D]` int32, the steps of each lane, in descending order.
     """
@@ -198,7 +197,7 @@ def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int) -> Queu
     steps to idle lanes. One client that has half the data lasts as long beside one lane as beside ten.
 
     Args:
-      count: `[K]` int32, the steps of each client, at least 1.
+      count: `[K]` int32, the steps of each client, at least 1; 0 of who is absent and gets no lane.
       widths: how many lanes of a device may step together, in descending order, the last 1.
       devices: `D`.
 
@@ -229,8 +228,9 @@ def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int) -> Queu
     best = jnp.argmin(jnp.where(good, loads[:, 0], never))
 
     lane = jnp.argsort(ranks[best])[lanes[:, best]]  # of each client in `order`, by descending load
+    lane = jnp.where(count[order] > 0, lane, most)
     clients = order[jnp.argsort(lane, stable=True)]
-    lengths = jnp.bincount(lane, length=most)
+    lengths = jnp.bincount(lane, length=most + 1)[:-1]
     first = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(lengths).astype(jnp.int32)])
     return Queues(clients, first, loads[best])
 

@@ -2,11 +2,24 @@
 
 import math
 import sys
+import traceback
 from collections.abc import Callable
 
+import jax
+import machine
 from absl import app, flags, logging
 
 import fedjax_sim as fs
+
+# What tells the user all there is to tell.
+_EXPECTED = (
+    ValueError,
+    OSError,
+    ImportError,
+    fs.DivergenceError,
+    fs.OutOfMemoryError,
+    fs.ProcessLostError,
+)
 
 
 def run(script: str, work: Callable[[], None]) -> None:
@@ -17,18 +30,23 @@ def run(script: str, work: Callable[[], None]) -> None:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # not every step of JAX and orbax
-        fs.use_all_cores()
         try:
+            machine.start()
             work()
-        except (ValueError, OSError, ImportError, fs.DivergenceError) as error:
-            sys.exit(f"{script}: {error}")
+        except _EXPECTED as error:
+            machine.leave(f"{script}: {error}")
+        except Exception:
+            if not jax.distributed.is_initialized():
+                raise
+            machine.leave(traceback.format_exc())
 
     app.run(main)
 
 
 def say(text: str) -> None:
-    """Tells the person who waits, apart from the results on standard output."""
-    print(text, file=sys.stderr, flush=True)
+    """Tells the person who waits, apart from the results on standard output; once a job."""
+    if fs.is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def numbers(flag: str, entries: list[str], kind: Callable[[str], float]) -> list:

@@ -9,6 +9,7 @@ grid, and ends when one of its curves has crossed the target, or at 1.25 times t
   python scripts/reproduce.py --data_dir=DIR --table=2 --model=lstm --client_lrs=1.47 --most_rates=1
   python scripts/reproduce.py --data_dir=DIR --figure=4 --rounds_limit=30
   python scripts/reproduce.py --data_dir=FILE.jsonl.xz --figure=5 --target=0.08
+  python scripts/reproduce.py --data_dir=DIR --table=2 --time_budget_s=600
   python scripts/reproduce.py --report
 
 DIR holds the files of MNIST, of Shakespeare (table 2 with --model=lstm, figure 3) or of CIFAR-10 (table
@@ -17,19 +18,33 @@ of table 2, of the rounds that the text counts and of table 4. The others make r
 --rounds_limit rounds: 6 and 8 follow the loss on all train data, 3, 4, 9 and 10 the test accuracy. The
 workdir receives cells/NAME.json for each finished cell, tables.md, figureN.png and, with --report,
 report.html: one page of all that has been run so far. A finished cell is not run again: delete its file
-if it shall be; an interrupted one starts anew.
+if it shall be.
+
+While a cell is under way, under_way/NAME keeps its rows and checkpoints: the same command continues it,
+and a script that is killed loses seconds. So a table can be filled in parts. With --time_budget_s no
+block of rounds is begun after so many seconds from the start, loading and compiling included; the script
+then tells what is left and ends with status 75. Repeat the command until it says that all is done, with
+status 0. However short the time, each part gets a little further.
 """
 
 import contextlib
 import math
 import pathlib
-from collections.abc import Mapping
+import shlex
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from absl import flags
-from common import numbers, run, say
+_STARTED = time.monotonic()  # before the imports that take seconds
 
-import fedjax_sim as fs
+import jax  # noqa: E402
+from absl import flags  # noqa: E402
+from common import numbers, run, say  # noqa: E402
+
+import fedjax_sim as fs  # noqa: E402
+
+_MORE_TO_DO = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 _TABLE = flags.DEFINE_integer("table", None, "1, 2, 3 or 4.")
 _FIGURE = flags.DEFINE_integer("figure", None, "1 to 10.")
@@ -65,11 +80,29 @@ _ROUNDS_LIMIT = flags.DEFINE_integer(
     "of their own: rounds, by default 2,000 in figure 4, 820 in figure 10 and otherwise 30; in figure 9 "
     "those of E=5/B=50, and the other rows compute as many gradients.",
 )
+_TIME_BUDGET_S = flags.DEFINE_float(
+    "time_budget_s", None, "Seconds after which no block of rounds is begun; no limit by default."
+)
 _REPORT = flags.DEFINE_bool("report", False, "Write report.html from what has been run so far.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of the data set's files; of messages by author, that or the file."
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Where results go.")
+
+
+class _Budget:
+    """Says whether there is time for another block of rounds; for the first there always is."""
+
+    def __init__(self):
+        self._begun = False
+
+    def __call__(self) -> bool:
+        going, self._begun = not self.is_over(), True
+        return going
+
+    def is_over(self) -> bool:
+        limit = math.inf if _TIME_BUDGET_S.value is None else _TIME_BUDGET_S.value
+        return self._begun and time.monotonic() - _STARTED >= limit
 
 
 def _reproduce() -> None:
@@ -82,25 +115,31 @@ def _reproduce() -> None:
     rates = None if _RATES.value is None else numbers("client_lrs", _RATES.value, float)
     seeds = numbers("seeds", _SEEDS.value, int)
     _check(figure, own_runs, rates)
-    cells = _cells(own_runs)
+    named = {
+        fs.experiment.figure_record(_FIGURE.value, cell) if own_runs else cell.name: cell
+        for cell in _cells(own_runs)
+    }
     workdir, records = pathlib.Path(_WORKDIR.value), fs.experiment.Records(_WORKDIR.value)
     if (workdir / "config.json").exists():
         raise ValueError(f"{workdir} belongs to a run of another script; choose another workdir")
     asked = {"rates": rates, "seeds": seeds if flags.FLAGS["seeds"].present else None}
     with contextlib.ExitStack() as stack:
-        if cells or _FIGURE.value == 1:  # a report alone may be written while cells are run
+        if named or _FIGURE.value == 1:  # a report alone may be written while cells are run
             stack.enter_context(records.locked())
         if _FIGURE.value == 1:
             _average_two_models(records)
-        elif own_runs:
-            _run_figure(cells, records, seeds, asked)
-        elif cells:
-            _run(cells, records, seeds, asked)
+        elif named:
+            try:
+                (_run_figure if own_runs else _run)(named, records, seeds, asked)
+            except fs.UnfinishedError as reason:
+                _tell_what_is_left(named, records, reason)
+                sys.exit(_MORE_TO_DO)
+            say("all done")
     drawn = _write(workdir, records)
     if _FIGURE.value is not None:
         say(f"wrote {drawn[_FIGURE.value]}")
     if _TABLE.value is not None:
-        _print_tables(cells, records.load_all())
+        _print_tables(named, records.load_all())
     if _REPORT.value:
         page = fs.experiment.render_page(records.load_all(), drawn)
         fs.experiment.write_text(workdir / "report.html", page)
@@ -111,6 +150,12 @@ def _check(figure: fs.experiment.Figure | None, own_runs: bool, rates: list[floa
     """Looks at flags that go together, before any data is read."""
     if _ROWS.value is not None and not _ROWS.value:
         raise ValueError("--rows is empty; wanted names of rows with commas between, or no such flag")
+    if _TIME_BUDGET_S.value is not None and not _TIME_BUDGET_S.value > 0:
+        raise ValueError(f"--time_budget_s={_TIME_BUDGET_S.value}; wanted seconds above 0")
+    if _TIME_BUDGET_S.value is not None and jax.process_count() > 1:
+        raise ValueError("--time_budget_s is for one process, whose clock decides; leave it out")
+    if _TIME_BUDGET_S.value is not None and _FIGURE.value == 1:
+        raise ValueError("--time_budget_s is given; figure 1 is made in one go, leave it out")
     for flag in (_MOST_RATES, _ROUNDS_LIMIT):
         if flag.value is not None and flag.value < 1:
             raise ValueError(f"--{flag.name}={flag.value}; wanted a whole number, at least 1")
@@ -153,9 +198,8 @@ def _write(workdir: pathlib.Path, records: fs.experiment.Records) -> dict[int, p
     return {n: path for n, path in drawn.items() if path}
 
 
-def _print_tables(cells, known) -> None:
+def _print_tables(names: Collection[str], known) -> None:
     """Prints the rows of these cells, at every target for which they were run."""
-    names = {cell.name for cell in cells}
     for title, part, rows in fs.experiment.tables_that_ran(known):
         shown = [row for cell, row in zip(part, rows, strict=True) if cell.name in names]
         if shown and part[0].table == _TABLE.value and _TARGET.value in (None, part[0].target):
@@ -193,18 +237,35 @@ def _missing(asked: Mapping[str, Mapping[str, Any]], records) -> list[str]:
                     f"{records.path(name)} to run it again, or choose another workdir"
                 )
         say(f"{name}: done before, see {records.path(name)}")
+        records.forget(name)  # what a script killed just after it saved the record has left
     return missing
 
 
-def _run(cells, records, seeds, asked) -> None:
+def _while_there_is_time(missing: list[str], budget: _Budget) -> Iterator[str]:
+    for name in missing:
+        if budget.is_over():
+            raise fs.UnfinishedError("none is under way")
+        yield name
+
+
+def _tell_what_is_left(names: Collection[str], records, reason: fs.UnfinishedError) -> None:
+    left = [name for name in names if not records.path(name).exists()]
+    say(f"time is over after {time.monotonic() - _STARTED:.0f} s ({reason})")
+    say(f"cells done: {len(names) - len(left)} of {len(names)}; left: {', '.join(left)}")
+    say(f"to continue: {shlex.join(['python', *sys.argv])}")
+
+
+def _run(named, records, seeds, asked) -> None:
     """Runs cells to their targets."""
     asked = asked | {"num_rounds": _ROUNDS_LIMIT.value, "target": _TARGET.value}
-    missing = _missing({cell.name: asked for cell in cells}, records)
+    missing = _missing(dict.fromkeys(named, asked), records)
     if not missing:
         return
-    train, test, task = fs.experiment.paper_data(cells[0].model, _DATA_DIR.value)
-    for number, cell in enumerate((c for c in cells if c.name in missing), 1):
-        say(f"{cell.name}, cell {number} of {len(missing)}; the paper's rounds: {cell.rounds}")
+    budget = _Budget()
+    train, test, task = fs.experiment.paper_data(named[missing[0]].model, _DATA_DIR.value)
+    for number, name in enumerate(_while_there_is_time(missing, budget), 1):
+        cell = named[name]
+        say(f"{name}, cell {number} of {len(missing)}; the paper's rounds: {cell.rounds}")
         rates = asked["rates"] or cell.starting_rates()
         record = fs.experiment.run_cell(
             cell,
@@ -215,17 +276,18 @@ def _run(cells, records, seeds, asked) -> None:
             seeds=seeds,
             num_rounds=_ROUNDS_LIMIT.value,
             most_rates=_MOST_RATES.value,
+            workdir=records.under_way(name),
+            go_on=budget,
             progress=True,
             report=say,
         )
-        _save(records, cell.name, record, test)
+        _save(records, name, record, test)
         say(", ".join(map(_outcome, fs.experiment.best_of_each_seed(record["runs"]))))
 
 
-def _run_figure(cells, records, seeds, asked) -> None:
+def _run_figure(named, records, seeds, asked) -> None:
     """Makes a figure's own runs."""
     number, limit = _FIGURE.value, _ROUNDS_LIMIT.value
-    named = {fs.experiment.figure_record(number, cell): cell for cell in cells}
     asked_of = {}
     for name, cell in named.items():
         rounds = None if limit is None else fs.experiment.figure_rounds(number, cell, limit)[0]
@@ -233,13 +295,24 @@ def _run_figure(cells, records, seeds, asked) -> None:
     missing = _missing(asked_of, records)
     if not missing:
         return
-    train, test, task = fs.experiment.paper_data(cells[0].model, _DATA_DIR.value)
-    for name in missing:
+    budget = _Budget()
+    train, test, task = fs.experiment.paper_data(named[missing[0]].model, _DATA_DIR.value)
+    for name in _while_there_is_time(missing, budget):
         say(name)
         cell = named[name]
         rates = asked["rates"] or fs.experiment.figure_rates(number, cell, records.load(cell.name))
         record = fs.experiment.run_curves(
-            number, cell, task, train, test, rates=rates, num_rounds=limit, seeds=seeds, progress=True
+            number,
+            cell,
+            task,
+            train,
+            test,
+            rates=rates,
+            num_rounds=limit,
+            seeds=seeds,
+            workdir=records.under_way(name),
+            go_on=budget,
+            progress=True,
         )
         _save(records, name, record, test)
 

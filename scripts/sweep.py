@@ -10,8 +10,8 @@ With no flags: 100 clients with two digits each, four combinations, three rates 
 All rates and seeds of a combination (a cell) run in one compiled program. Where the best rate lies at
 the edge of the grid, further ones are tried. With a target a cell ends when one of its curves has
 crossed it. The workdir receives cells.jsonl (a row per run), table.md and table.csv (a row per cell),
-curves.png, cells/NAME.json and cells/NAME.png. The same command on the same workdir continues after
-the last finished cell, and with another --plot_axis or link draws all pictures anew.
+curves.png, cells/NAME.json and cells/NAME.png. The same command on the same workdir continues where
+it was interrupted, and with another --plot_axis or link draws all pictures anew.
 """
 
 import itertools
@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import axes
+import machine
 import workload
 from absl import flags
 from common import batch_size, numbers, run, say
@@ -29,6 +30,7 @@ import fedjax_sim as fs
 
 flags.adopt_module_key_flags(workload)
 flags.adopt_module_key_flags(axes)
+flags.adopt_module_key_flags(machine)
 _LOCAL_EPOCHS = flags.DEFINE_list("local_epochs", ["1", "5"], "E, epochs a client trains in a round.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["10", "inf"], "B, examples in a local batch, or inf.")
 _CLIENT_FRACTIONS = flags.DEFINE_list(
@@ -100,13 +102,15 @@ def _sweep() -> None:
                 _draw(cell, record, records, drawn_over)  # may have been over another axis, or killed
                 continue
             say(f"{cell.label}, cell {number} of {len(cells)}{clock.left()}")
-            record = _run(cell, clients, task, evaluate, rates, seeds)
+            kept = records.under_way(cell.name)
+            record = _run(cell, clients, task, evaluate, rates, seeds, kept)
             records.save(cell.name, record)
             clock.finish(cell)
             _draw(cell, record, records, drawn_over)
             _write(workdir, records, cells, drawn_over)
         table = _write(workdir, records, cells, drawn_over)
-    print(table, end="")
+    if fs.is_first():
+        print(table, end="")
 
 
 def _check(cells, clients, task, evaluate, rates, seeds) -> None:
@@ -129,10 +133,11 @@ def _check(cells, clients, task, evaluate, rates, seeds) -> None:
         )
 
 
-def _run(cell, clients, task, evaluate, rates, seeds) -> dict:
+def _run(cell, clients, task, evaluate, rates, seeds, kept) -> dict:
     started = time.perf_counter()
+    algorithm = workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0)
     runs = fs.experiment.sweep_rates(
-        workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0),
+        algorithm,
         clients,
         rates=rates,
         seeds=seeds,
@@ -142,6 +147,8 @@ def _run(cell, clients, task, evaluate, rates, seeds) -> dict:
         client_fraction=cell.client_fraction,
         evaluate=evaluate,
         eval_every=_EVAL_EVERY.value,
+        layout=machine.layout(algorithm, clients, num_runs=len(rates) * len(seeds)),
+        workdir=kept,
         progress=True,
         report=say,
     )

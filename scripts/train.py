@@ -11,6 +11,7 @@ With no flags: 100 clients with two digits each, by Federated Averaging, in well
   python scripts/train.py --algorithm=dynamic_averaging --delta=2 --sync_period=10
   python scripts/train.py --algorithm=dynamic_averaging --dataset=graphical_model --model=logistic \
       --drift_probability=0.001 --num_rounds=500 --sync_period=10 --delta=0.1
+  srun --ntasks=4 python scripts/train.py --workdir=runs/on_four_hosts
   python scripts/train.py --dataset=synthetic --num_clients=100000 --model=small_word_lstm \
       --client_fraction=0.001 --local_epochs=1 --client_lr=1 --data_placement=host
 
@@ -27,6 +28,7 @@ import pathlib
 import averaging
 import axes
 import jax
+import machine
 import optax
 import workload
 from absl import flags
@@ -37,6 +39,7 @@ import fedjax_sim as fs
 flags.adopt_module_key_flags(workload)
 flags.adopt_module_key_flags(averaging)
 flags.adopt_module_key_flags(axes)
+flags.adopt_module_key_flags(machine)
 _ALGORITHM = flags.DEFINE_string(
     "algorithm",
     "fed_avg",
@@ -66,8 +69,6 @@ _WORKDIR = flags.DEFINE_string(
 _CHECKPOINT_SECONDS = flags.DEFINE_float(
     "checkpoint_seconds", 10.0, "The least time between two checkpoints; the last is always written."
 )
-_LANES = flags.DEFINE_integer("lanes", None, "Clients a device trains side by side.")
-
 _DATA_PLACEMENT = flags.DEFINE_string(
     "data_placement",
     "auto",
@@ -109,7 +110,7 @@ def _train() -> None:
         algorithm = make_algorithm(task, clients, width)
     else:
         algorithm = learners.algorithm(task, clients, _CLIENT_LR.value)
-    layout = fs.default_layout(_LANES.value, num_learners=algorithm.num_learners)
+    layout = fs.layout_for(algorithm, clients, machine.LANES.value, **machine.mesh())
     if learners is not None and learners.drifts:
         say("The concept drifts away from the stored examples, so no model is evaluated on them.")
         evaluate = []
@@ -135,6 +136,8 @@ def _train() -> None:
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,
         progress=True,
     )
+    if not fs.is_first():
+        return
     summary = fs.experiment.write_report(
         result,
         workdir,

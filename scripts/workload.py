@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import axes
+import machine
 import optax
 from absl import flags
 
@@ -26,8 +27,13 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set's file
 MODEL = flags.DEFINE_string(
     "model",
     "2nn",
-    "2nn, cnn or logistic for images; cifar for larger ones; char_lstm for shakespeare; word_lstm, or "
-    "small_word_lstm for quick rounds, for messages and synthetic.",
+    "2nn, cnn, dropout_cnn or logistic for images; cifar for larger ones; char_lstm for shakespeare; "
+    "word_lstm, or small_word_lstm for quick rounds, for messages and synthetic.",
+)
+_COMPUTE_DTYPE = flags.DEFINE_string(
+    "compute_dtype",
+    "float32",
+    "Of the loss and its gradient: float32 or bfloat16. Weights, messages and metrics are float32.",
 )
 PARTITION = flags.DEFINE_string(
     "partition",
@@ -58,10 +64,13 @@ _SERVER_LR = flags.DEFINE_float(
 _SERVER_OPTIMIZER = flags.DEFINE_string("server_optimizer", "sgd", "sgd, momentum, adam or yogi.")
 WEIGHTING = flags.DEFINE_string("weighting", "examples", "Of clients: examples or uniform.")
 _SHUFFLE = flags.DEFINE_string("shuffle", "each_epoch", "each_epoch, once or never.")
+# Flags that came later count where they say something, so that older workdirs are recognised.
+_NEWER = ("compute_dtype", "matmul_precision")
 
 _MODELS = {
     "2nn": fs.models.mnist_2nn,
     "cnn": fs.models.mnist_cnn,
+    "dropout_cnn": fs.models.dropout_cnn,
     "logistic": fs.models.logistic_regression,
     "cifar": fs.models.cifar_cnn,
     "char_lstm": lambda symbols, shape: fs.models.char_lstm(symbols, shape[0]),
@@ -70,6 +79,7 @@ _MODELS = {
         fs.models.StackedLSTM(symbols, embedding=16, units=32, layers=1), shape[0], padding=0, unknown=1
     ),
 }
+_COMPUTE_DTYPES = {"float32": lambda task: task, "bfloat16": fs.models.bfloat16}
 # Data sets of symbols, and the models that know what their padding is; all others are images.
 _WORD_MODELS = ("word_lstm", "small_word_lstm")
 _MODELS_OF_SYMBOLS = {
@@ -105,6 +115,7 @@ def load(seed: int, make_streams: Callable[[int, int], fs.data.FederatedData] | 
       ValueError: a flag has no such value.
     """
     model = fs.choose("model", MODEL.value, _MODELS)
+    in_dtype = fs.choose("compute_dtype", _COMPUTE_DTYPE.value, _COMPUTE_DTYPES)
     fitting = _MODELS_OF_SYMBOLS.get(DATASET.value)
     if fitting is not None and MODEL.value not in fitting:
         wanted = " or ".join(fitting)
@@ -125,7 +136,7 @@ def load(seed: int, make_streams: Callable[[int, int], fs.data.FederatedData] | 
     else:
         clients, test = _load_clients(seed)
     task = model(clients.num_classes, clients.examples["x"].shape[1:])
-    return Workload(clients, test, task)
+    return Workload(clients, test, in_dtype(task))
 
 
 def _load_clients(seed: int) -> tuple[fs.data.FederatedData, fs.data.Dataset | fs.data.FederatedData]:
@@ -184,7 +195,8 @@ def settings(left_out: tuple[str, ...]) -> dict:
         pictures are drawn over.
     """
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    left_out = ("data_dir", *axes.NAMES, *left_out)
+    left_out = {"data_dir", *axes.NAMES, *machine.NAMES, *left_out}
+    left_out |= {flag.name for flag in own if flag.name in _NEWER and flag.value == flag.default}
     return {flag.name: flag.value for flag in own if flag.name not in left_out}
 
 

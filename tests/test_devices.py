@@ -70,8 +70,8 @@ def test_the_default_layout_takes_all_devices_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layout = fs.default_layout()
-    assert layout.mesh.axis_names == ("clients",)
-    assert list(layout.mesh.devices) == jax.local_devices()
+    assert layout.mesh.axis_names == ("runs", "clients")
+    assert list(layout.mesh.devices.flat) == jax.local_devices()
     assert layout.num_devices == 2
     assert layout.lanes == 1
     assert fs.default_layout(lanes=5).lanes == 5
@@ -81,7 +81,7 @@ def test_the_default_layout_takes_all_devices_without_a_warning():
 
 def test_one_device_on_one_core_is_no_reason_to_warn(monkeypatch):
     only = jax.local_devices()[:1]
-    monkeypatch.setattr(jax, "local_devices", lambda: only)
+    monkeypatch.setattr(jax, "devices", lambda: only)
     monkeypatch.setattr(devices, "available_cores", lambda: 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

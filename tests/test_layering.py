@@ -21,17 +21,29 @@ ALLOWED = {
     "optimizers": set(),
     "ledger": BASICS,
     "client": BASICS | {"optimizers"},
-    "lanes": BASICS | {"client"},
+    "processes": set(),
+    "memory": BASICS | {"client", "optimizers"},
+    "lanes": BASICS | {"client", "processes"},
     "queues": BASICS | {"client", "lanes"},
-    "devices": BASICS | {"lanes"},
+    "devices": BASICS,
     "data": BASICS,
     "models": BASICS,
     "streams": BASICS,
     "learners": BASICS | {"client", "lanes"},
     "protocols": BASICS | {"ledger"},
     "algorithms": BASICS
-    | {"client", "lanes", "learners", "ledger", "optimizers", "protocols", "queues", "streams"},
-    "simulation": BASICS | {"lanes", "ledger", "devices", "data.cohorts"},
+    | {
+        "client",
+        "lanes",
+        "learners",
+        "ledger",
+        "memory",
+        "optimizers",
+        "protocols",
+        "queues",
+        "streams",
+    },
+    "simulation": BASICS | {"lanes", "ledger", "devices", "processes", "data.cohorts"},
 }
 # Heavy or particular packages, and the only files that may name them.
 CONFINED = {

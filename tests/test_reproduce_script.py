@@ -35,6 +35,7 @@ REFUSED = {
     "--table=2 --model=2nn": "unknown model of table 2 '2nn'; did you mean 'cnn'? Known: cnn, lstm.",
     "--table=3 --partition=noniid": "--partition=noniid; what is asked for has iid",
     "--figure=4 --target=0.5": "--target=0.5; figure 4 has no runs that end at one",
+    "--table=2 --time_budget_s=0": "--time_budget_s=0.0; wanted seconds above 0",
     "--table=4 --rounds_limit=0": "--rounds_limit=0; wanted a whole number, at least 1",
     "--table=4 --client_lrs=0.1,-1": "--client_lrs=0.1,-1; wanted finite numbers above 0",
     "--figure=6 --client_lrs=0.1,0.2": "--client_lrs=0.1,0.2; figures 6 and 8 want one rate",
@@ -141,15 +142,50 @@ def plays(tmp_path_factory):
     return folder
 
 
-def test_a_cell_of_shakespeare_is_run_at_one_rate(plays, tmp_path):
-    flags = ("--table=2", "--model=lstm", "--partition=noniid", "--rows=E=1/B=10", "--rounds_limit=2")
-    name, record, out, _ = run_small(plays, *flags, "--client_lrs=1.47", "--most_rates=1", cwd=tmp_path)
-    assert name == "lstm-noniid-C0.1-E1-B10"
+LSTM_CELL = "lstm-noniid-C0.1-E1-B10"
+LSTM_FLAGS = ("--table=2", "--model=lstm", "--partition=noniid", "--rows=E=1/B=10", "--client_lrs=1.47")
+
+
+@pytest.fixture(scope="module")
+def lstm(plays, tmp_path_factory):
+    """A cell of Shakespeare, for one round: its workdir and what `run_small` returns."""
+    cwd = tmp_path_factory.mktemp("lstm")
+    flags = (*LSTM_FLAGS, "--most_rates=1", "--rounds_limit=1")
+    return cwd / "w", *run_small(plays, *flags, cwd=cwd)
+
+
+def test_a_cell_of_shakespeare_is_run_at_one_rate(lstm):
+    workdir, name, record, out, err = lstm
+    assert name == LSTM_CELL
     assert (record["cell"]["dataset"], record["cell"]["target"]) == ("shakespeare", 0.54)
     assert (record["test_rows"], record["most_rates"]) == (3, 1)
-    assert curves_of(record, "rate", "rounds") == [(1.47, [0, 1, 2])]
-    assert "| E=1/B=10 | noniid | 7.4 | 164 (23.8x) | - | - | not reached in 2 rounds | 1.47" in out
-    assert (tmp_path / "w" / "figure2.png").exists()
+    assert curves_of(record, "rate", "rounds") == [(1.47, [0, 1])]
+    assert "| E=1/B=10 | noniid | 7.4 | 164 (23.8x) | - | - | not reached in 1 rounds | 1.47" in out
+    assert (workdir / "figure2.png").exists()
+    assert "all done" in err
+    assert not list((workdir / "under_way").iterdir())
+
+
+def test_a_cell_run_in_parts_leaves_the_record_of_one_run_in_one_go(plays, lstm, tmp_path):
+    _, _, whole, printed, _ = lstm
+    flags = (*LSTM_FLAGS, "--most_rates=1", "--rounds_limit=1", "--time_budget_s=0.001")
+    part = start(f"--data_dir={plays}", *flags, cwd=tmp_path)  # just the evaluation before any training
+    out, err = part.communicate(timeout=300)
+    assert part.returncode == 75, err
+    assert out == ""
+    assert "(0 of at most 1 rounds are done; repeat the sweep to continue from w/under_way/" in err
+    assert f"cells done: 0 of 1; left: {LSTM_CELL}\n" in err
+    assert f"to continue: python {SCRIPT} --data_dir={plays} --table=2 " in err
+    assert [path.name for path in (tmp_path / "w" / "under_way").iterdir()] == [LSTM_CELL]
+    name, record, out, err = run_small(plays, *flags, cwd=tmp_path)
+    assert (name, out) == (LSTM_CELL, printed)
+    assert "all done" in err
+    assert not list((tmp_path / "w" / "under_way").iterdir())
+    for key in whole.keys() - {"command", "date", "seconds", "runs"}:
+        assert record[key] == whole[key]
+    for run, one_go in zip(record["runs"], whole["runs"], strict=True):
+        assert run | {"seconds": 0} == one_go | {"seconds": 0}
+    assert record["seconds"] > record["runs"][0]["seconds"]
 
 
 def test_many_local_epochs_are_followed_at_the_papers_rate(plays, tmp_path):

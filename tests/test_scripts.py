@@ -123,7 +123,7 @@ def test_the_target_ends_the_run(tmp_path):
     "flags",
     [
         ("--algorithm=fed_sgd", "--client_lr=0.5", "--partition=iid", "--lanes=4"),
-        ("--algorithm=sgd", "--partition=lognormal", "--model=logistic"),
+        ("--algorithm=sgd", "--partition=lognormal", "--model=logistic", "--compute_dtype=bfloat16"),
         ("--batch_size=inf", "--partition=dirichlet", "--alpha=0.1", "--server_optimizer=adam"),
     ],
     ids=["fed_sgd", "sgd", "fed_avg inf dirichlet adam"],
@@ -139,6 +139,7 @@ def test_other_settings_run(tmp_path, flags):
         (("--dataset=mnits",), "unknown dataset 'mnits'; did you mean 'mnist'"),
         (("--model=cmn",), "unknown model 'cmn'; did you mean 'cnn'? Known: 2nn, char_lstm"),
         (("--algorithm=fedavg",), "unknown algorithm 'fedavg'; did you mean 'fed_avg'"),
+        (("--compute_dtype=float16",), "unknown compute_dtype 'float16'; did you mean 'bfloat16'"),
         (("--partition=dirichlett",), "did you mean 'dirichlet'"),
         (("--dataset=mnist",), "data_dir"),
         (("--dataset=mnist", "--data_dir=nowhere"), "train-images-idx3-ubyte.gz"),

@@ -64,4 +64,4 @@ def round_info(sums: CohortSums, cohort: Cohort) -> dict[str, jax.Array]:
         "train_loss": total / jnp.maximum(count, 1),
         "examples": sums.metrics["examples"],
         "slots": sums.slots,
-    } | exchange(cohort.ids.size)
+    } | exchange(cohort.num_clients)

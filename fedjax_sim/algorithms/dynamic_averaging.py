@@ -5,6 +5,7 @@ deep learning by dynamic model averaging", ECML-PKDD 2018, https://arxiv.org/abs
 update sums the gradients of a batch where ours takes their mean, so its rate is ours over B.
 """
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from fedjax_sim.checks import check_choice, check_count, check_rates
 from fedjax_sim.client import descent, no_losses
 from fedjax_sim.lanes import EVERYWHERE, SPREAD
 from fedjax_sim.learners import Group, with_learners
+from fedjax_sim.memory import lane_bytes
 from fedjax_sim.optimizers import as_factory, describe
 from fedjax_sim.protocols import Protocol, View
 from fedjax_sim.streams import MODES, Streams, batch_sizes
@@ -228,8 +230,10 @@ def dynamic_averaging(
         needs_all_data=True,
         num_learners=m,
         specs=AveragingState(SPREAD, SPREAD, SPREAD, *[EVERYWHERE] * 5),
+        reads_own_rows=stream != "shared",
         check=check,
         check_hparams=check_hparams,
+        lane_bytes=functools.partial(lane_bytes, task, make_optimizer, streams.slots),
     )
 
 

@@ -5,6 +5,7 @@ of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1
 with the weights of arXiv version 4: n_k over the examples of the SELECTED clients.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.checks import check_rates
 from fedjax_sim.client import local_training
 from fedjax_sim.ledger import model_exchange
+from fedjax_sim.memory import lane_bytes
 from fedjax_sim.optimizers import as_factory, describe
 from fedjax_sim.queues import train_clients
 
@@ -95,4 +97,5 @@ def fed_avg(
         "weighting": weighting,
         "shuffle": shuffle,
     }
-    return Algorithm(init, round_fn, model_exchange, hparams, settings)
+    needs = functools.partial(lane_bytes, task, as_factory(client_optimizer), batch_size)
+    return Algorithm(init, round_fn, model_exchange, hparams, settings, lane_bytes=needs)

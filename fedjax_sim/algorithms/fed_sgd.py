@@ -5,6 +5,8 @@ of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1
 It equals FedAvg with E = 1 and B = infinity; here it is written as the paper first states it.
 """
 
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +27,7 @@ from fedjax_sim.checks import check_rates
 from fedjax_sim.client import full_gradient
 from fedjax_sim.lanes import map_clients
 from fedjax_sim.ledger import model_exchange
+from fedjax_sim.memory import lane_bytes
 from fedjax_sim.optimizers import as_factory, describe
 
 
@@ -74,4 +77,6 @@ def fed_sgd(
         "server_optimizer": describe(optimizer),
         "weighting": weighting,
     }
-    return Algorithm(init, round_fn, model_exchange, hparams, settings)
+    # Clients have no optimizer; plain descent has no memory either.
+    needs = functools.partial(lane_bytes, task, optax.sgd, math.inf)
+    return Algorithm(init, round_fn, model_exchange, hparams, settings, lane_bytes=needs)

@@ -98,7 +98,8 @@ class FederatedData:
             mapped.check_length(column)
             num = offsets[-1] if num_rows is None else num_rows
             rows, source = np.zeros((num, *column.shape[1:]), column.dtype), np.asarray(column)
-            np.concatenate([source[start:end] for start, end in owned], out=rows[: offsets[-1]])
+            if owned:
+                np.concatenate([source[start:end] for start, end in owned], out=rows[: offsets[-1]])
             mapped.release(column)
             return rows
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedjax_sim import processes
 from fedjax_sim.naming import choose
 from fedjax_sim.simulation import Link
 
@@ -219,7 +220,9 @@ def _colours(count: int):
 
 
 def save_figure(figure, path: str | pathlib.Path) -> None:
-    """Writes a figure as a PNG file."""
+    """Writes a figure as a PNG file; of several processes the first does."""
+    if not processes.is_first():
+        return
     partial = pathlib.Path(f"{path}.partial")  # so that a killed process leaves no half picture
     figure.savefig(partial, dpi=110, format="png")
     partial.replace(path)

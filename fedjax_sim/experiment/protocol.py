@@ -6,6 +6,7 @@ curves of test accuracy are made monotone and read at the target by linear inter
 optimised for each setting over a multiplicative grid whose best value must not lie at its edge.
 """
 
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,6 +94,7 @@ def sweep_rates(
     stop_at: float | None,
     most_rates: int = MOST_RATES,
     report: Callable[[str], None] | None = None,
+    workdir: str | pathlib.Path | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Sweeps the client's rate, and widens the grid until no seed's best rate lies at its edge.
@@ -110,6 +112,7 @@ def sweep_rates(
         the most accurate run is the best.
       most_rates: the grid is never widened beyond this many.
       report: receives a line of text for each widening.
+      workdir: where each sweep has a folder, in which it continues after an interruption.
       **settings: for `sweep`.
 
     Returns:
@@ -117,9 +120,10 @@ def sweep_rates(
 
     Raises:
       ValueError: see `sweep`.
+      UnfinishedError: see `sweep`.
     """
 
-    def go(chosen, limit):
+    def go(chosen, limit, folder):
         result = sweep(
             algorithm,
             data,
@@ -127,12 +131,13 @@ def sweep_rates(
             seeds=seeds,
             num_rounds=limit,
             stop_at=stop_at,
+            workdir=None if workdir is None else pathlib.Path(workdir) / folder,
             **settings,
         )
         return [describe_run(run, stop_at) for run in result.runs]
 
     rates = sorted(rates)
-    runs = go(rates, num_rounds)
+    runs = go(rates, num_rounds, "first")
     per_decade = resolution(rates)
     while (further := _beyond(runs, per_decade)) and len(rates) < most_rates:
         rate = further[0]
@@ -143,7 +148,7 @@ def sweep_rates(
         if report is not None:
             report(f"The best rate lies at the edge of the grid; trying {rate:g} as well.")
         rates.append(rate)
-        runs += go([rate], max(limit, 1))
+        runs += go([rate], max(limit, 1), f"rate{rate:g}")
     return sorted(runs, key=lambda run: (run["rate"], run["seed"]))
 
 

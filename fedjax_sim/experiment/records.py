@@ -10,12 +10,14 @@ import pathlib
 import platform
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from fedjax_sim import processes
 from fedjax_sim.devices import available_cores
 from fedjax_sim.simulation import workdir as files
 
@@ -37,12 +39,19 @@ class Records:
         """Where the record of a cell lies, or will."""
         return self._folder / f"{name}.json"
 
+    def under_way(self, name: str) -> pathlib.Path:
+        """Where the runs of a cell are kept until it is finished."""
+        return self._workdir / "under_way" / name
+
     def load(self, name: str) -> dict[str, Any] | None:
         """The record of a cell, or None before it is finished.
 
         Raises:
           ValueError: the file is not a record.
         """
+        return processes.first_does(lambda: self._load(name))
+
+    def _load(self, name: str) -> dict[str, Any] | None:
         path = self.path(name)
         if not path.exists():
             return None
@@ -56,16 +65,26 @@ class Records:
 
     def load_all(self) -> dict[str, dict[str, Any]]:
         """Every finished cell, by name."""
-        return {path.stem: self.load(path.stem) for path in sorted(self._folder.glob("*.json"))}
+        names = processes.first_does(lambda: sorted(path.stem for path in self._folder.glob("*.json")))
+        return {name: self.load(name) for name in names}
 
     def save(self, name: str, record: Mapping[str, Any]) -> None:
-        """Keeps a finished cell: a line for each of its properties, and for each run."""
+        """Keeps a finished cell: a line for each of its properties, and for each run.
+
+        What was kept while it was under way is removed.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         lines = [
             f" {json.dumps(key)}: {_dumps(value)}," for key, value in record.items() if key != "runs"
         ]
         runs = ",\n".join(f"  {_dumps(run)}" for run in record["runs"])
         files.write_text(self.path(name), "\n".join(["{", *lines, f' "runs": [\n{runs}\n ]', "}\n"]))
+        self.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Removes what a cell under way has left."""
+        if processes.is_first():
+            shutil.rmtree(self.under_way(name), ignore_errors=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -74,8 +93,13 @@ class Records:
         Raises:
           ValueError: another process is at work there.
         """
-        self._workdir.mkdir(parents=True, exist_ok=True)
-        with files.locked(self._workdir):
+        with contextlib.ExitStack() as stack:
+
+            def lock() -> None:
+                self._workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(files.locked(self._workdir))
+
+            processes.first_does(lock)
             yield
 
 
@@ -85,7 +109,8 @@ def claim_workdir(workdir: str | pathlib.Path, config: Mapping[str, Any]) -> Non
     Raises:
       ValueError: it belongs to something else; the message tells the differences.
     """
-    files.claim(pathlib.Path(workdir), config)
+    processes.agree(config)
+    processes.first_does(lambda: files.claim(pathlib.Path(workdir), config))
 
 
 def provenance() -> dict[str, Any]:

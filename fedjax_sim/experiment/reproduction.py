@@ -1,8 +1,10 @@
 """Runs cells of the FedAvg paper."""
 
 import dataclasses
+import json
 import math
 import os
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,10 +24,13 @@ from fedjax_sim.experiment.records import provenance
 from fedjax_sim.experiment.tables import ACCEPTED
 from fedjax_sim.experiment.workloads import WORKLOADS
 from fedjax_sim.simulation import DivergenceError, accuracy
+from fedjax_sim.simulation import workdir as files
+from fedjax_sim.simulation.sweep import UnfinishedError
 
 _WITHOUT_A_NUMBER = 2000  # rounds at most where the paper's run did not reach the target
 _POINTS = 100  # of a curve, up to the paper's number
 _ATTEMPTS = 3
+_SECONDS = "seconds.json"  # that the earlier parts of a cell took
 
 
 def paper_data(model: str, data_dir: str | os.PathLike | None = None) -> tuple[Dataset, Dataset, Task]:
@@ -113,6 +118,8 @@ def run_cell(
     race: bool = True,
     progress: bool = False,
     report: Callable[[str], None] | None = None,
+    workdir: str | pathlib.Path | None = None,
+    go_on: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Finds a cell's best rate and its rounds to the target, or its curves at given rates.
 
@@ -130,41 +137,52 @@ def run_cell(
         all of its rounds.
       progress: shows a bar.
       report: receives lines of text.
+      workdir: where an interrupted cell continues.
+      go_on: asked before each block of rounds, see `sweep`.
 
     Returns:
-      The record: the cell, its settings, where it came from, and a dict per run.
+      The record: the cell, its settings, where it came from, and a dict per run. Of a cell run in parts
+      "seconds" are those of all that were not killed, the rest is of the last.
 
     Raises:
-      ValueError: a rate, a seed or a number of rounds is out of its range.
+      ValueError: a rate, a seed or a number of rounds is out of its range, or the workdir is of others.
       DivergenceError: a loss is not a finite number before any training.
+      UnfinishedError: `go_on` has said no; the same call continues.
     """
-    started = time.perf_counter()
+    started, earlier = time.perf_counter(), _seconds_so_far(workdir)
     limit = default_limit(cell) if num_rounds is None else num_rounds
     if eval_every is None:
         eval_every = max(1, min(limit, cell.rounds or _WITHOUT_A_NUMBER) // _POINTS)
-    runs = sweep_rates(
-        paper_algorithm(cell, task),
-        clients,
-        rates=rates or cell.starting_rates(),
-        seeds=seeds,
-        num_rounds=limit,
-        stop_at=cell.target if race else None,
-        most_rates=most_rates,
-        client_fraction=_client_fraction(cell, clients),
-        evaluate=evaluate,
-        eval_every=eval_every,
-        # In sequential SGD an update follows another, which more devices do not help.
-        layout=Layout() if cell.algorithm == "sgd" else None,
-        progress=progress,
-        report=report,
-    )
+    try:
+        runs = sweep_rates(
+            paper_algorithm(cell, task),
+            clients,
+            rates=rates or cell.starting_rates(),
+            seeds=seeds,
+            num_rounds=limit,
+            stop_at=cell.target if race else None,
+            most_rates=most_rates,
+            client_fraction=_client_fraction(cell, clients),
+            evaluate=evaluate,
+            eval_every=eval_every,
+            # In sequential SGD an update follows another, which more devices do not help.
+            layout=Layout() if cell.algorithm == "sgd" else None,
+            workdir=workdir,
+            go_on=go_on,
+            progress=progress,
+            report=report,
+        )
+    except UnfinishedError:
+        seconds = earlier + time.perf_counter() - started
+        files.write_json(pathlib.Path(workdir) / _SECONDS, seconds)
+        raise
     return {
         "cell": cell.identity(),
         "num_rounds": limit,
         "eval_every": eval_every,
         "most_rates": most_rates,
         "partition_seed": 0,
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(earlier + time.perf_counter() - started, 1),
         **provenance(),
         "runs": runs,
     }
@@ -179,6 +197,7 @@ def run_curves(
     *,
     rates: Sequence[float],
     num_rounds: int | None = None,
+    workdir: str | pathlib.Path | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Makes the runs of its own that a figure draws of a cell.
@@ -193,6 +212,7 @@ def run_curves(
       test: test rows.
       rates: one run each.
       num_rounds: in place of the figure's.
+      workdir: where interrupted runs continue.
       **settings: for `run_cell`, such as `seeds`.
 
     Returns:
@@ -201,6 +221,7 @@ def run_curves(
     Raises:
       ValueError: a rate, a seed or a number of rounds is out of its range.
       DivergenceError: of a figure of losses, the lowest rate tried diverged as well.
+      UnfinishedError: see `run_cell`.
     """
     clients = paper_clients(cell, train)
     num_rounds, eval_every = figure_rounds(number, cell, num_rounds)
@@ -209,7 +230,7 @@ def run_curves(
     loss = FIGURES[number].shows == LOSS
     if loss:
         evaluate.append(evaluation(task, train, num_runs=num_runs, prefix="full_train"))
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
         record = run_cell(
             cell,
             task,
@@ -220,6 +241,7 @@ def run_curves(
             eval_every=eval_every,
             most_rates=len(rates),
             race=False,
+            workdir=None if workdir is None else pathlib.Path(workdir) / f"attempt{attempt}",
             **settings,
         )
         diverged = [run for run in record["runs"] if run["diverged"] is not None]
@@ -230,6 +252,11 @@ def run_curves(
     raise DivergenceError(
         f"training diverged in round {last['diverged']} even at rate {last['rate']:g}", last["diverged"]
     )
+
+
+def _seconds_so_far(workdir: str | pathlib.Path | None) -> float:
+    path = None if workdir is None else pathlib.Path(workdir) / _SECONDS
+    return json.loads(path.read_text()) if path is not None and path.exists() else 0.0
 
 
 def _client_fraction(cell: PublishedCell, clients: FederatedData) -> float:

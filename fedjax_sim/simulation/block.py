@@ -4,20 +4,21 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import trees
-from fedjax_sim.base import Algorithm, Cohort, Layout
+from fedjax_sim.base import RUNS, Algorithm, Cohort, Layout
 from fedjax_sim.data.cohorts import sample_cohort
-from fedjax_sim.lanes import place, shardings
+from fedjax_sim.lanes import EVERYWHERE, of_runs, place, shardings
 from fedjax_sim.ledger import balance, check_counts, check_sizes
-
-EvaluationFn = Callable[[Any], Mapping[str, float]]
+from fedjax_sim.processes import fetch, several
+from fedjax_sim.simulation.parts import send_learners
+from fedjax_sim.simulation.settings import EvaluationFn
 
 _NO_TOTALS = ("train_loss", "finite")  # every other info adds up over rounds
 
@@ -32,6 +33,7 @@ class Blocks:
       cohort_size: `K`, clients of a round.
       layout: lanes and devices.
       capacity: the most rounds of a block.
+      cohort: of every round, where cohorts are not drawn.
     """
 
     algorithm: Algorithm
@@ -39,6 +41,23 @@ class Blocks:
     cohort_size: int
     layout: Layout
     capacity: int
+    cohort: Cohort | None = None
+
+    @classmethod
+    def on_devices(
+        cls, algorithm: Algorithm, data: Any, size: int, layout: Layout, capacity: int
+    ) -> Self:
+        """Blocks with all data on the devices: on each, unless learners have rows of their own.
+
+        Args: as of the attributes, `size` being `K` and `data` on the host.
+        """
+        # A device could otherwise read the files themselves, which may shrink.
+        data, cohort = data.in_memory(), None
+        if several() and algorithm.reads_own_rows:
+            cohort, data = send_learners(data, layout)
+        return cls(
+            algorithm, place(data, layout) if cohort is None else data, size, layout, capacity, cohort
+        )
 
     def start(self, key: jax.Array, hparams: Mapping[str, float]) -> tuple[Any, Any]:
         """The state before the first round, and the keys of cohorts and training."""
@@ -46,8 +65,9 @@ class Blocks:
         rates = {name: np.float32(value) for name, value in hparams.items()}
         # Made where they are kept, so that learners' models never lie on one device together.
         where = shardings(self.layout, self.algorithm.specs)
+        keys = place(keys, self.layout)
         state = jax.jit(self.algorithm.init, out_shardings=where)(keys.init, rates)
-        return state, place((keys.cohorts, keys.training), self.layout)
+        return state, (keys.cohorts, keys.training)
 
     def run(
         self, state: Any, keys: Any, done: int, count: int
@@ -62,14 +82,14 @@ class Blocks:
         infos = {name: np.asarray(info)[:count] for name, info in infos.items()}
         return state, infos, time.perf_counter() - started
 
-    def _play(self, state, data, keys, done, count, capacity, ids=None) -> tuple[Any, Any]:
+    def _play(self, state, data, keys, done, count, capacity, cohort=None) -> tuple[Any, Any]:
         return _run(
             state,
             data,
             keys,
             np.int32(done),
             np.int32(count),
-            ids,
+            cohort or self.cohort,
             round_fn=self.algorithm.round,
             size=self.cohort_size,
             layout=self.layout,
@@ -82,7 +102,7 @@ class Blocks:
         """Blocks of many runs side by side: every argument and result has a leading axis of runs.
 
         Args:
-          states: the runs' states; consumed.
+          states: the runs' states, see `stack`; consumed.
           keys: the runs' keys.
           done: rounds before the block.
           counts: `[runs]`, how many rounds of each; a run of none keeps its state.
@@ -96,12 +116,28 @@ class Blocks:
             keys,
             np.int32(done),
             np.asarray(counts, np.int32),
+            np.int32(counts.max()),
+            self.cohort,
             round_fn=self.algorithm.round,
             size=self.cohort_size,
             layout=self.layout,
             capacity=self.capacity,
         )
-        return states, {name: np.asarray(info) for name, info in infos.items()}
+        return states, fetch(infos)
+
+    def stack(self, states: list[Any], keys: list[Any]) -> tuple[Any, Any]:
+        """The states and keys of many runs as ones with a leading axis, which the mesh's parts share."""
+
+        def stack(trees, specs):
+            where = shardings(self.layout, of_runs(specs, self.layout))
+            return jax.jit(_stack, out_shardings=where)(trees)
+
+        return stack(states, self.algorithm.specs), stack(keys, EVERYWHERE)
+
+    def take(self, states: Any, i: int) -> Any:
+        """The state of one of many runs."""
+        where = shardings(self.layout, self.algorithm.specs)
+        return jax.jit(_take, out_shardings=where)(states, i)
 
     def next_count(self, done: int, num_rounds: int) -> int:
         """How many rounds bring a run that has done `done` to its next evaluation."""
@@ -158,22 +194,6 @@ def first_bad_round(done: int, infos: dict[str, np.ndarray]) -> int | None:
     return done + 1 + int(bad[0]) if bad.size else None
 
 
-def as_evaluators(
-    evaluate: EvaluationFn | Sequence[EvaluationFn], stop_at: float | None
-) -> tuple[EvaluationFn, ...]:
-    """The evaluations as a tuple.
-
-    Raises:
-      ValueError: the target accuracy is not a share, or there is nothing to compare it with.
-    """
-    evaluators = (evaluate,) if callable(evaluate) else tuple(evaluate)
-    if stop_at is not None and not 0 < stop_at <= 1:
-        raise ValueError(f"the target accuracy is {stop_at}; wanted a share in (0, 1]")
-    if stop_at is not None and not evaluators:
-        raise ValueError("a target accuracy needs an evaluation, such as accuracy(task, test)")
-    return evaluators
-
-
 def evaluate_into(
     row: dict[str, Any], evaluators: Sequence[EvaluationFn], params: Any, stop_at: float | None
 ) -> bool:
@@ -194,53 +214,6 @@ def evaluate_into(
     return all(value is None or math.isfinite(value) for value in row.values())
 
 
-def merge_hparams(algorithm: Algorithm, given: Mapping[str, float]) -> dict[str, float]:
-    """The algorithm's hyper-parameters with `given` in place of their defaults.
-
-    Raises:
-      ValueError: the algorithm does not have one, or it is out of its range.
-    """
-    defaults = algorithm.hparams
-    unknown = sorted(given.keys() - defaults.keys())
-    if unknown:
-        raise ValueError(
-            f"this algorithm has no hyper-parameter {', '.join(unknown)}; it has {', '.join(defaults)}"
-        )
-    merged = {name: float(value) for name, value in (dict(defaults) | dict(given)).items()}
-    algorithm.check_hparams(merged)
-    return merged
-
-
-def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
-    """Refuses data without examples, in files that have shrunk, or not made for the algorithm.
-
-    Raises:
-      ValueError: it is one.
-    """
-    if int(data.offsets[-1]) == 0:
-        raise ValueError("no client of the federation has any data; wanted at least one example")
-    data.check_files()
-    if algorithm.num_learners not in (None, data.num_clients):
-        raise ValueError(
-            f"the algorithm has {algorithm.num_learners} learners, the federation {data.num_clients} "
-            "clients; wanted a client for each learner"
-        )
-    algorithm.check(data, num_rounds)
-
-
-def check_layout(algorithm: Algorithm, layout: Layout) -> None:
-    """Refuses devices that cannot share an algorithm's learners evenly.
-
-    Raises:
-      ValueError: they are such.
-    """
-    if algorithm.num_learners is not None and algorithm.num_learners % layout.num_devices:
-        raise ValueError(
-            f"{layout.num_devices} devices cannot share {algorithm.num_learners} learners evenly; "
-            f"wanted such as default_layout(num_learners={algorithm.num_learners}) gives"
-        )
-
-
 def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
     """The mean over all examples of some rounds; None where nobody had any."""
     return float(np.average(losses, weights=examples)) if examples.any() else None
@@ -252,33 +225,37 @@ def _total(info: np.ndarray) -> int | float:
     return int(info.sum(dtype=np.int64)) if whole else float(info.sum(dtype=np.float64))
 
 
-def _rounds(state, data, keys, first, count, ids=None, *, round_fn, size, layout, capacity):
+def _rounds(
+    state, data, keys, first, count, cohort=None, *, round_fn, size, layout, capacity, trips=None
+):
     """`count` rounds from round `first`, at most `capacity`; infos are stacked, `[capacity]`.
 
-    Where `ids` are given, `[K]`, the data holds these clients alone, and every round is theirs.
+    Where a cohort is given, the data holds its clients alone, and every round is theirs. Where `trips`
+    are, so many rounds are made, of which those beyond `count` change nothing.
     """
     cohort_key, train_key = keys
 
     def one_round(r, state):
-        if ids is None:
+        present = cohort
+        if present is None:
             drawn = sample_cohort(jax.random.fold_in(cohort_key, r), data.num_clients, size)
-            cohort = Cohort(drawn, layout)
-        else:
-            cohort = Cohort(ids, layout, places=jnp.arange(size, dtype=jnp.int32))
+            present = Cohort(drawn, layout)
         key = jax.random.fold_in(train_key, r)
-        state, info = round_fn(key, state, data, cohort)
+        state, info = round_fn(key, state, data, present)
         finite = info["finite"] if "finite" in info else trees.all_finite(state.params)
         finite &= jnp.isfinite(info["train_loss"])
         return state, info | {"finite": finite}
 
     def step(i, carry):
-        state, infos = carry
-        state, info = one_round(first + i, state)
+        before, infos = carry
+        state, info = one_round(first + i, before)
+        if trips is not None:
+            state = jax.tree.map(functools.partial(jnp.where, i < count), state, before)
         return state, jax.tree.map(lambda all_, new: all_.at[i].set(new), infos, info)
 
     _, shapes = jax.eval_shape(one_round, first, state)
     infos = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
-    return jax.lax.fori_loop(0, count, step, (state, infos))
+    return jax.lax.fori_loop(0, count if trips is None else trips, step, (state, infos))
 
 
 _STATIC = ("round_fn", "size", "layout", "capacity")
@@ -286,6 +263,19 @@ _run = jax.jit(_rounds, static_argnames=_STATIC, donate_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnums=0)
-def _run_stacked(states, data, keys, first, counts, **static):
-    run = functools.partial(_rounds, **static)
-    return jax.vmap(run, in_axes=(0, None, 0, None, 0))(states, data, keys, first, counts)
+def _run_stacked(states, data, keys, first, counts, trips, cohort, **static):
+    def run(state, data, keys, first, count):
+        return _rounds(state, data, keys, first, count, cohort, trips=trips, **static)
+
+    # What lies on other devices is then never asked for: each part of the mesh has runs of its own.
+    parts = RUNS if static["layout"].num_parts > 1 else None
+    run = jax.vmap(run, in_axes=(0, None, 0, None, 0), spmd_axis_name=parts)
+    return run(states, data, keys, first, counts)
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _take(states: Any, i: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], states)

@@ -6,22 +6,26 @@ import json
 import logging
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim import processes
+
 _KEEP = 3
+_ALONE = "alone"  # barriers of processes that write alone need a name
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to continue: the round, the state, the rows of metrics up to it."""
+    """What a run needs to continue: the round, the state's leaves, the rows of metrics up to it."""
 
     round: int
-    state: Any
+    leaves: dict[str, np.ndarray]
     rows: list[dict]
 
 
@@ -42,20 +46,25 @@ class Checkpoints:
 
         self._ocp = ocp
         self._directory = directory.absolute()
+        self._directory.mkdir(exist_ok=True)
         self._manager = self._open()
 
     def _open(self):
         options = self._ocp.CheckpointManagerOptions(
             max_to_keep=_KEEP,
-            create=True,
             enable_async_checkpointing=False,
+            create=False,  # orbax makes no directories for processes that write alone
             cleanup_tmp_directories=True,  # what a killed run left half-written
+            multiprocessing_options=self._ocp.options.MultiprocessingOptions(
+                active_processes={jax.process_index()},  # waits for no other process
+                barrier_sync_key_prefix=_ALONE,
+            ),
         )
         return self._ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint; a run killed meanwhile keeps the ones before."""
-        leaves = _to_numpy(checkpoint.state)
+        leaves = checkpoint.leaves
         meta = {
             "rows": checkpoint.rows,
             "structure": _structure(leaves),
@@ -66,29 +75,28 @@ class Checkpoints:
         composite = args.Composite(state=args.StandardSave(leaves), meta=args.JsonSave(meta))
         self._manager.save(checkpoint.round, args=composite)
 
-    def restore(self, template: Any) -> Checkpoint | None:
+    def restore(self, like: dict[str, np.ndarray]) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None.
 
         One that is not is moved aside, with a warning that names it.
 
         Args:
-          template: a state of the shapes, dtypes and shardings to restore into.
+          like: leaves of the shapes and dtypes to restore.
 
         Raises:
           StructureError: it is of other shapes or dtypes; nothing is moved.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return self._read(step, template)
+                return self._read(step, like)
             except StructureError:
                 raise
             except Exception as error:  # whatever is wrong with it, an older one may be whole
                 self._move_aside(step, error)
         return None
 
-    def _read(self, step: int, template: Any) -> Checkpoint:
+    def _read(self, step: int, like: dict[str, np.ndarray]) -> Checkpoint:
         args = self._ocp.args
-        like = _to_numpy(template)
         meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
         if meta["structure"] != _structure(like):
             raise StructureError(
@@ -96,13 +104,13 @@ class Checkpoints:
                 f"{meta['structure']}, this run's state {_structure(like)}; it is the run of another "
                 "model or optimizer: choose another workdir"
             )
-        composite = args.Composite(state=args.StandardRestore(jax.tree.map(np.zeros_like, like)))
+        composite = args.Composite(state=args.StandardRestore(like))
         leaves = self._manager.restore(step, args=composite)["state"]
         if _digest_state(leaves) != meta["state_digest"]:
             raise ValueError("its state does not match its digest")
         if _digest_rows(meta["rows"]) != meta["rows_digest"]:
             raise ValueError("its rows do not match their digest")
-        return Checkpoint(step, _from_numpy(leaves, template), meta["rows"])
+        return Checkpoint(step, leaves, meta["rows"])
 
     def _move_aside(self, step: int, error: Exception) -> None:
         aside = self._directory.with_name(self._directory.name + "_unreadable")
@@ -126,21 +134,32 @@ class Checkpoints:
         self._manager.close()
 
 
-def _to_numpy(state: Any) -> dict[str, np.ndarray]:
+def to_numpy(state: Any) -> dict[str, np.ndarray]:
     """Leaves by number: whatever the pytree's classes, what is stored are plain arrays."""
+    return _numbered(processes.fetch, state)
+
+
+def zeros_like(state: Any) -> dict[str, np.ndarray]:
+    """What `to_numpy` returns, with zeros in place of the values, which are not looked at."""
+    return _numbered(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+
+
+def _numbered(convert: Callable[[jax.Array], np.ndarray], state: Any) -> dict[str, np.ndarray]:
     leaves = {}
     for i, leaf in enumerate(jax.tree.leaves(state)):
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        leaves[f"{i:05d}"] = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        leaves[f"{i:05d}"] = convert(jax.random.key_data(leaf) if is_key else leaf)
     return leaves
 
 
-def _from_numpy(leaves: dict[str, np.ndarray], template: Any) -> Any:
+def from_numpy(leaves: dict[str, np.ndarray], template: Any) -> Any:
+    """A state of such leaves, with the shardings of `template`."""
+
     def restore(i, like):
         value = leaves[f"{i:05d}"]
         if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
             value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
-        return jax.device_put(value, like.sharding)
+        return processes.put(value, like.sharding)
 
     templates, structure = jax.tree.flatten(template)
     return jax.tree.unflatten(structure, [restore(i, like) for i, like in enumerate(templates)])

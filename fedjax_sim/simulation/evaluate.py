@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_sim.base import Layout, Params, Task
 from fedjax_sim.devices import default_layout
 from fedjax_sim.lanes import map_rows, pad_rows, place
+from fedjax_sim.processes import fetch
 
 _BATCH_SIZE = 250  # rows a device works on at a time; bounds the memory of activations
 
@@ -44,7 +45,7 @@ class RowMetrics:
             batch_size=self._batch_size,
         )
         # The rows that pad the last batch are cut off here, before any sum.
-        return jax.tree.map(lambda a: np.asarray(a)[: self._n].astype(np.float64), outputs)
+        return jax.tree.map(lambda a: a[: self._n].astype(np.float64), fetch(outputs))
 
 
 @functools.partial(jax.jit, static_argnames=("metrics", "layout", "batch_size"))

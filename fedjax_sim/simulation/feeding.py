@@ -12,11 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import trees
-from fedjax_sim.base import Algorithm, Layout
+from fedjax_sim.base import Algorithm, Cohort, Layout
 from fedjax_sim.data.cohorts import sample_cohort
+from fedjax_sim.devices import memory_bytes
 from fedjax_sim.lanes import place
 from fedjax_sim.naming import choose
+from fedjax_sim.processes import several
 from fedjax_sim.simulation.block import Blocks
+from fedjax_sim.simulation.parts import send_parts, share_out
 
 # What the data may take of a device's memory; the rest is for models and activations.
 _LARGEST_SHARE = 0.5
@@ -42,10 +45,9 @@ def stays_on_host(data_placement: str, algorithm: Algorithm, data: Any, layout: 
         return chosen
     if algorithm.needs_all_data or any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data)):
         return False
-    if any(isinstance(column, np.memmap) for column in data.examples.values()):
+    if several() or any(isinstance(column, np.memmap) for column in data.examples.values()):
         return True
-    device = jax.local_devices()[0] if layout.mesh is None else layout.mesh.devices.flat[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")  # CPUs tell none
+    limit = memory_bytes(jax.local_devices()[0])
     return limit is not None and trees.num_bytes(data) > _LARGEST_SHARE * limit
 
 
@@ -53,13 +55,13 @@ class Fed(NamedTuple):
     """A cohort on the devices.
 
     Attributes:
-      ids: `[K]` int32, indices into the federation.
+      cohort: who takes part.
       data: a `FederatedData` of these clients alone, in this order.
       new_shape: none before it had as many rows, so that the round has to be compiled for it.
       seconds: that gathering and sending it took.
     """
 
-    ids: jax.Array
+    cohort: Cohort
     data: Any
     new_shape: bool
     seconds: float
@@ -71,12 +73,16 @@ class Feed:
     Rows are padded to a power of two, and to that of the mean cohort and some more at least, but never
     beyond all rows there are, so that cohorts of many sizes share few programs.
 
+    The devices of one process have the whole cohort each, and share it out as they please. Of several
+    processes each device gets clients of its own, and a process reads no others' rows.
+
     Args:
       data: a `FederatedData`.
       key: PRNG key of the cohorts.
       size: `K`.
       layout: where cohorts go.
       num_rounds: no cohort of a later round is gathered.
+      spread: whether each device gets clients of its own; by default where there are several processes.
 
     Attributes:
       gather_seconds: that the thread spent on the cohorts asked for so far.
@@ -84,12 +90,23 @@ class Feed:
         evaluations and compilations.
     """
 
-    def __init__(self, data: Any, key: jax.Array, size: int, layout: Layout, num_rounds: int):
+    def __init__(
+        self,
+        data: Any,
+        key: jax.Array,
+        size: int,
+        layout: Layout,
+        num_rounds: int,
+        *,
+        spread: bool | None = None,
+    ):
         self.gather_seconds = self.waited_seconds = 0.0
         self._data = jax.tree.map(np.asanyarray, data)  # keeps memory maps
         self._draw = functools.partial(_draw, key, num_clients=data.num_clients, size=size)
         self._layout, self._num_rounds = layout, num_rounds
-        self._least_rows = math.ceil(_ROOM * size * int(data.offsets[-1]) / data.num_clients)
+        self._parts = layout.num_devices if (several() if spread is None else spread) else 1
+        share = size / self._parts
+        self._least_rows = math.ceil(_ROOM * share * int(data.offsets[-1]) / data.num_clients)
         self._drawn: dict[int, jax.Array] = {}
         self._futures: dict[int, concurrent.futures.Future[Fed]] = {}
         self._shapes: set[int] = set()
@@ -118,14 +135,24 @@ class Feed:
     def _gather(self, r: int) -> Fed:
         started = time.perf_counter()
         ids = self._ids(r)
-        total = int(np.sum(self._data.offsets[ids + 1] - self._data.offsets[ids]))
-        num_rows = 1 << (max(total, self._least_rows) - 1).bit_length()
+        sizes = self._data.offsets[ids + 1] - self._data.offsets[ids]
+        parts = share_out(sizes, self._parts)
+        longest = max(int(sizes[part].sum()) for part in parts)
+        num_rows = 1 << (max(longest, self._least_rows) - 1).bit_length()
         num_rows = min(num_rows, int(self._data.offsets[-1]))
         new_shape = num_rows not in self._shapes
         self._shapes.add(num_rows)
-        sent = place((ids, self._data.select(ids, num_rows)), self._layout)
-        sent = jax.block_until_ready(sent)
-        return Fed(*sent, new_shape, time.perf_counter() - started)
+        if self._parts == 1:
+            sent = self._send(ids, num_rows)
+        else:
+            sent = send_parts(self._data, [ids[part] for part in parts], num_rows, self._layout)
+        return Fed(*jax.block_until_ready(sent), new_shape, time.perf_counter() - started)
+
+    def _send(self, ids: np.ndarray, num_rows: int) -> tuple[Cohort, Any]:
+        """The whole cohort, to every device."""
+        places = np.arange(ids.size, dtype=np.int32)
+        ids, places, data = place((ids, places, self._data.select(ids, num_rows)), self._layout)
+        return Cohort(ids, self._layout, places), data
 
     def _ids(self, r: int) -> np.ndarray:
         """`[K]`, drawn one call ahead, since a call waits for the round that the device is busy with."""
@@ -165,12 +192,12 @@ class FedBlocks(Blocks):
         infos, seconds = [], 0.0
         for r in range(done, done + count):
             started = time.perf_counter()
-            ids, cohort, new_shape, _ = self.data.cohort(r)
+            cohort, data, new_shape, _ = self.data.cohort(r)
             if new_shape:
                 compiling = time.perf_counter()
-                state, _ = self._play(state, cohort, keys, r, 0, 1, ids)
+                state, _ = self._play(state, data, keys, r, 0, 1, cohort)
                 started += time.perf_counter() - compiling
-            state, info = self._play(state, cohort, keys, r, 1, 1, ids)
+            state, info = self._play(state, data, keys, r, 1, 1, cohort)
             infos.append(jax.block_until_ready(info))
             seconds += time.perf_counter() - started
         infos = jax.device_get(infos)

@@ -4,8 +4,13 @@ import pathlib
 import time
 from typing import Any, Self
 
+import numpy as np
+
+from fedjax_sim import processes
 from fedjax_sim.simulation import workdir as files
-from fedjax_sim.simulation.checkpoint import Checkpoint, Checkpoints
+from fedjax_sim.simulation.checkpoint import Checkpoint, Checkpoints, from_numpy, to_numpy, zeros_like
+
+_METRICS = "metrics.jsonl"
 
 
 class Journal:
@@ -22,32 +27,54 @@ class Journal:
       home: the workdir, or None to keep everything in memory.
       state: where a run without a checkpoint starts.
       seconds: the least time between two checkpoints.
+
+    Of several processes the first alone reads and writes; all of them record the same.
     """
 
     def __init__(self, home: pathlib.Path | None, state: Any, seconds: float):
         self.rows: list[dict] = []
         self.state = state
-        self._seconds, self._metrics, self._checkpoints = seconds, None, None
+        self._seconds, self._home, self._checkpoints = seconds, home, None
         self._saved_round, self._saved_at = -1, -float("inf")
         if home is None:
             return
-        self._metrics = home / "metrics.jsonl"
-        self._checkpoints = Checkpoints(home / "checkpoints")
-        saved = self._checkpoints.restore(state)
+        self._leaves = zeros_like(state)
+        saved = processes.first_does(self._read)
         if saved is not None:
-            self.rows, self.state, self._saved_round = saved.rows, saved.state, saved.round
-        files.write_rows(self._metrics, self.rows)
+            self._saved_round, self.rows = saved
+            self.state = from_numpy(processes.from_first(self._leaves), state)
+        self._leaves = None
+
+    def _read(self) -> tuple[int, list[dict]] | None:
+        """The newest checkpoint; brings the files to it."""
+        self._home.mkdir(exist_ok=True)
+        self._checkpoints = Checkpoints(self._home / "checkpoints")
+        saved = self._checkpoints.restore(self._leaves)
+        files.write_rows(self._home / _METRICS, [] if saved is None else saved.rows)
+        if saved is None:
+            return None
+        self._leaves = saved.leaves
+        return saved.round, saved.rows
 
     def record(self, row: dict, state: Any, *, last: bool) -> None:
         """Takes an evaluation and the state after it; the last one is always saved."""
         self.rows.append(row)
         self.state = state
-        if self._metrics is None:
+        if self._home is None:
             return
-        files.append_row(self._metrics, row)
-        if last or time.monotonic() - self._saved_at >= self._seconds:
-            self._checkpoints.save(Checkpoint(row["round"], state, self.rows))
-            self._saved_round, self._saved_at = row["round"], time.monotonic()
+        files.append_row(self._home / _METRICS, row)
+        is_due = last or time.monotonic() - self._saved_at >= self._seconds
+        if processes.from_first(np.asarray(is_due)):
+            self.save(state)
+
+    def save(self, state: Any) -> None:
+        """Writes a checkpoint of the last row and the state after it, unless there is one."""
+        if self._home is None or not self.rows or self.rows[-1]["round"] == self._saved_round:
+            return
+        leaves = to_numpy(state)
+        if processes.is_first():
+            self._checkpoints.save(Checkpoint(self.rows[-1]["round"], leaves, self.rows))
+        self._saved_round, self._saved_at = self.rows[-1]["round"], time.monotonic()
 
     @property
     def saved_round(self) -> int | None:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,12 +15,13 @@ import numpy as np
 from fedjax_sim.devices import available_cores
 from fedjax_sim.simulation.block import (
     Blocks,
-    EvaluationFn,
     evaluate_into,
     first_bad_round,
 )
+from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import SweepRun
+from fedjax_sim.simulation.settings import EvaluationFn
 from fedjax_sim.simulation.simulate import divergence
 
 
@@ -38,6 +39,7 @@ class Running:
       diverged: the round in which it left the finite numbers, or None.
       seconds: its share of the time so far.
       busy: a core is at work on its next block.
+      journal: where what is certain of it is written down, if anywhere.
     """
 
     hparams: Mapping[str, float]
@@ -49,10 +51,23 @@ class Running:
     diverged: int | None = None
     seconds: float = 0.0
     busy: bool = False
+    journal: Journal | None = None
 
     @property
     def done(self) -> int:
         return self.rows[-1]["round"] if self.rows else 0
+
+    def keep_in(self, journal: Journal) -> None:
+        """Continues from where a journal stands, and is written down there from now on."""
+        self.journal, self.state, self.rows = journal, journal.state, list(journal.rows)
+        if not self.rows:
+            return
+        if self.rows[-1].get("diverged") is True:
+            self.diverged = self.rows.pop()["round"]
+        self.seconds = self.rows[-1]["seconds"]
+        # What was written down is never taken back, unless another machine rounds otherwise; then this
+        # is the earliest state there is.
+        self.before = self.state
 
 
 class Race:
@@ -66,11 +81,15 @@ class Race:
         num_rounds: int,
         stop_at: float | None,
         bar: Progress | None,
+        go_on: Callable[[], bool],
     ):
         self.blocks, self.runs, self.num_rounds = blocks, runs, num_rounds
+        self.go_on = go_on
         self._evaluators, self._stop_at, self._bar = evaluators, stop_at, bar
         self._sizes = blocks.message_bytes(runs[0].state)
         self._end = dict.fromkeys((run.seed for run in runs), math.inf)  # in rows
+        for run in runs:
+            self._look_for_end(run)
 
     def is_open(self, run: Running) -> bool:
         """Whether a run goes on: not at its last round, not diverged, its race not over."""
@@ -85,12 +104,23 @@ class Race:
         """
         open_runs = [run for run in self.runs if self.is_open(run)]
         ready = [run for run in open_runs if not run.busy]
-        if self._stop_at is not None:
-            last = {}
-            for run in open_runs:
-                last[run.seed] = min(last.get(run.seed, math.inf), len(run.rows))
-            ready = [run for run in ready if len(run.rows) <= last[run.seed] + 1]
+        ends = self._earliest_ends()
+        ready = [run for run in ready if len(run.rows) <= ends[run.seed]]
         return min(ready, key=lambda run: len(run.rows), default=None)
+
+    def _earliest_ends(self) -> dict[int, float]:
+        """In rows, for each seed: while its slowest run has n, the race may yet end with row n + 1."""
+        ends = dict(self._end)
+        if self._stop_at is not None:
+            for run in filter(self.is_open, self.runs):
+                ends[run.seed] = min(ends[run.seed], len(run.rows) + 1)
+        return ends
+
+    def _look_for_end(self, run: Running) -> None:
+        if self._stop_at is None or not run.rows:
+            return
+        if run.rows[-1]["test_accuracy"] >= self._stop_at:
+            self._end[run.seed] = min(self._end[run.seed], len(run.rows))
 
     def advance(self, run: Running) -> tuple[Any, dict | None, int | None]:
         """A run's next block: its state after it, its row, and the round in which it diverged."""
@@ -130,21 +160,39 @@ class Race:
             run.diverged = diverged
         else:
             run.rows.append(row)
-            if self._stop_at is not None and row["test_accuracy"] >= self._stop_at:
-                self._end[run.seed] = min(self._end[run.seed], len(run.rows))
+            self._look_for_end(run)
+        self.keep()
         if self._bar is not None:
             done = sum(r.done if self.is_open(r) else self.num_rounds for r in self.runs)
             self._bar.update(done, run.rows[-1], last=not any(map(self.is_open, self.runs)))
 
+    def keep(self, *, last: bool = False) -> None:
+        """Writes down what no end of a race can take back; the last time the states as well."""
+        if self.runs[0].journal is None:
+            return
+        ends = self._earliest_ends()
+        for run in self.runs:
+            sure = _until(run, ends[run.seed])
+            ended = [] if sure.diverged is None else [{"round": sure.diverged, "diverged": True}]
+            new = [*sure.rows, *ended][len(run.journal.rows) :]
+            if new:  # one at most, and never of a run that is busy, whose state is gone
+                run.journal.record(new[0], sure.state, last=not self.is_open(run))
+            if last:
+                run.journal.save(sure.state)
+
     def finished(self, run: Running) -> SweepRun:
         """A run without what it did after its race had ended."""
-        rows, state, diverged = run.rows, run.state, run.diverged
-        end = self._end[run.seed]
-        if len(rows) > end:
-            rows, state = rows[:end], run.before
-        elif len(rows) == end and diverged is not None:  # in the block after the end
-            state, diverged = run.before, None
-        return SweepRun(run.hparams, run.seed, rows, state, diverged)
+        return _until(run, self._end[run.seed])
+
+
+def _until(run: Running, end: float) -> SweepRun:
+    """A run as it was with at most `end` rows."""
+    rows, state, diverged = run.rows, run.state, run.diverged
+    if len(rows) > end:
+        rows, state = rows[:end], run.before
+    elif len(rows) == end and diverged is not None:  # in the block after the end
+        state, diverged = run.before, None
+    return SweepRun(run.hparams, run.seed, rows, state, diverged)
 
 
 def run_on_cores(race: Race) -> None:
@@ -153,16 +201,21 @@ def run_on_cores(race: Race) -> None:
     Compiled programs leave Python's lock alone, and several executions share one CPU device, so
     threads are enough and one compilation serves them all.
     """
-    first = race.runs[0]
-    race.commit(first, *race.advance(first))  # compiles the evaluation, once
-    if race.is_open(first):
-        first.state, *_ = race.blocks.run(first.state, first.keys, 0, 0)  # and the block
+    first = race.next_run()
+    if first is None or not race.go_on():
+        return
+    # Off the clock: what these two compile serves all.
+    first.state, *_ = race.blocks.run(first.state, first.keys, 0, 0)
+    race.commit(first, *race.advance(first))
     turn, stop = threading.Condition(), threading.Event()
 
     def take() -> Running | None:
         with turn:
             while not stop.is_set() and any(map(race.is_open, race.runs)):
                 run = race.next_run()
+                if run is not None and not race.go_on():
+                    halt()
+                    return None
                 if run is not None:
                     run.busy = True
                     return run
@@ -198,31 +251,33 @@ def run_on_cores(race: Race) -> None:
 
 
 def run_stacked(race: Race) -> None:
-    """All runs step together, as one more axis of the program; those that ended keep still."""
-    states = _stack([run.state for run in race.runs])
-    keys = _stack([run.keys for run in race.runs])
+    """All runs step together, as one more axis of the program; those that ended keep still.
+
+    So do those that a kill while they were saved has left ahead of others, until these are as far.
+    """
     for run in race.runs:
-        race.commit(run, *race.advance(run))
-    if any(map(race.is_open, race.runs)):
-        states, _ = race.blocks.run_stacked(states, keys, 0, np.zeros(len(race.runs)))  # compiles
-    while going := [i for i, run in enumerate(race.runs) if race.is_open(run)]:
+        if not run.rows:
+            if not race.go_on():
+                return
+            race.commit(run, *race.advance(run))
+    # The parts of a mesh have equally many runs; some may have one more of which nothing is asked.
+    stacked = race.runs + race.runs[:1] * (-len(race.runs) % race.blocks.layout.num_parts)
+    states = None
+    while (slowest := race.next_run()) and race.go_on():
+        if states is None:
+            states, keys = race.blocks.stack(
+                [run.state for run in stacked], [run.keys for run in stacked]
+            )
+            states, _ = race.blocks.run_stacked(states, keys, 0, np.zeros(len(stacked)))  # compiles
         started = time.perf_counter()
-        done = race.runs[going[0]].done
+        done = slowest.done
+        going = [i for i, run in enumerate(race.runs) if race.is_open(run) and run.done == done]
         count = race.blocks.next_count(done, race.num_rounds)
-        counts = np.zeros(len(race.runs))
+        counts = np.zeros(len(stacked))
         counts[going] = count
         states, infos = race.blocks.run_stacked(states, keys, done, counts)
         share = (time.perf_counter() - started) / len(going)
         for i in going:
-            run, state = race.runs[i], _take(states, i)
+            run, state = race.runs[i], race.blocks.take(states, i)
             own = {name: info[i, :count] for name, info in infos.items()}
             race.commit(run, state, *race.judge(run, own, state, share))
-
-
-def _stack(trees: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
-@jax.jit
-def _take(states: Any, i: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[i], states)

@@ -88,7 +88,7 @@ class Result:
 
     @property
     def params(self) -> Any:
-        """The trained model."""
+        """The trained model; of several processes all ask for it together."""
         return self.state.params
 
     def history(self) -> dict[str, np.ndarray]:
@@ -104,7 +104,8 @@ class Result:
         per_round = [row["round_seconds"] for _, row in blocks]
         seconds = sum(row["round_seconds"] * (row["round"] - before["round"]) for before, row in blocks)
         return {
-            "num_params": trees.num_params(self.params),
+            # Of shapes alone: learners' mean is a matter of all processes, a summary of one.
+            "num_params": trees.num_params(jax.eval_shape(lambda state: state.params, self.state)),
             "rounds": last["round"],
             "best_accuracy": max(accuracies, default=None),
             "final_accuracy": accuracies[-1] if accuracies else None,

@@ -12,25 +12,29 @@ import numpy as np
 
 from fedjax_sim.base import Algorithm, Layout
 from fedjax_sim.checks import check_count
-from fedjax_sim.devices import default_layout
-from fedjax_sim.lanes import place
+from fedjax_sim.devices import layout_for
+from fedjax_sim.processes import agree, is_first, several
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.block import (
     Blocks,
-    EvaluationFn,
-    as_evaluators,
-    check_data,
-    check_layout,
     evaluate_into,
     first_bad_round,
-    merge_hparams,
     split_key,
 )
 from fedjax_sim.simulation.compilations import CompilationCounter
+from fedjax_sim.simulation.faults import explained
 from fedjax_sim.simulation.feeding import FedBlocks, Feed, stays_on_host
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import Result
+from fedjax_sim.simulation.settings import (
+    EvaluationFn,
+    as_evaluators,
+    check_data,
+    check_layout,
+    check_processes,
+    merge_hparams,
+)
 
 
 class DivergenceError(ArithmeticError):
@@ -89,15 +93,17 @@ def simulate(
       num_rounds: `R`.
       client_fraction: `C`; a round's cohort is `cohort_size(N, C)` clients, drawn anew each round.
       evaluate: functions of `params` whose results, dicts of floats, become a row; the name
-        "test_accuracy" is the one that `stop_at`, the summary and the pictures look at.
+        "test_accuracy" is the one that `stop_at`, the summary and the pictures look at. Of several
+        processes each calls them, at the same time.
       eval_every: rounds between evaluations; there is one before the first round and one at the end.
       stop_at: ends the run at the first evaluation with at least this "test_accuracy".
       hparams: values in place of the algorithm's defaults.
-      layout: lanes and devices; `default_layout()` by default.
+      layout: lanes and devices; `layout_for(algorithm, data)` by default.
       data_placement: where the data stays, which changes no result. "device": all of it on every device.
         "host": in memory or in files; each cohort is gathered and sent while the round before it runs,
         by a thread, which JAX's context managers do not reach. "auto": "host" for columns that are
-        memory maps and for data that would fill more than half of a device's memory, otherwise "device".
+        memory maps, for data that would fill more than half of a device's memory, and for several
+        processes, each of which then reads the rows of its own clients alone; otherwise "device".
       workdir: for metrics.jsonl, config.json and checkpoints. A run that finds its own configuration
         there continues from its last checkpoint, and ends as it would have without interruption.
       config: what else identifies the run, kept in config.json; JSON values.
@@ -109,8 +115,11 @@ def simulate(
 
     Raises:
       ValueError: a setting is out of its range, the workdir is another run's, the algorithm needs data
-        that stays on the host, or a file of the data has shrunk.
+        that stays on the host, a file of the data has shrunk, or the processes of a job differ in their
+        settings or data.
       DivergenceError: a parameter or the loss is no longer a finite number.
+      OutOfMemoryError: a device's memory does not hold the lanes.
+      ProcessLostError: another process of the job has ended.
     """
     size = cohort_size(data.num_clients, client_fraction)
     evaluators = as_evaluators(evaluate, stop_at)
@@ -118,37 +127,39 @@ def simulate(
     num_rounds = check_count("num_rounds", num_rounds)
     eval_every = check_count("eval_every", eval_every)
     check_data(algorithm, data, num_rounds)
-    layout = layout or default_layout(num_learners=algorithm.num_learners)
+    layout = layout or layout_for(algorithm, data)
     check_layout(algorithm, layout)
+    check_processes(algorithm.num_learners or size)
     on_host = stays_on_host(data_placement, algorithm, data, layout)
     home = None if workdir is None else pathlib.Path(workdir)
-    if home is not None:
-        settings = {
-            "num_rounds": num_rounds,
-            "client_fraction": client_fraction,
-            "eval_every": eval_every,
-            "target_accuracy": stop_at,
-            "lanes": layout.lanes,
-            "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "data_digest": data.digest(),
-        }
-        files.claim(home, settings | hparams | dict(algorithm.settings) | dict(config or {}))
+    settings = {
+        "num_rounds": num_rounds,
+        "client_fraction": client_fraction,
+        "eval_every": eval_every,
+        "target_accuracy": stop_at,
+        "lanes": layout.lanes,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+    }
+    settings |= hparams | dict(algorithm.settings) | dict(config or {})
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(explained(algorithm, data, layout))
+        if home is not None or several():
+            settings["data_digest"] = data.digest()
+        agree(settings | {"workdir": home is not None, "data_placement": data_placement})
         if home is not None:
-            stack.enter_context(files.locked(home))
+            stack.enter_context(files.at_home(home, settings))
         compiled = stack.enter_context(CompilationCounter())
         if on_host:
             feed = Feed(data, split_key(key).cohorts, size, layout, num_rounds)
             blocks = FedBlocks(algorithm, stack.enter_context(feed), size, layout, eval_every)
         else:
-            # A device could otherwise read the files themselves, which may shrink.
-            blocks = Blocks(algorithm, place(data.in_memory(), layout), size, layout, eval_every)
+            blocks = Blocks.on_devices(algorithm, data, size, layout, eval_every)
         start, keys = blocks.start(key, hparams)
         sizes = blocks.message_bytes(start)
         journal = stack.enter_context(Journal(home, start, checkpoint_seconds))
         done = journal.rows[-1]["round"] if journal.rows else 0
-        bar = stack.enter_context(Progress(num_rounds, done)) if progress else None
+        bar = stack.enter_context(Progress(num_rounds, done)) if progress and is_first() else None
         earlier = journal.rows[-1]["seconds"] if journal.rows else 0.0
         started = time.perf_counter()
 

@@ -3,30 +3,42 @@
 import contextlib
 import itertools
 import numbers
+import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from fedjax_sim import processes
 from fedjax_sim.base import Algorithm, Layout
 from fedjax_sim.checks import check_count
-from fedjax_sim.devices import default_layout
-from fedjax_sim.lanes import place
-from fedjax_sim.simulation.block import (
-    Blocks,
+from fedjax_sim.devices import layout_for
+from fedjax_sim.simulation import workdir as files
+from fedjax_sim.simulation.block import Blocks
+from fedjax_sim.simulation.compilations import CompilationCounter
+from fedjax_sim.simulation.faults import explained
+from fedjax_sim.simulation.journal import Journal
+from fedjax_sim.simulation.progress import Progress
+from fedjax_sim.simulation.race import Race, Running, run_on_cores, run_stacked
+from fedjax_sim.simulation.result import SweepResult
+from fedjax_sim.simulation.settings import (
     EvaluationFn,
     as_evaluators,
     check_data,
     check_layout,
+    check_processes,
     merge_hparams,
 )
-from fedjax_sim.simulation.compilations import CompilationCounter
-from fedjax_sim.simulation.progress import Progress
-from fedjax_sim.simulation.race import Race, Running, run_on_cores, run_stacked
-from fedjax_sim.simulation.result import SweepResult
 from fedjax_sim.simulation.simulate import cohort_size
+
+# The least time between two checkpoints of a run; more for many runs, which are saved one by one.
+_CHECKPOINT_SECONDS = 10.0
+
+
+class UnfinishedError(Exception):
+    """A sweep was told not to go on; its workdir holds all that it has done."""
 
 
 def sweep(
@@ -42,6 +54,8 @@ def sweep(
     stop_at: float | None = None,
     layout: Layout | None = None,
     stacked: bool | None = None,
+    workdir: str | pathlib.Path | None = None,
+    go_on: Callable[[], bool] | None = None,
     progress: bool = False,
 ) -> SweepResult:
     """Runs every combination of hyper-parameters and seeds, with one compilation for all of them.
@@ -66,19 +80,29 @@ def sweep(
       eval_every: rounds between evaluations.
       stop_at: the runs of a seed race for this "test_accuracy": all of them end at the first evaluation
         in which one has it, for then the best combination is known.
-      layout: of ONE run; by default `default_layout()` on accelerators and for a run that is alone,
-        one device for each of several runs on a CPU.
+      layout: where runs run. Of one whose mesh has an axis "runs", each part takes its share of them.
+        By default `layout_for(algorithm, data, num_runs=...)` where runs are an axis of the program and
+        for a run that is alone; on a CPU one device for each of several runs.
       stacked: whether runs are an axis of the program rather than spread over cores; by default on
-        accelerators only.
+        accelerators, where several runs share several devices, and where there are several processes.
+      workdir: where each run keeps its rows and checkpoints, in a folder named after it. A sweep that
+        finds its own settings there continues every run from its last checkpoint, and ends as it would
+        have without interruption.
+      go_on: asked before each block of rounds, such as `lambda: time.monotonic() < end`. Once it says
+        no, none is begun any more, all runs are saved in the workdir, and `UnfinishedError` is raised.
       progress: shows a bar on a terminal, lines elsewhere.
 
     Returns:
       The runs, in the order of the combinations, seeds varying fastest.
 
     Raises:
-      ValueError: a setting is out of its range, a grid is empty or holds a value twice.
+      ValueError: a setting is out of its range, a grid is empty or holds a value twice, the workdir is
+        another sweep's.
       DivergenceError: a loss is not a finite number before any training.
+      UnfinishedError: `go_on` has said no; the same call continues.
     """
+    if go_on is not None and workdir is None:
+        raise ValueError("go_on is given without workdir; wanted one, to keep what has been done")
     evaluators = as_evaluators(evaluate, stop_at)
     combinations = check_sweep(
         algorithm,
@@ -91,25 +115,62 @@ def sweep(
         eval_every=eval_every,
         stop_at=stop_at,
     )
+    # Programs of several devices wait for each other and must not be run by several threads.
+    together = layout is not None and not layout.is_single and len(combinations) > 1
+    together |= processes.several()
     if stacked is None:
-        stacked = jax.default_backend() != "cpu"
+        stacked = jax.default_backend() != "cpu" or together
+    elif not stacked and together:
+        raise ValueError(
+            "stacked is False, but several runs share devices or processes only as an axis of the "
+            "program; leave it out, or give layout=Layout()"
+        )
     if layout is None:
         alone = stacked or len(combinations) == 1
-        layout = default_layout(num_learners=algorithm.num_learners) if alone else Layout()
-    check_layout(algorithm, layout)
+        layout = layout_for(algorithm, data, num_runs=len(combinations)) if alone else Layout()
+    check_layout(algorithm, layout, len(combinations))
+    size = cohort_size(data.num_clients, client_fraction)
+    check_processes((algorithm.num_learners or size) * len(combinations))
+    home = None if workdir is None else pathlib.Path(workdir)
+    settings = {
+        "runs": [_name(*combination) for combination in combinations],
+        "num_rounds": int(num_rounds),
+        "client_fraction": client_fraction,
+        "eval_every": int(eval_every),
+        "target_accuracy": stop_at,
+        "lanes": layout.lanes,
+        "stacked": stacked,
+    }
+    settings |= dict(algorithm.settings)
 
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
+        runs_here = -(-len(combinations) // layout.num_parts) if stacked else 1
+        stack.enter_context(explained(algorithm, data, layout, runs_here))
+        if home is not None or processes.several():
+            settings["data_digest"] = data.digest()
+        processes.agree(settings | {"workdir": home is not None})
+        if home is not None:
+            stack.enter_context(files.at_home(home, settings))
         compiled = stack.enter_context(CompilationCounter())
-        size = cohort_size(data.num_clients, client_fraction)
-        blocks = Blocks(algorithm, place(data.in_memory(), layout), size, layout, int(eval_every))
+        blocks = Blocks.on_devices(algorithm, data, size, layout, int(eval_every))
         runs = [
             Running(values, seed, *blocks.start(jax.random.key(seed), values))
             for values, seed in combinations
         ]
-        bar = stack.enter_context(Progress(num_rounds * len(runs))) if progress else None
-        race = Race(blocks, evaluators, runs, int(num_rounds), stop_at, bar)
+        if home is not None:
+            for run in runs:
+                run.keep_in(stack.enter_context(_journal(home, run, len(runs))))
+        total, done = num_rounds * len(runs), sum(run.done for run in runs)
+        bar = stack.enter_context(Progress(total, done)) if progress and processes.is_first() else None
+        race = Race(blocks, evaluators, runs, int(num_rounds), stop_at, bar, _agreed(go_on))
         (run_stacked if stacked else run_on_cores)(race)
+        race.keep(last=True)
+        if any(map(race.is_open, runs)):
+            raise UnfinishedError(
+                f"{sum(run.done for run in runs)} of at most {total} rounds are done; repeat the sweep "
+                f"to continue from {home}"
+            )
         return SweepResult(
             tuple(race.finished(run) for run in runs),
             stop_at,
@@ -117,6 +178,23 @@ def sweep(
             compiled.count,
             compiled.seconds,
         )
+
+
+def _agreed(go_on: Callable[[], bool] | None) -> Callable[[], bool]:
+    """The same answer in all processes, whose clocks differ."""
+    if go_on is None:
+        return lambda: True
+    return lambda: bool(processes.first_does(lambda: bool(go_on())))
+
+
+def _journal(home: pathlib.Path, run: Running, num_runs: int) -> Journal:
+    """Where a run is kept."""
+    folder = home / _name(run.hparams, run.seed)
+    return Journal(folder, run.state, _CHECKPOINT_SECONDS * max(1, num_runs / 10))
+
+
+def _name(hparams: Mapping[str, float], seed: int) -> str:
+    return ",".join(f"{name}={value}" for name, value in (dict(hparams) | {"seed": seed}).items())
 
 
 def check_sweep(

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fedjax_sim import processes
+
 _PARTIAL = ".partial"  # what a run killed while writing may leave
 
 
@@ -44,6 +46,23 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
         )
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, config)
+
+
+@contextlib.contextmanager
+def at_home(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """Claims and locks a workdir for a run; of several processes the first does so for all.
+
+    Raises:
+      ValueError: see `claim` and `locked`.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> None:
+            claim(workdir, config)
+            stack.enter_context(locked(workdir))
+
+        processes.first_does(enter)
+        yield
 
 
 def _plain(value: Any) -> Any:
@@ -85,6 +104,8 @@ def write_rows(path: pathlib.Path, rows: list[dict]) -> None:
 
 def append_row(path: pathlib.Path, row: dict) -> None:
     """Adds a row to a file of JSON lines."""
+    if not processes.is_first():
+        return
     with path.open("a") as file:
         file.write(_line(row))
 
@@ -94,7 +115,9 @@ def _line(row: dict) -> str:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text so that the file is never seen half-written."""
+    """Writes a text so that the file is never seen half-written; of several processes the first does."""
+    if not processes.is_first():
+        return
     partial = path.with_name(path.name + _PARTIAL)
     with partial.open("w") as file:
         file.write(text)

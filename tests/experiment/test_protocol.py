@@ -140,8 +140,10 @@ def widened(monkeypatch):
             rows = [{"round": n, "test_accuracy": accuracy} | rest for n, accuracy in curve]
             return fs.SweepRun({"client_lr": rate}, seed, rows, None, 1 if reached is None else None)
 
-        def sweep(algorithm, data, *, hparams, seeds, num_rounds, stop_at, eval_every):
+        def sweep(algorithm, data, *, hparams, seeds, num_rounds, stop_at, eval_every, workdir):
             assert eval_every == 5
+            if workdir is not None:
+                workdir.mkdir()
             sweeps.append((list(hparams["client_lr"]), num_rounds))
             runs = [run(rate, seed, num_rounds) for rate in hparams["client_lr"] for seed in seeds]
             return types.SimpleNamespace(runs=runs)
@@ -193,6 +195,12 @@ def test_seeds_at_different_edges_widen_the_grid_on_both_sides(widened):
     assert rates_of(runs) == [0.0215, 0.0464, 0.1, 0.464, 1.0]
     assert [run["seed"] for run in runs] == [0, 1] * 5
     assert all(best.interior for best in fs.experiment.best_of_each_seed(runs))
+
+
+def test_each_sweep_of_a_grid_that_widens_has_a_folder_of_its_own(widened, tmp_path):
+    widened(best_at(1.0), [0.1, 0.215], workdir=tmp_path)
+    folders = {path.name for path in tmp_path.iterdir()}
+    assert folders == {"first", "rate0.464", "rate1", "rate2.15"}
 
 
 @pytest.mark.parametrize("most", [2, 4, 13])

@@ -135,7 +135,7 @@ def test_the_feed_brings_the_cohorts_that_a_round_would_draw(data):
         for r in (17, 18, 33):
             fed = feed.cohort(r)
             expected = np.asarray(sample_cohort(jax.random.fold_in(key, r), data.num_clients, 4))
-            np.testing.assert_array_equal(fed.ids, expected)
+            np.testing.assert_array_equal(fed.cohort.ids, expected)
             cohort = data.select(expected)
             rows = int(cohort.offsets[-1])
             np.testing.assert_array_equal(fed.data.offsets, cohort.offsets)

@@ -1,0 +1,74 @@
+"""Flags of where a script runs: devices, processes, and how devices multiply."""
+
+import os
+import sys
+
+import jax
+from absl import flags
+
+import fedjax_sim as fs
+
+LANES = flags.DEFINE_integer(
+    "lanes",
+    None,
+    "Clients a device trains side by side; by default what suits it. Fewer need less memory.",
+)
+MESH_RUNS = flags.DEFINE_integer(
+    "mesh_runs", None, "Groups of devices that share the runs of a sweep; divides the number of devices."
+)
+MESH_CLIENTS = flags.DEFINE_integer(
+    "mesh_clients", None, "Devices that share the clients of a run; divides the number of devices."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "host:port of the first of several processes that share a job, with --num_processes and "
+    "--process_id. Not needed for processes that srun or mpirun start.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes share the job.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+_MATMUL_PRECISION = flags.DEFINE_enum(
+    "matmul_precision",
+    None,
+    ["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"],
+    "Of matrix products and convolutions of float32. By default JAX's: float32 on a CPU, on newer GPUs "
+    "tensorfloat32.",
+)
+
+# They change no result, beyond the order of a float sum.
+NAMES = ("mesh_runs", "mesh_clients", "coordinator", "num_processes", "process_id")
+
+
+def start() -> None:
+    """Brings JAX up as the flags say.
+
+    Raises:
+      ValueError: they do not go together.
+    """
+    fs.use_all_cores()
+    if _MATMUL_PRECISION.value is not None:
+        jax.config.update("jax_default_matmul_precision", _MATMUL_PRECISION.value)
+    fs.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+
+
+def layout(algorithm: fs.Algorithm, clients: fs.data.FederatedData, num_runs: int) -> fs.Layout | None:
+    """What the flags say of a sweep's lanes and mesh; None where they say nothing."""
+    if (LANES.value, MESH_RUNS.value, MESH_CLIENTS.value) == (None, None, None):
+        return None
+    return fs.layout_for(algorithm, clients, LANES.value, num_runs=num_runs, **mesh())
+
+
+def mesh() -> dict[str, int | None]:
+    """What the flags say of the mesh, as `layout_for` takes it."""
+    return {"mesh_runs": MESH_RUNS.value, "mesh_clients": MESH_CLIENTS.value}
+
+
+def leave(message: str) -> None:
+    """Ends the script with a message.
+
+    One of several processes ends at once: JAX would have it wait for the others, who wait for it.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(message)
+    print(f"[process {jax.process_index()}] {message}", file=sys.stderr, flush=True)
+    os._exit(1)
