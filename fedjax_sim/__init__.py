@@ -27,7 +27,7 @@ from fedjax_sim.devices import available_cores, default_layout, layout_for, use_
 from fedjax_sim.lanes import map_clients, place
 from fedjax_sim.ledger import exchange, model_exchange, traffic
 from fedjax_sim.naming import choose
-from fedjax_sim.processes import ProcessLostError, connect, is_first
+from fedjax_sim.processes import ProcessLostError, connect, is_first, wait_for_all
 from fedjax_sim.queues import train_clients
 from fedjax_sim.simulation import (
     CompilationCounter,
@@ -97,4 +97,5 @@ __all__ = [
     "traffic",
     "train_clients",
     "use_all_cores",
+    "wait_for_all",
 ]

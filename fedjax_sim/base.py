@@ -107,6 +107,10 @@ class Layout:
         """How many groups of devices share the runs of a sweep."""
         return 1 if self.mesh is None else self.mesh.shape.get(RUNS, 1)
 
+    def describe(self) -> dict[str, Any]:
+        """Lanes and mesh as JSON values."""
+        return {"lanes": self.lanes, "mesh": None if self.mesh is None else dict(self.mesh.shape)}
+
     @property
     def is_single(self) -> bool:
         """Whether one device does everything."""

@@ -13,7 +13,7 @@ from fedjax_sim import trees
 from fedjax_sim.base import Batch, Client, Params, Task
 from fedjax_sim.checks import check_count
 from fedjax_sim.optimizers import OptimizerFactory, as_factory
-from fedjax_sim.permutation import permutation
+from fedjax_sim.permutation import draw, permuted
 
 SHUFFLES = ("each_epoch", "once", "never")
 
@@ -35,7 +35,7 @@ class Steps(NamedTuple):
 
     Attributes:
       begin: `begin(params, client, key, rate) -> carry`.
-      step: `step(i, carry, client, key, rate) -> carry`, for i from 0.
+      step: `step(i, carry, client, rate) -> carry`, for i from 0.
       end: `end(carry)`, what `LocalWork.run` returns once all steps are done.
       count: `count(sizes [K]) -> [K]` int32, how many steps clients of these sizes have.
       width: `B`, the example slots of a step.
@@ -123,38 +123,50 @@ def local_training(
         return _full_steps(task, make_optimizer, local_epochs)
     width = check_count("batch_size", batch_size)
 
-    def batches(client: Client, key: jax.Array):
-        per_epoch = jnp.maximum(_ceil_div(client.size, width), 1)
-
-        def batch(i):
-            chosen, real = batch_slots(i % per_epoch, width, client.size)
-            if shuffle == "never":
-                return chosen, real
-            order_key = jax.random.fold_in(key, 0)
+    def shared(client: Client, key: jax.Array):
+        """What the client's steps share: the orders `[E, ...]`, the batches of an epoch, a key."""
+        orders = None
+        if shuffle != "never":
+            keys = jax.random.fold_in(key, 0)[None]
             if shuffle == "each_epoch":
-                order_key = jax.random.fold_in(order_key, i // per_epoch)
-            return permutation(order_key, jnp.maximum(client.size, 1))(chosen), real
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(keys[0], jnp.arange(local_epochs))
+            orders = jax.vmap(draw, (0, None))(keys, jnp.maximum(client.size, 1))
+        per_epoch = jnp.maximum(_ceil_div(client.size, width), 1)
+        return orders, per_epoch, jax.random.fold_in(key, 1)
+
+    def batches(client: Client, orders: jax.Array | None, per_epoch: jax.Array):
+        def batch(i):
+            # Not `//` and `%`, which ask for signs, in kernels of their own.
+            epoch = jax.lax.div(i, per_epoch)
+            chosen, real = batch_slots(i - epoch * per_epoch, width, client.size)
+            if orders is None:
+                return chosen, real
+            order = jax.lax.dynamic_index_in_dim(orders, epoch, keepdims=False)
+            return permuted(order, jnp.maximum(client.size, 1))(chosen), real
 
         return batch
 
     def begin(params: Params, client: Client, key: jax.Array, rate: Any):
-        first = batches(client, key)(jnp.zeros((), jnp.int32))
-        return params, make_optimizer(rate).init(params), no_losses(), first
+        # Carried along: not every backend of XLA moves what does not change out of a loop.
+        *which, step_key = shared(client, key)
+        first = batches(client, *which)(jnp.zeros((), jnp.int32))
+        return (params, make_optimizer(rate).init(params), no_losses(), first), (*which, step_key)
 
-    def step(i: jax.Array, carry: Any, client: Client, key: jax.Array, rate: Any):
-        step_key = jax.random.fold_in(key, 1)
-        optimizer, batch = make_optimizer(rate), batches(client, key)
-        return descent(task, optimizer, lambda _, chosen: client.take(chosen), batch, step_key)(i, carry)
+    def step(i: jax.Array, carry: Any, client: Client, rate: Any):
+        training, (*which, step_key) = carry
+        optimizer, batch = make_optimizer(rate), batches(client, *which)
+        one_step = descent(task, optimizer, lambda _, chosen: client.take(chosen), batch, step_key)
+        return one_step(i, training), carry[1]
 
     def end(carry: Any):
-        params, _, losses, _ = carry
+        (params, _, losses, _), _ = carry
         return params, losses
 
     def count(sizes: jax.Array) -> jax.Array:
         return local_epochs * _ceil_div(sizes, width)
 
     def run(params: Params, client: Client, key: jax.Array, rate: Any):
-        one_step = functools.partial(step, client=client, key=key, rate=rate)
+        one_step = functools.partial(step, client=client, rate=rate)
         carry = begin(params, client, key, rate)
         return end(jax.lax.fori_loop(0, count(client.size), one_step, carry))
 

@@ -93,7 +93,9 @@ def default_layout(
             stacklevel=2,
         )
     runs, clients = _mesh_shape(len(devices), mesh_runs, mesh_clients, num_runs, num_learners)
-    mesh = Mesh(np.array(devices[: runs * clients]).reshape(runs, clients), (RUNS, CLIENTS))
+    # Of each part's devices the first, so that no process is left out where that can be helped.
+    shape = (runs, len(devices) // runs)
+    mesh = Mesh(np.array(devices).reshape(shape)[:, :clients], (RUNS, CLIENTS))
     _check_everybody_takes_part(mesh)
     if lanes is None:
         # On an accelerator a client of a small model is far too little work alone.
@@ -103,6 +105,14 @@ def default_layout(
             here = -(-num_runs // runs)
             lanes = max(1, min(lanes, int(_LANES_SHARE * limit) // (lane_bytes * here)))
     return Layout(lanes, mesh)
+
+
+def with_fewer_parts(layout: Layout, num_runs: int) -> Layout:
+    """The layout with no more parts than runs; devices that are left share the clients of a run."""
+    if layout.num_parts <= num_runs:
+        return layout
+    parts = max(d for d in _divisors(layout.num_parts) if d <= num_runs)
+    return Layout(layout.lanes, Mesh(layout.mesh.devices.reshape(parts, -1), (RUNS, CLIENTS)))
 
 
 def memory_bytes(device: jax.Device) -> int | None:
@@ -147,5 +157,5 @@ def _check_everybody_takes_part(mesh: Mesh) -> None:
         absent = sorted(set(range(jax.process_count())) - present)
         raise ValueError(
             f"a mesh of {mesh.size} of the {jax.device_count()} devices leaves process {absent[0]} "
-            f"without any; start {len(present)} processes, or choose a larger mesh"
+            f"without any; start fewer processes, or choose a larger mesh"
         )

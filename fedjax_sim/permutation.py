@@ -27,16 +27,26 @@ def permutation(key: jax.Array, size: jax.Array) -> Callable[[jax.Array], jax.Ar
     Source: V. T. Hoang, B. Morris, P. Rogaway, "An enciphering scheme based on a card shuffle",
     CRYPTO 2012, https://arxiv.org/abs/1208.1176
     """
-    n = size.astype(jnp.uint32)
+    return permuted(draw(key, size), size)
+
+
+def draw(key: jax.Array, size: jax.Array) -> jax.Array:
+    """What `permutation` draws, `[2, R]` uint32, by itself, so that a loop can keep it."""
     pivots, salts = jax.random.bits(key, (2, _ROUNDS), jnp.uint32)
-    pivots = pivots % n
+    return jnp.stack([pivots % size.astype(jnp.uint32), salts])
+
+
+def permuted(drawn: jax.Array, size: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """The permutation that `draw` drew for this size."""
+    n = size.astype(jnp.uint32)
 
     def value_at(positions: jax.Array) -> jax.Array:
         x = positions.astype(jnp.uint32)
         for i in range(_ROUNDS):
-            partner = jnp.where(x <= pivots[i], pivots[i] - x, pivots[i] + n - x)
+            pivot, salt = drawn[0, i], drawn[1, i]
+            partner = jnp.where(x <= pivot, pivot - x, pivot + n - x)
             # Both of a pair toss the coin of the larger one, so they agree on the swap.
-            coin = _mix(jnp.maximum(x, partner) ^ salts[i]) >> 31
+            coin = _mix(jnp.maximum(x, partner) ^ salt) >> 31
             x = jnp.where(coin == 1, partner, x)
         return x.astype(jnp.int32)
 

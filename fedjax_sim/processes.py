@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,9 +22,14 @@ _SILENT_SECONDS = 30
 _LAUNCHERS = (
     ("SLURM", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),
     ("Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri"),
+    ("mpirun", "PMI_SIZE", "PMI_RANK", ""),  # of MPICH and its kin; never says
 )
-# In the messages of the libraries that carry data between processes.
-_SIGNS_OF_LOSS = ("gloo", "nccl", "coordination", "connection closed", "heartbeat", "socket closed")
+# What a failed collective says: a status, and a library that carries data between processes.
+_SIGNS_OF_LOSS = re.compile(
+    "^(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): .*"
+    "(gloo|nccl|coordination|connection closed|heartbeat|socket closed)",
+    re.IGNORECASE,
+)
 
 
 class ProcessLostError(RuntimeError):
@@ -47,11 +53,14 @@ def connect(
     Raises:
       ValueError: the numbers are incomplete or out of range.
     """
-    silence = {"heartbeat_timeout_seconds": _SILENT_SECONDS}
+    patience = {
+        "heartbeat_timeout_seconds": _SILENT_SECONDS,
+        "shutdown_timeout_seconds": 2 * _SILENT_SECONDS,  # of the others, once one is done
+    }
     if num_processes is None and process_id is None:
         num_processes, process_id, finds_itself = _launched(coordinator)
         if finds_itself:
-            jax.distributed.initialize(**silence)
+            jax.distributed.initialize(**patience)
             return
     given = (coordinator, num_processes, process_id)
     if given == (None, None, None):
@@ -69,7 +78,7 @@ def connect(
     if ":" not in coordinator:
         raise ValueError(f"the coordinator is {coordinator!r}; wanted host:port")
     if num_processes > 1:
-        jax.distributed.initialize(*given, **silence)
+        jax.distributed.initialize(*given, **patience)
 
 
 def _launched(coordinator: str | None) -> tuple[int | None, int | None, bool]:
@@ -82,10 +91,17 @@ def _launched(coordinator: str | None) -> tuple[int | None, int | None, bool]:
             if address not in os.environ:
                 raise ValueError(
                     f"{launcher} has started {known[0]} processes but does not say where the first one "
-                    f"is ({address} is not set); give the coordinator as host:port"
+                    f"is{f' ({address} is not set)' if address else ''}; give the coordinator as "
+                    "host:port"
                 )
             return *known, True
     return None, None, False
+
+
+def wait_for_all() -> None:
+    """Returns when all processes of the job are here, however long the first still draws and writes."""
+    if several():
+        multihost_utils.sync_global_devices("the end of the job")
 
 
 def several() -> bool:
@@ -120,7 +136,8 @@ def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    if sharding.is_fully_addressable or (isinstance(leaf, jax.Array) and not leaf.is_fully_addressable):
+    is_shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+    if sharding.is_fully_addressable or (is_shared and leaf.sharding.device_set == sharding.device_set):
         return jax.device_put(leaf, sharding)
     rows = np.asanyarray(leaf)
     return jax.make_array_from_callback(rows.shape, sharding, lambda index: np.asarray(rows[index]))
@@ -162,14 +179,13 @@ def first_does(work: Callable[[], Any]) -> Any:
     """
     if not several():
         return work()
-    error = None
-    answer: dict[str, Any] = {}
+    error, answer = None, "{}"
     if is_first():
         try:
-            answer["value"] = work()
+            answer = json.dumps({"value": work()})
         except Exception as raised:
-            error, answer["error"] = raised, str(raised)
-    answer = json.loads(_of_all(json.dumps(answer).encode())[0])
+            error, answer = raised, json.dumps({"error": str(raised)})
+    answer = json.loads(_of_all(answer.encode())[0])
     if error is not None:
         raise error
     if "error" in answer:
@@ -179,7 +195,12 @@ def first_does(work: Callable[[], Any]) -> Any:
 
 def from_first(tree: Any) -> Any:
     """The first process's NumPy arrays, on every process; the others bring arrays of the same shapes."""
-    return multihost_utils.broadcast_one_to_all(tree) if several() else tree
+    if not several():
+        return tree
+    # As bytes: what is sent is added up, and minus zero would arrive as plus zero.
+    sent = jax.tree.map(lambda a: np.ascontiguousarray(a).reshape(-1).view(np.uint8), tree)
+    come = multihost_utils.broadcast_one_to_all(sent)
+    return jax.tree.map(lambda a, like: np.asarray(a).view(like.dtype).reshape(like.shape), come, tree)
 
 
 def _of_all(message: bytes) -> list[bytes]:
@@ -202,10 +223,11 @@ def watched() -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:  # JAX raises one or the other
         reason = (str(error).splitlines() or [""])[0]
-        if several() and any(sign in reason.lower() for sign in _SIGNS_OF_LOSS):
+        if several() and _SIGNS_OF_LOSS.match(reason):
             raise ProcessLostError(
                 f"process {jax.process_index()} of {jax.process_count()} has lost another one, which "
-                f"was killed, failed or cannot be reached ({reason[:200]}). Look at what the others "
-                "say, then start again: with the same workdir it continues from its last checkpoint"
+                f"was killed, failed, runs another program or cannot be reached ({reason[:200]}). See "
+                "what the others say, then start again: with the same workdir it continues from its "
+                "last checkpoint"
             ) from error
         raise

@@ -74,8 +74,10 @@ def train_clients(
         def begin(member):
             return work.steps.begin(params, *view(member), rate)
 
-        def step(i, carry, member):
-            return work.steps.step(i, carry, *view(member), rate)
+        def step(i, carry, client):
+            return work.steps.step(i, carry, client, rate)
+
+        of_lanes = Client(None, 0, 0, 0)  # all read the same examples
 
         def finish(carry, member, done):
             client, _ = view(member)
@@ -96,9 +98,10 @@ def train_clients(
             running = state.left > 0
             trips = jnp.min(jnp.where(running, state.left, end - state.time))
             trips = jnp.minimum(trips, end - state.time)
-            steps = jax.vmap(step)
+            clients, _ = jax.vmap(view, out_axes=(of_lanes, 0))(state.member)
+            steps = jax.vmap(step, in_axes=(0, 0, of_lanes))
             carry = jax.lax.fori_loop(
-                0, trips, lambda s, carry: steps(state.i + s, carry, state.member), state.carry
+                0, trips, lambda s, carry: steps(state.i + s, carry, clients), state.carry
             )
             done = running & (state.left == trips)
             outputs = jax.vmap(finish)(carry, state.member, done)

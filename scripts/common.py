@@ -33,6 +33,7 @@ def run(script: str, work: Callable[[], None]) -> None:
         try:
             machine.start()
             work()
+            fs.wait_for_all()
         except _EXPECTED as error:
             machine.leave(f"{script}: {error}")
         except Exception:

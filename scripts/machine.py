@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import jax
 from absl import flags
@@ -35,8 +36,10 @@ _MATMUL_PRECISION = flags.DEFINE_enum(
     "tensorfloat32.",
 )
 
+_LAST_WORDS = 2.0  # seconds
+
 # They change no result, beyond the order of a float sum.
-NAMES = ("mesh_runs", "mesh_clients", "coordinator", "num_processes", "process_id")
+NAMES = ("lanes", "mesh_runs", "mesh_clients", "coordinator", "num_processes", "process_id")
 
 
 def start() -> None:
@@ -71,4 +74,6 @@ def leave(message: str) -> None:
     if not jax.distributed.is_initialized():
         sys.exit(message)
     print(f"[process {jax.process_index()}] {message}", file=sys.stderr, flush=True)
+    if fs.is_first():
+        time.sleep(_LAST_WORDS)  # who depends on this process is ended with it, and may have to say more
     os._exit(1)

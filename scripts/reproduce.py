@@ -30,22 +30,18 @@ status 0. However short the time, each part gets a little further.
 import contextlib
 import math
 import pathlib
-import shlex
-import sys
-import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-_STARTED = time.monotonic()  # before the imports that take seconds
+import budget  # before the imports that take seconds
+import machine
+from absl import flags
+from common import numbers, run, say
 
-import jax  # noqa: E402
-from absl import flags  # noqa: E402
-from common import numbers, run, say  # noqa: E402
+import fedjax_sim as fs
 
-import fedjax_sim as fs  # noqa: E402
-
-_MORE_TO_DO = 75  # EX_TEMPFAIL of sysexits.h: try again later
-
+flags.adopt_module_key_flags(budget)
+flags.adopt_module_key_flags(machine)
 _TABLE = flags.DEFINE_integer("table", None, "1, 2, 3 or 4.")
 _FIGURE = flags.DEFINE_integer("figure", None, "1 to 10.")
 _MODEL = flags.DEFINE_string(
@@ -80,29 +76,11 @@ _ROUNDS_LIMIT = flags.DEFINE_integer(
     "of their own: rounds, by default 2,000 in figure 4, 820 in figure 10 and otherwise 30; in figure 9 "
     "those of E=5/B=50, and the other rows compute as many gradients.",
 )
-_TIME_BUDGET_S = flags.DEFINE_float(
-    "time_budget_s", None, "Seconds after which no block of rounds is begun; no limit by default."
-)
 _REPORT = flags.DEFINE_bool("report", False, "Write report.html from what has been run so far.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of the data set's files; of messages by author, that or the file."
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Where results go.")
-
-
-class _Budget:
-    """Says whether there is time for another block of rounds; for the first there always is."""
-
-    def __init__(self):
-        self._begun = False
-
-    def __call__(self) -> bool:
-        going, self._begun = not self.is_over(), True
-        return going
-
-    def is_over(self) -> bool:
-        limit = math.inf if _TIME_BUDGET_S.value is None else _TIME_BUDGET_S.value
-        return self._begun and time.monotonic() - _STARTED >= limit
 
 
 def _reproduce() -> None:
@@ -132,8 +110,8 @@ def _reproduce() -> None:
             try:
                 (_run_figure if own_runs else _run)(named, records, seeds, asked)
             except fs.UnfinishedError as reason:
-                _tell_what_is_left(named, records, reason)
-                sys.exit(_MORE_TO_DO)
+                left = [name for name in named if records.load(name) is None]
+                budget.leave_the_rest(reason, len(named), left)
             say("all done")
     drawn = _write(workdir, records)
     if _FIGURE.value is not None:
@@ -150,11 +128,8 @@ def _check(figure: fs.experiment.Figure | None, own_runs: bool, rates: list[floa
     """Looks at flags that go together, before any data is read."""
     if _ROWS.value is not None and not _ROWS.value:
         raise ValueError("--rows is empty; wanted names of rows with commas between, or no such flag")
-    if _TIME_BUDGET_S.value is not None and not _TIME_BUDGET_S.value > 0:
-        raise ValueError(f"--time_budget_s={_TIME_BUDGET_S.value}; wanted seconds above 0")
-    if _TIME_BUDGET_S.value is not None and jax.process_count() > 1:
-        raise ValueError("--time_budget_s is for one process, whose clock decides; leave it out")
-    if _TIME_BUDGET_S.value is not None and _FIGURE.value == 1:
+    budget.check()
+    if budget.TIME_BUDGET_S.value is not None and _FIGURE.value == 1:
         raise ValueError("--time_budget_s is given; figure 1 is made in one go, leave it out")
     for flag in (_MOST_RATES, _ROUNDS_LIMIT):
         if flag.value is not None and flag.value < 1:
@@ -241,29 +216,15 @@ def _missing(asked: Mapping[str, Mapping[str, Any]], records) -> list[str]:
     return missing
 
 
-def _while_there_is_time(missing: list[str], budget: _Budget) -> Iterator[str]:
-    for name in missing:
-        if budget.is_over():
-            raise fs.UnfinishedError("none is under way")
-        yield name
-
-
-def _tell_what_is_left(names: Collection[str], records, reason: fs.UnfinishedError) -> None:
-    left = [name for name in names if not records.path(name).exists()]
-    say(f"time is over after {time.monotonic() - _STARTED:.0f} s ({reason})")
-    say(f"cells done: {len(names) - len(left)} of {len(names)}; left: {', '.join(left)}")
-    say(f"to continue: {shlex.join(['python', *sys.argv])}")
-
-
 def _run(named, records, seeds, asked) -> None:
     """Runs cells to their targets."""
     asked = asked | {"num_rounds": _ROUNDS_LIMIT.value, "target": _TARGET.value}
     missing = _missing(dict.fromkeys(named, asked), records)
     if not missing:
         return
-    budget = _Budget()
+    going = budget.Budget()
     train, test, task = fs.experiment.paper_data(named[missing[0]].model, _DATA_DIR.value)
-    for number, name in enumerate(_while_there_is_time(missing, budget), 1):
+    for number, name in enumerate(going.while_there_is_time(missing), 1):
         cell = named[name]
         say(f"{name}, cell {number} of {len(missing)}; the paper's rounds: {cell.rounds}")
         rates = asked["rates"] or cell.starting_rates()
@@ -277,7 +238,8 @@ def _run(named, records, seeds, asked) -> None:
             num_rounds=_ROUNDS_LIMIT.value,
             most_rates=_MOST_RATES.value,
             workdir=records.under_way(name),
-            go_on=budget,
+            go_on=going,
+            layout=machine.layout,
             progress=True,
             report=say,
         )
@@ -295,9 +257,9 @@ def _run_figure(named, records, seeds, asked) -> None:
     missing = _missing(asked_of, records)
     if not missing:
         return
-    budget = _Budget()
+    going = budget.Budget()
     train, test, task = fs.experiment.paper_data(named[missing[0]].model, _DATA_DIR.value)
-    for name in _while_there_is_time(missing, budget):
+    for name in going.while_there_is_time(missing):
         say(name)
         cell = named[name]
         rates = asked["rates"] or fs.experiment.figure_rates(number, cell, records.load(cell.name))
@@ -311,7 +273,8 @@ def _run_figure(named, records, seeds, asked) -> None:
             num_rounds=limit,
             seeds=seeds,
             workdir=records.under_way(name),
-            go_on=budget,
+            go_on=going,
+            layout=machine.layout,
             progress=True,
         )
         _save(records, name, record, test)

@@ -91,13 +91,15 @@ def _sweep() -> None:
     _check(cells, clients, task, evaluate, rates, seeds)
     workdir = pathlib.Path(_WORKDIR.value or workload.default_workdir("sweep", _settings()))
     fs.experiment.claim_workdir(workdir, _settings() | {"data_digest": clients.digest()})
-    say(f"{clients.describe()}\nWriting to {workdir}")
+    if fs.is_first():
+        say(f"{clients.describe()}\nWriting to {workdir}")
     records = fs.experiment.Records(workdir)
     with records.locked():
         clock = _Clock(cells, clients.num_clients)
         for number, cell in enumerate(cells, 1):
             if (record := records.load(cell.name)) is not None:
                 clock.skip(cell)
+                records.forget(cell.name)  # what a script killed just after it saved the record has left
                 say(f"{cell.label}: done before")
                 _draw(cell, record, records, drawn_over)  # may have been over another axis, or killed
                 continue

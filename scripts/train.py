@@ -118,7 +118,8 @@ def _train() -> None:
         evaluate = _evaluations(task, clients, test, layout)
 
     workdir = pathlib.Path(_WORKDIR.value or workload.default_workdir(_ALGORITHM.value, _settings()))
-    say(f"{clients.describe()}\nWriting to {workdir}")
+    if fs.is_first():
+        say(f"{clients.describe()}\nWriting to {workdir}")
     result = fs.simulate(
         algorithm,
         clients,

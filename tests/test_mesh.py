@@ -225,5 +225,8 @@ def test_parts_of_a_mesh_have_runs_of_their_own(task, data):
         assert ours.hparams == theirs.hparams
         toys.assert_close(ours.state.params, theirs.state.params)
         assert [row["examples"] for row in ours.rows] == [row["examples"] for row in theirs.rows]
+    one = dict(settings, hparams={"client_lr": [0.1]})
+    widened = fs.sweep(algorithm(task), data, layout=fs.default_layout(mesh_runs=2), **one)
+    toys.assert_close(widened.runs[0].state.params, alone.runs[1].state.params)
     with pytest.raises(ValueError, match="stacked is False"):
         fs.sweep(algorithm(task), data, layout=fs.default_layout(mesh_runs=2), stacked=False, **settings)

@@ -120,6 +120,7 @@ def run_cell(
     report: Callable[[str], None] | None = None,
     workdir: str | pathlib.Path | None = None,
     go_on: Callable[[], bool] | None = None,
+    layout: Callable[[Algorithm, FederatedData, int], Layout | None] | None = None,
 ) -> dict[str, Any]:
     """Finds a cell's best rate and its rounds to the target, or its curves at given rates.
 
@@ -139,6 +140,7 @@ def run_cell(
       report: receives lines of text.
       workdir: where an interrupted cell continues.
       go_on: asked before each block of rounds, see `sweep`.
+      layout: from the algorithm, the clients and a number of runs to a layout, where there are wishes.
 
     Returns:
       The record: the cell, its settings, where it came from, and a dict per run. Of a cell run in parts
@@ -149,15 +151,17 @@ def run_cell(
       DivergenceError: a loss is not a finite number before any training.
       UnfinishedError: `go_on` has said no; the same call continues.
     """
+    rates, algorithm = rates or cell.starting_rates(), paper_algorithm(cell, task)
+    chosen = None if layout is None else layout(algorithm, clients, len(rates) * len(seeds))
     started, earlier = time.perf_counter(), _seconds_so_far(workdir)
     limit = default_limit(cell) if num_rounds is None else num_rounds
     if eval_every is None:
         eval_every = max(1, min(limit, cell.rounds or _WITHOUT_A_NUMBER) // _POINTS)
     try:
         runs = sweep_rates(
-            paper_algorithm(cell, task),
+            algorithm,
             clients,
-            rates=rates or cell.starting_rates(),
+            rates=rates,
             seeds=seeds,
             num_rounds=limit,
             stop_at=cell.target if race else None,
@@ -166,7 +170,7 @@ def run_cell(
             evaluate=evaluate,
             eval_every=eval_every,
             # In sequential SGD an update follows another, which more devices do not help.
-            layout=Layout() if cell.algorithm == "sgd" else None,
+            layout=Layout() if cell.algorithm == "sgd" else chosen,
             workdir=workdir,
             go_on=go_on,
             progress=progress,

@@ -3,7 +3,7 @@
 On XLA's CPU backend, inside a loop, the convolution gradients that autodiff writes run more than
 twenty times slower than the forward convolution. Both gradients are themselves convolutions of
 ordinary shape, so they are written here as such. With one kernel per lane (vmap over clients) a
-convolution would become a grouped one; there, patches times a matrix is one batched matmul.
+convolution would always become a grouped one; `lane_conv.py` has other ways, and knows which is fastest.
 """
 
 import functools
@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from fedjax_sim.models import lane_conv
+
 # The kernel's gradient is a sum over images. On two Zen 5 cores the MNIST CNN's second layer runs it at
 # 243 GFLOP/s a core for 10 images and at 178 for 50, so a batch is taken in parts (jax 0.10.2).
 _FEW_IMAGES = 10
 _MOST_PARTS = 8  # each is compiled apart
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, padding: str = "SAME") -> jax.Array:
@@ -143,8 +143,8 @@ _max3.defvjp(_max3_forward, _max3_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _conv(pads: Padding, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _correlate(pads)(x, kernel)
+def _conv(pads: lane_conv.Padding, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _correlate("pair", pads)(x, kernel)
 
 
 def _conv_forward(pads, x, kernel):
@@ -159,7 +159,7 @@ def _conv_backward(pads, residuals, dy):
     # what the forward pass left out.
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     opposite = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
-    dx = _correlate(opposite)(dy, flipped)
+    dx = _correlate("input gradient", opposite)(dy, flipped)
     return dx, _kernel_gradient(pads)(x, dy)
 
 
@@ -167,14 +167,12 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 @functools.cache
-def _correlate(pads: Padding):
-    """`[B, H, W, Ci]`, `[kh, kw, Ci, Co]` -> `[B, H', W', Co]`."""
+def _correlate(role: str, pads: lane_conv.Padding):
+    """`[B, H, W, Ci]`, `[kh, kw, Ci, Co]` -> `[B, H', W', Co]`; the role is one of `lane_conv.ROLES`."""
 
     @jax.custom_batching.custom_vmap
     def correlate(x, kernel):
-        return lax.conv_general_dilated(
-            x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        return lane_conv.correlate(pads, x, kernel).astype(x.dtype)
 
     @correlate.def_vmap
     def over_lanes(lanes, batched, x, kernel):
@@ -183,15 +181,13 @@ def _correlate(pads: Padding):
             merged = correlate(x.reshape(-1, *x.shape[2:]), kernel)
             return merged.reshape(lanes, -1, *merged.shape[1:]), True
         x = x if x_batched else jnp.broadcast_to(x, (lanes, *x.shape))
-        patches = _patches(x, kernel.shape[1:3], pads)
-        matrix = kernel.reshape(lanes, -1, kernel.shape[-1])
-        return jnp.einsum("lbhwp,lpo->lbhwo", patches, matrix), True
+        return lane_conv.convolve(role, pads, x, kernel), True
 
     return correlate
 
 
 @functools.cache
-def _kernel_gradient(pads: Padding):
+def _kernel_gradient(pads: lane_conv.Padding):
     """`[B, H, W, Ci]`, `[B, H', W', Co]` -> `[kh, kw, Ci, Co]`."""
 
     @jax.custom_batching.custom_vmap
@@ -201,8 +197,8 @@ def _kernel_gradient(pads: Padding):
         images, kernels = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
         width = max(_FEW_IMAGES, -(-len(x) // _MOST_PARTS))
         parts = [slice(i, i + width) for i in range(0, len(x), width)]
-        gradient = sum(_correlate(pads)(images[..., p], kernels[:, :, p]) for p in parts)
-        return gradient.transpose(1, 2, 0, 3)
+        gradient = sum(lane_conv.correlate(pads, images[..., p], kernels[:, :, p]) for p in parts)
+        return gradient.astype(x.dtype).transpose(1, 2, 0, 3)
 
     @kernel_gradient.def_vmap
     def over_lanes(lanes, batched, x, dy):
@@ -210,21 +206,6 @@ def _kernel_gradient(pads: Padding):
             value if is_batched else jnp.broadcast_to(value, (lanes, *value.shape))
             for value, is_batched in zip((x, dy), batched, strict=True)
         )
-        kh, kw = (
-            size + sum(pad) - out + 1
-            for size, out, pad in zip(x.shape[2:4], dy.shape[2:4], pads, strict=True)
-        )
-        patches = _patches(x, (kh, kw), pads)
-        matrix = jnp.einsum("lbhwp,lbhwo->lpo", patches, dy)
-        return matrix.reshape(lanes, kh, kw, x.shape[-1], dy.shape[-1]), True
+        return lane_conv.kernel_gradient(pads, x, dy), True
 
     return kernel_gradient
-
-
-def _patches(x: jax.Array, window: tuple[int, int], pads: Padding) -> jax.Array:
-    """`[..., H, W, C]` -> `[..., H', W', kh * kw * C]`, the window of each output position."""
-    kh, kw = window
-    x = jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*pads, (0, 0)])
-    height, width = x.shape[-3] - kh + 1, x.shape[-2] - kw + 1
-    shifted = [x[..., i : i + height, j : j + width, :] for i in range(kh) for j in range(kw)]
-    return jnp.concatenate(shifted, axis=-1)

@@ -16,7 +16,7 @@ from fedjax_sim.base import RUNS, Algorithm, Cohort, Layout
 from fedjax_sim.data.cohorts import sample_cohort
 from fedjax_sim.lanes import EVERYWHERE, of_runs, place, shardings
 from fedjax_sim.ledger import balance, check_counts, check_sizes
-from fedjax_sim.processes import fetch, several
+from fedjax_sim.processes import fetch, first_does, several
 from fedjax_sim.simulation.parts import send_learners
 from fedjax_sim.simulation.settings import EvaluationFn
 
@@ -51,13 +51,11 @@ class Blocks:
 
         Args: as of the attributes, `size` being `K` and `data` on the host.
         """
-        # A device could otherwise read the files themselves, which may shrink.
-        data, cohort = data.in_memory(), None
-        if several() and algorithm.reads_own_rows:
+        if several() and algorithm.reads_own_rows and layout.mesh is not None:
             cohort, data = send_learners(data, layout)
-        return cls(
-            algorithm, place(data, layout) if cohort is None else data, size, layout, capacity, cohort
-        )
+            return cls(algorithm, data, size, layout, capacity, cohort)
+        # A device could otherwise read the files themselves, which may shrink.
+        return cls(algorithm, place(data.in_memory(), layout), size, layout, capacity)
 
     def start(self, key: jax.Array, hparams: Mapping[str, float]) -> tuple[Any, Any]:
         """The state before the first round, and the keys of cohorts and training."""
@@ -206,7 +204,9 @@ def evaluate_into(
       ValueError: no evaluation gives the accuracy that `stop_at` is compared with.
     """
     for evaluation in evaluators:
-        row |= {name: float(value) for name, value in evaluation(params).items()}
+        found = {name: float(value) for name, value in evaluation(params).items()}
+        # Whether to go on follows from it, in all processes alike.
+        row |= first_does(lambda found=found: found)
     if stop_at is not None and "test_accuracy" not in row:
         raise ValueError(
             f"a target accuracy needs an evaluation named test_accuracy; there are {list(row)}"

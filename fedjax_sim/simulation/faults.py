@@ -49,7 +49,8 @@ def _advice(algorithm: Algorithm, data: Any, layout: Layout, num_runs: int, erro
         lanes += f", about {_size(algorithm.lane_bytes(data.examples))} a lane"
     return (
         f"a {device.device_kind} device is out of memory{has}: it trains {lanes}. Lower the lanes "
-        f"(--lanes, or Layout(lanes=...)) or keep the data on the host (--data_placement=host). "
+        "(--lanes, or Layout(lanes=...)); simulate can also keep the data on the host "
+        "(--data_placement=host). "
         f"JAX said: {str(error).splitlines()[0][:200]}"
     )
 

@@ -27,15 +27,16 @@ class Journal:
       home: the workdir, or None to keep everything in memory.
       state: where a run without a checkpoint starts.
       seconds: the least time between two checkpoints.
+      at_once: whether the first row is saved as it comes; otherwise when so many seconds are over.
 
     Of several processes the first alone reads and writes; all of them record the same.
     """
 
-    def __init__(self, home: pathlib.Path | None, state: Any, seconds: float):
+    def __init__(self, home: pathlib.Path | None, state: Any, seconds: float, *, at_once: bool = True):
         self.rows: list[dict] = []
         self.state = state
         self._seconds, self._home, self._checkpoints = seconds, home, None
-        self._saved_round, self._saved_at = -1, -float("inf")
+        self._saved_round, self._saved_at = -1, -float("inf") if at_once else time.monotonic()
         if home is None:
             return
         self._leaves = zeros_like(state)

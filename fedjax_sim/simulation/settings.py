@@ -60,17 +60,12 @@ def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
     algorithm.check(data, num_rounds)
 
 
-def check_layout(algorithm: Algorithm, layout: Layout, num_runs: int = 1) -> None:
-    """Refuses devices that cannot share learners evenly, and parts for runs that there are not.
+def check_layout(algorithm: Algorithm, layout: Layout) -> None:
+    """Refuses devices that cannot share an algorithm's learners evenly.
 
     Raises:
       ValueError: they are such.
     """
-    if num_runs == 1 < layout.num_parts:
-        raise ValueError(
-            f"the mesh has {layout.num_parts} parts for the runs of a sweep, and there is one run; "
-            "leave out mesh_runs"
-        )
     if algorithm.num_learners is not None and algorithm.num_learners % layout.num_devices:
         raise ValueError(
             f"{layout.num_devices} devices cannot share {algorithm.num_learners} learners evenly; "
@@ -78,13 +73,22 @@ def check_layout(algorithm: Algorithm, layout: Layout, num_runs: int = 1) -> Non
         )
 
 
-def check_processes(num_clients: int) -> None:
-    """Refuses a job of more processes than a round has clients.
+def check_one_run(num_clients: int, layout: Layout) -> None:
+    """Refuses devices and processes that a single run has nothing to do for.
+
+    Args:
+      num_clients: of a round.
+      layout: of the run.
 
     Raises:
-      ValueError: it is one.
+      ValueError: the mesh is one of several runs, or the job has more processes than clients.
     """
-    if jax.process_count() > num_clients:
+    if layout.num_parts > 1:
+        raise ValueError(
+            f"the mesh has {layout.num_parts} parts for the runs of a sweep, and there is one run; "
+            "leave out mesh_runs"
+        )
+    if layout.mesh is not None and jax.process_count() > num_clients:
         raise ValueError(
             f"{jax.process_count()} processes share {num_clients} clients a round, so that some have "
             "nothing to do; start fewer processes, or choose a larger client fraction"

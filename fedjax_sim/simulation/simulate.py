@@ -32,7 +32,7 @@ from fedjax_sim.simulation.settings import (
     as_evaluators,
     check_data,
     check_layout,
-    check_processes,
+    check_one_run,
     merge_hparams,
 )
 
@@ -129,7 +129,7 @@ def simulate(
     check_data(algorithm, data, num_rounds)
     layout = layout or layout_for(algorithm, data)
     check_layout(algorithm, layout)
-    check_processes(algorithm.num_learners or size)
+    check_one_run(algorithm.num_learners or size, layout)
     on_host = stays_on_host(data_placement, algorithm, data, layout)
     home = None if workdir is None else pathlib.Path(workdir)
     settings = {
@@ -138,6 +138,7 @@ def simulate(
         "eval_every": eval_every,
         "target_accuracy": stop_at,
         "lanes": layout.lanes,
+        "matmul_precision": jax.config.jax_default_matmul_precision,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
     }
     settings |= hparams | dict(algorithm.settings) | dict(config or {})
@@ -146,7 +147,8 @@ def simulate(
         stack.enter_context(explained(algorithm, data, layout))
         if home is not None or several():
             settings["data_digest"] = data.digest()
-        agree(settings | {"workdir": home is not None, "data_placement": data_placement})
+        here = {"workdir": home is not None, "on_host": on_host, "evaluations": len(evaluators)}
+        agree(settings | here | layout.describe())
         if home is not None:
             stack.enter_context(files.at_home(home, settings))
         compiled = stack.enter_context(CompilationCounter())

@@ -14,7 +14,7 @@ import numpy as np
 from fedjax_sim import processes
 from fedjax_sim.base import Algorithm, Layout
 from fedjax_sim.checks import check_count
-from fedjax_sim.devices import layout_for
+from fedjax_sim.devices import layout_for, with_fewer_parts
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.block import Blocks
 from fedjax_sim.simulation.compilations import CompilationCounter
@@ -28,7 +28,6 @@ from fedjax_sim.simulation.settings import (
     as_evaluators,
     check_data,
     check_layout,
-    check_processes,
     merge_hparams,
 )
 from fedjax_sim.simulation.simulate import cohort_size
@@ -128,9 +127,9 @@ def sweep(
     if layout is None:
         alone = stacked or len(combinations) == 1
         layout = layout_for(algorithm, data, num_runs=len(combinations)) if alone else Layout()
-    check_layout(algorithm, layout, len(combinations))
+    layout = with_fewer_parts(layout, len(combinations))
+    check_layout(algorithm, layout)
     size = cohort_size(data.num_clients, client_fraction)
-    check_processes((algorithm.num_learners or size) * len(combinations))
     home = None if workdir is None else pathlib.Path(workdir)
     settings = {
         "runs": [_name(*combination) for combination in combinations],
@@ -140,6 +139,7 @@ def sweep(
         "target_accuracy": stop_at,
         "lanes": layout.lanes,
         "stacked": stacked,
+        "matmul_precision": jax.config.jax_default_matmul_precision,
     }
     settings |= dict(algorithm.settings)
 
@@ -149,7 +149,8 @@ def sweep(
         stack.enter_context(explained(algorithm, data, layout, runs_here))
         if home is not None or processes.several():
             settings["data_digest"] = data.digest()
-        processes.agree(settings | {"workdir": home is not None})
+        here = {"workdir": home is not None, "evaluations": len(evaluators)}
+        processes.agree(settings | here | layout.describe())
         if home is not None:
             stack.enter_context(files.at_home(home, settings))
         compiled = stack.enter_context(CompilationCounter())
@@ -190,7 +191,7 @@ def _agreed(go_on: Callable[[], bool] | None) -> Callable[[], bool]:
 def _journal(home: pathlib.Path, run: Running, num_runs: int) -> Journal:
     """Where a run is kept."""
     folder = home / _name(run.hparams, run.seed)
-    return Journal(folder, run.state, _CHECKPOINT_SECONDS * max(1, num_runs / 10))
+    return Journal(folder, run.state, _CHECKPOINT_SECONDS * max(1, num_runs / 10), at_once=False)
 
 
 def _name(hparams: Mapping[str, float], seed: int) -> str:

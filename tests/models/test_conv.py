@@ -11,7 +11,7 @@ import toys
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_sim.models import conv2d, max_pool2
+from fedjax_sim.models import conv2d, lane_conv, max_pool2
 
 PADDINGS = ["SAME", "VALID"]
 LANES = 3
@@ -147,7 +147,8 @@ def grouped(fn, *arguments):
 
 
 @pytest.mark.parametrize("x_batched", [True, False])
-def test_no_grouped_convolution_with_a_kernel_per_lane(x_batched):
+def test_no_grouped_convolution_with_a_kernel_per_lane_unless_chosen(x_batched, monkeypatch):
+    monkeypatch.setattr(lane_conv, "choose", lambda *_: "patches")
     x, kernels = inputs(5, 5, lanes_of_x=(LANES,) * x_batched, lanes_of_kernel=(LANES,))
 
     def gradients(conv):

@@ -1,0 +1,149 @@
+"""Counts the kernels of which XLA makes one local training step.
+
+    python benchmarks/step_kernels.py --model=2nn --lanes=16 --batch_size=10
+
+On a GPU a small model's step is bound by launching kernels, so each of them counts, however small. This
+prints what the present backend emits, so on a CPU only a hint of what a GPU has to launch. That fuses
+otherwise, and need not move what does not change out of a loop, as a CPU's compiler does; with
+`XLA_FLAGS=--xla_disable_hlo_passes=while-loop-invariant-code-motion` a CPU's does not either.
+"""
+
+import collections
+import json
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+
+import fedjax_sim as fs
+
+DIGITS = {"x": ((28, 28, 1), np.uint8), "y": ((), np.int32)}
+TEXT = {"x": ((80,), np.uint16), "y": ((80,), np.int32)}
+MODELS = {"2nn": (fs.models.mnist_2nn, DIGITS), "cnn": (fs.models.mnist_cnn, DIGITS)}
+MODELS |= {"char-lstm": (fs.models.char_lstm, TEXT)}
+
+_MODEL = flags.DEFINE_enum("model", "2nn", list(MODELS), "What clients train.")
+_LANES = flags.DEFINE_integer("lanes", 16, "Clients side by side.", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 10, "B, examples in a local batch.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "Where to write each kernel and what it was made of, as JSON.")
+
+METHOD = (
+    "A kernel is an instruction of a loop's body that computes or copies something, those of calls and "
+    "branches included. One in a loop within the step is launched at every pass, if their number is "
+    "known. The step is the outermost loop that holds a product or a convolution, the widest lanes'."
+)
+# Names of what is there already; asynchronous work counts where it starts.
+_NOTHING = {"parameter", "tuple", "get-tuple-element", "constant", "bitcast", "after-all"}
+_CALLS = re.compile(r"\b(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
+_PRODUCT = re.compile(r"gemm|matmul|conv|dot", re.IGNORECASE)
+
+
+class Instruction:
+    """One line of a program: `name = type opcode(operands), attributes`."""
+
+    def __init__(self, line):
+        self.name, rest = re.match(r"(?:ROOT )?%?([\w.\-]+) = (.*)", line).groups()
+
+        def find(pattern):
+            found = re.search(pattern, rest)
+            return found[1] if found else ""
+
+        # The type, which may be a tuple, ends before the first word that stands before a parenthesis.
+        self.opcode = find(r"(?:^|\s)([a-z][\w\-]*)\(")
+        self.body = find(r"\bbody=%?([\w.\-]+)")
+        branches = find(r"branch_computations=\{([^}]*)\}")
+        self.calls = re.findall(r"[\w.\-]+", branches) + _CALLS.findall(rest)
+        self.passes = int(find(r'"known_trip_count":\{"n":"(\d+)"\}') or 0) or None
+        self.source = find(r'op_name="([^"]*)"')
+        self.target = find(r'custom_call_target="([^"]*)"')
+
+
+def parse(text):
+    """Computation -> its instructions, of a compiled program; ENTRY's is None."""
+    computations, current = {}, None
+    for line in text.splitlines():
+        if opened := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            current = computations.setdefault(None if opened[1] else opened[2], [])
+        elif current is not None and re.match(r"\s+(ROOT )?%?[\w.\-]+ = ", line):
+            current.append(Instruction(line.strip()))
+    return computations
+
+
+def holds_product(program, name):
+    """Whether a computation multiplies matrices or convolves, outside of its loops."""
+    return any(
+        one.opcode in ("dot", "convolution")
+        or (one.opcode == "custom-call" and _PRODUCT.search(one.target))
+        or any(holds_product(program, called) for called in one.calls)
+        for one in program[name]
+    )
+
+
+def find_step(program, name=None):
+    """The body of the first outermost loop that holds a product; None where there is none."""
+    for one in program[name]:
+        if one.body and holds_product(program, one.body):
+            return one.body
+        for inner in filter(None, (*one.calls, one.body)):
+            if found := find_step(program, inner):
+                return found
+    return None
+
+
+def kernels(program, name, passes=1):
+    """Yields a row for each kernel of a computation; `passes` is None in loops of unknown length."""
+    for one in program[name]:
+        if one.body:
+            yield from kernels(program, one.body, one.passes and passes and passes * one.passes)
+        elif one.opcode in ("call", "conditional"):
+            for called in one.calls:
+                yield from kernels(program, called, passes)
+        elif one.opcode not in _NOTHING and not one.opcode.endswith("-done"):
+            yield {"kind": one.opcode, "name": one.name, "passes": passes, "source": one.source}
+
+
+def compile_round(model, lanes, batch_size):
+    """The compiled program of a round of FedAvg, as text."""
+    make_task, columns = MODELS[model]
+    n, size = lanes * 6 * batch_size, 6 * batch_size
+    examples = {name: np.zeros((n, *shape), dtype) for name, (shape, dtype) in columns.items()}
+    data = fs.data.FederatedData(examples, np.arange(0, n + 1, size, dtype=np.int32))
+    algorithm = fs.fed_avg(make_task(), local_epochs=1, batch_size=batch_size)
+    rates = {name: jnp.float32(rate) for name, rate in algorithm.hparams.items()}
+    state = algorithm.init(jax.random.key(0), rates)
+    cohort = fs.Cohort(jnp.arange(lanes, dtype=jnp.int32), fs.Layout(lanes=lanes))
+    return jax.jit(algorithm.round).lower(jax.random.key(1), state, data, cohort).compile().as_text()
+
+
+def table(rows):
+    """Markdown: for each kind, kernels of the step's own and of loops within it, and all launches."""
+    kinds = collections.Counter(row["kind"] for row in rows)
+    lines = [["kind", "in the step", "in its loops", "launches of a step"], ["---"] + ["---:"] * 3]
+    for kind in [*(kind for kind, _ in kinds.most_common()), "all"]:
+        chosen = [row for row in rows if kind in (row["kind"], "all")]
+        own = sum(row["passes"] == 1 for row in chosen)
+        known = sum(row["passes"] or 0 for row in chosen)
+        lines.append([kind, str(own), str(len(chosen) - own), str(known)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(_):
+    logging.set_verbosity(logging.WARNING)  # not which backends JAX has looked for
+    program = parse(compile_round(_MODEL.value, _LANES.value, _BATCH_SIZE.value))
+    step = find_step(program)
+    if step is None:
+        sys.exit("no loop of the compiled round holds a product; wanted one, the local step")
+    rows = list(kernels(program, step))
+    print(f"{_MODEL.value}, {_LANES.value} lanes, B = {_BATCH_SIZE.value}, {jax.default_backend()}\n")
+    print(f"{table(rows)}\n\n{METHOD}")
+    if _OUT.value:
+        settings = {"model": _MODEL.value, "lanes": _LANES.value, "batch_size": _BATCH_SIZE.value}
+        report = {**fs.experiment.provenance(), **settings, "method": METHOD, "kernels": rows}
+        fs.experiment.write_text(_OUT.value, json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,261 @@
+"""Convolution with one kernel per lane, by the variant that was measured fastest for its shape.
+
+With clients as lanes every client has weights of its own. XLA knows such a product as a grouped
+convolution; it can also be written as matrix products, of patches or of shifted images. Which is
+fastest depends on the layer, the product and the backend, so all were timed
+(`benchmarks/lane_convolutions.py`), and `choose` looks up what won. On GPUs nothing has been measured.
+
+A product plays one of two roles in a training step. A convolution and its kernel's gradient can share
+patches of the same images, which times of each by itself would not show; they are a "pair", timed
+together and of one variant. An "input gradient" needs patches of its own and is chosen by itself.
+
+Letters: `L` lanes, `B` images of each, `H, W` their height and width, `H', W'` those of outputs,
+`Ci, Co` channels in and out, `kh, kw` the window.
+"""
+
+import math
+import types
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+ROLES = ("pair", "input gradient")
+
+
+class Shape(NamedTuple):
+    """What the cost of a product depends on; of an input's gradient the channels are swapped."""
+
+    lanes: int
+    images: int
+    height: int  # of the outputs
+    width: int
+    channels_in: int
+    channels_out: int
+    window_height: int
+    window_width: int
+
+
+def convolve(role: str, pads: Padding, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolves each lane's images with its own kernel.
+
+    Args:
+      role: one of `ROLES`.
+      pads: (top, bottom), (left, right).
+      x: `[L, B, H, W, Ci]`.
+      kernel: `[L, kh, kw, Ci, Co]`.
+
+    Returns:
+      `[L, B, H', W', Co]`, of x's dtype.
+    """
+    window = kernel.shape[1:3]
+    positions = _over(x, window, pads)
+    shape = Shape(*x.shape[:2], *positions, *kernel.shape[3:], *window)
+    return _chosen(role, shape).convolve(pads, x, kernel).astype(x.dtype)
+
+
+def kernel_gradient(pads: Padding, x: jax.Array, dy: jax.Array) -> jax.Array:
+    """The gradient of each lane's kernel.
+
+    Args:
+      pads: (top, bottom), (left, right).
+      x: `[L, B, H, W, Ci]`.
+      dy: `[L, B, H', W', Co]`.
+
+    Returns:
+      `[L, kh, kw, Ci, Co]`, of x's dtype.
+    """
+    window = _over(x, dy.shape[2:4], pads)
+    shape = Shape(*x.shape[:2], *dy.shape[2:4], x.shape[-1], dy.shape[-1], *window)
+    return _chosen("pair", shape).kernel_gradient(pads, x, dy).astype(x.dtype)
+
+
+def correlate(pads: Padding, x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
+    """XLA's convolution of `[B, H, W, G * Ci]` and `[kh, kw, Ci, G * Co]`, in the dtype of its sums."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        preferred_element_type=_sums_of(x),
+    )
+
+
+def _sums_of(x):
+    """The dtype in which products are added: float32 for narrower ones."""
+    return jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
+
+
+def _over(x, size, pads):
+    """At how many positions a window of `size` fits padded images; also which window fits at `size`."""
+    return tuple(n + sum(pad) - k + 1 for n, k, pad in zip(x.shape[-3:-1], size, pads, strict=True))
+
+
+def _padded(x, pads):
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 3) + [*pads, (0, 0)])
+
+
+def _shifts(x, window, pads):
+    """For each place of the window, row by row, what it sees of `[..., H, W, C]`: `[..., H', W', C]`."""
+    height, width = _over(x, window, pads)
+    x = _padded(x, pads)
+    return [x[..., i : i + height, j : j + width, :] for i in range(window[0]) for j in range(window[1])]
+
+
+def _convolve_grouped(pads, x, kernel):
+    lanes = len(x)
+    # [B, H, W, L * Ci] with [kh, kw, Ci, L * Co].
+    images, kernels = (a.transpose(1, 2, 3, 0, 4) for a in (x, kernel))
+    images = images.reshape(*images.shape[:3], -1)
+    kernels = kernels.reshape(*kernels.shape[:3], -1)
+    y = correlate(pads, images, kernels, lanes)
+    return y.reshape(*y.shape[:3], lanes, -1).transpose(3, 0, 1, 2, 4)
+
+
+def _convolve_patches(pads, x, kernel):
+    patches = jnp.concatenate(_shifts(x, kernel.shape[1:3], pads), axis=-1)
+    matrix = kernel.reshape(len(kernel), -1, kernel.shape[-1])
+    return jnp.einsum("lbhwp,lpo->lbhwo", patches, matrix, preferred_element_type=_sums_of(x))
+
+
+def _convolve_shifted(pads, x, kernel):
+    window = kernel.shape[1:3]
+    matrices = kernel.reshape(len(kernel), -1, *kernel.shape[3:])
+    return sum(
+        jnp.einsum("lbhwc,lco->lbhwo", shifted, matrices[:, i], preferred_element_type=_sums_of(x))
+        for i, shifted in enumerate(_shifts(x, window, pads))
+    )
+
+
+def _kernel_gradient_grouped(pads, x, dy):
+    lanes = len(x)
+    # Images play the channels: [Ci, H, W, L * B] with [H', W', B, L * Co].
+    images, kernels = x.transpose(4, 2, 3, 0, 1), dy.transpose(2, 3, 1, 0, 4)
+    images = images.reshape(*images.shape[:3], -1)
+    kernels = kernels.reshape(*kernels.shape[:3], -1)
+    gradient = correlate(pads, images, kernels, lanes)
+    return gradient.reshape(*gradient.shape[:3], lanes, -1).transpose(3, 1, 2, 0, 4)
+
+
+def _kernel_gradient_patches(pads, x, dy):
+    window = _over(x, dy.shape[2:4], pads)
+    patches = jnp.concatenate(_shifts(x, window, pads), axis=-1)
+    matrix = jnp.einsum("lbhwp,lbhwo->lpo", patches, dy, preferred_element_type=_sums_of(x))
+    return matrix.reshape(len(x), *window, x.shape[-1], dy.shape[-1])
+
+
+def _kernel_gradient_shifted(pads, x, dy):
+    window = _over(x, dy.shape[2:4], pads)
+    matrices = [
+        jnp.einsum("lbhwc,lbhwo->lco", shifted, dy, preferred_element_type=_sums_of(x))
+        for shifted in _shifts(x, window, pads)
+    ]
+    return jnp.stack(matrices, 1).reshape(len(x), *window, x.shape[-1], dy.shape[-1])
+
+
+class Variant(NamedTuple):
+    """A way to compute, without choosing, what `convolve` and `kernel_gradient` return."""
+
+    convolve: Callable[[Padding, jax.Array, jax.Array], jax.Array]
+    kernel_gradient: Callable[[Padding, jax.Array, jax.Array], jax.Array]
+
+
+VARIANTS = types.MappingProxyType(
+    {
+        "grouped": Variant(_convolve_grouped, _kernel_gradient_grouped),
+        "patches": Variant(_convolve_patches, _kernel_gradient_patches),
+        "shifted": Variant(_convolve_shifted, _kernel_gradient_shifted),
+    }
+)
+
+
+class Row(NamedTuple):
+    """A measurement: what of, the milliseconds of the three variants, and the fastest."""
+
+    backend: str
+    role: str
+    shape: tuple[int, ...]  # as in `Shape`
+    grouped: float
+    patches: float
+    shifted: float
+    choice: str
+
+
+# benchmarks/results/lane_convolutions.json, printed by the benchmark: milliseconds of processor time on
+# two Zen 5 cores, jax 0.10.2, float32, while others used the machine as well. Whole training steps, with
+# these choices and with patches everywhere in turns, take there as processor time, median of the ratios:
+# MNIST CNN 0.89 to 0.94 (4 and 16 lanes, B 10 and 50), dropout CNN on 32 x 32 x 3 0.93 (4 and 16, B=10),
+# CIFAR CNN 1.00 and 1.01 (4 lanes, B 10 and 50). The same program twice differed by 0.01.
+# fmt: off
+ROWS = (
+    Row("cpu", "pair", (4, 10, 28, 28, 1, 32, 5, 5), 3.15, 1.83, 2.53, "patches"),
+    Row("cpu", "pair", (16, 10, 28, 28, 1, 32, 5, 5), 18.6, 11.2, 10.8, "shifted"),
+    Row("cpu", "pair", (4, 50, 28, 28, 1, 32, 5, 5), 17.6, 13.8, 18.1, "patches"),
+    Row("cpu", "pair", (16, 50, 28, 28, 1, 32, 5, 5), 217, 148, 188, "patches"),
+    Row("cpu", "pair", (4, 10, 14, 14, 32, 64, 5, 5), 43.6, 15.9, 27.7, "patches"),
+    Row("cpu", "input gradient", (4, 10, 14, 14, 64, 32, 5, 5), 43, 25.2, 9.67, "shifted"),
+    Row("cpu", "pair", (16, 10, 14, 14, 32, 64, 5, 5), 282, 156, 228, "patches"),
+    Row("cpu", "input gradient", (16, 10, 14, 14, 64, 32, 5, 5), 205, 211, 174, "shifted"),
+    Row("cpu", "pair", (4, 50, 14, 14, 32, 64, 5, 5), 331, 173, 270, "patches"),
+    Row("cpu", "input gradient", (4, 50, 14, 14, 64, 32, 5, 5), 237, 242, 200, "shifted"),
+    Row("cpu", "pair", (16, 50, 14, 14, 32, 64, 5, 5), 1950, 762, 1160, "patches"),
+    Row("cpu", "input gradient", (16, 50, 14, 14, 64, 32, 5, 5), 1020, 1040, 868, "shifted"),
+    Row("cpu", "pair", (4, 10, 24, 24, 3, 64, 5, 5), 15.5, 5.54, 50.2, "patches"),
+    Row("cpu", "pair", (16, 10, 24, 24, 3, 64, 5, 5), 117, 56.2, 323, "patches"),
+    Row("cpu", "pair", (4, 50, 24, 24, 3, 64, 5, 5), 186, 57, 384, "patches"),
+    Row("cpu", "pair", (16, 50, 24, 24, 3, 64, 5, 5), 912, 352, 1510, "patches"),
+    Row("cpu", "pair", (4, 10, 12, 12, 64, 64, 5, 5), 98.4, 38.6, 45.4, "patches"),
+    Row("cpu", "input gradient", (4, 10, 12, 12, 64, 64, 5, 5), 48.7, 26.5, 12.6, "shifted"),
+    Row("cpu", "pair", (16, 10, 12, 12, 64, 64, 5, 5), 391, 208, 273, "patches"),
+    Row("cpu", "input gradient", (16, 10, 12, 12, 64, 64, 5, 5), 194, 161, 137, "shifted"),
+    Row("cpu", "pair", (4, 50, 12, 12, 64, 64, 5, 5), 520, 253, 353, "patches"),
+    Row("cpu", "input gradient", (4, 50, 12, 12, 64, 64, 5, 5), 245, 191, 167, "shifted"),
+    Row("cpu", "pair", (16, 50, 12, 12, 64, 64, 5, 5), 2550, 1010, 1440, "patches"),
+    Row("cpu", "input gradient", (16, 50, 12, 12, 64, 64, 5, 5), 1180, 896, 744, "shifted"),
+    Row("cpu", "pair", (4, 10, 30, 30, 3, 32, 3, 3), 12.3, 3.33, 11.4, "patches"),
+    Row("cpu", "pair", (16, 10, 30, 30, 3, 32, 3, 3), 61, 24.1, 137, "patches"),
+    Row("cpu", "pair", (4, 50, 30, 30, 3, 32, 3, 3), 56.6, 30.1, 118, "patches"),
+    Row("cpu", "pair", (16, 50, 30, 30, 3, 32, 3, 3), 498, 190, 581, "patches"),
+    Row("cpu", "pair", (4, 10, 28, 28, 32, 64, 3, 3), 52.4, 39.5, 73.4, "patches"),
+    Row("cpu", "input gradient", (4, 10, 30, 30, 64, 32, 3, 3), 23.9, 84.9, 44, "grouped"),
+    Row("cpu", "pair", (16, 10, 28, 28, 32, 64, 3, 3), 454, 231, 321, "patches"),
+    Row("cpu", "input gradient", (16, 10, 30, 30, 64, 32, 3, 3), 113, 316, 284, "grouped"),
+    Row("cpu", "pair", (4, 50, 28, 28, 32, 64, 3, 3), 544, 285, 411, "patches"),
+    Row("cpu", "input gradient", (4, 50, 30, 30, 64, 32, 3, 3), 189, 420, 360, "grouped"),
+    Row("cpu", "pair", (16, 50, 28, 28, 32, 64, 3, 3), 2690, 1180, 1590, "patches"),
+    Row("cpu", "input gradient", (16, 50, 30, 30, 64, 32, 3, 3), 901, 1780, 1550, "grouped"),
+)
+# fmt: on
+
+
+def choose(role: str, shape: Shape, backend: str) -> str:
+    """Names the variant to use: that which won for the nearest shape measured on the backend.
+
+    Nearest by the sum of the absolute logarithms of the sizes' ratios. On a backend that has not been
+    measured, such as a GPU, it is "patches": one matrix product a lane.
+
+    Args:
+      role: one of `ROLES`.
+      shape: of the product; a pair's two have the same.
+      backend: as `jax.default_backend()` has it.
+
+    Returns:
+      "grouped", "patches" or "shifted".
+    """
+
+    def distance(row):
+        return sum(abs(math.log(a / b)) for a, b in zip(row.shape, shape, strict=True))
+
+    rows = [row for row in ROWS if (row.backend, row.role) == (backend, role)]
+    # Not "grouped": JAX's users find gradients of grouped convolutions slow on GPUs,
+    # https://github.com/jax-ml/jax/issues/13800.
+    return min(rows, key=distance).choice if rows else "patches"
+
+
+def _chosen(role, shape):
+    return VARIANTS[choose(role, shape, jax.default_backend())]
