@@ -187,10 +187,9 @@ class Row(NamedTuple):
 
 
 # benchmarks/results/lane_convolutions.json, printed by the benchmark: milliseconds of processor time on
-# two Zen 5 cores, jax 0.10.2, float32, while others used the machine as well. Whole training steps, with
-# these choices and with patches everywhere in turns, take there as processor time, median of the ratios:
-# MNIST CNN 0.89 to 0.94 (4 and 16 lanes, B 10 and 50), dropout CNN on 32 x 32 x 3 0.93 (4 and 16, B=10),
-# CIFAR CNN 1.00 and 1.01 (4 lanes, B 10 and 50). The same program twice differed by 0.01.
+# two Zen 5 cores, jax 0.10.2, float32, while others used the machine as well. What whole steps take with
+# these choices over patches everywhere, B = 10 (benchmarks/lane_steps.py, results beside it): MNIST CNN
+# 0.91 (4 lanes) and 0.94 (16), dropout CNN 0.84, CIFAR CNN 0.99 (4 lanes).
 # fmt: off
 ROWS = (
     Row("cpu", "pair", (4, 10, 28, 28, 1, 32, 5, 5), 3.15, 1.83, 2.53, "patches"),
