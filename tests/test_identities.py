@@ -13,6 +13,8 @@ import toys
 import fedjax_sim as fs
 from fedjax_sim.permutation import permutation
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def mean_loss(task, params, x, y):
     total, _ = task.loss(params, {"x": jnp.asarray(x), "y": jnp.asarray(y)}, jax.random.key(0))

@@ -16,6 +16,8 @@ import fedjax_sim as fs
 from fedjax_sim.data.cohorts import sample_cohort
 from fedjax_sim.simulation.feeding import Feed, stays_on_host
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left():

@@ -11,6 +11,8 @@ import toys
 
 import fedjax_sim as fs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(3)
 
 
