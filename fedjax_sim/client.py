@@ -141,6 +141,7 @@ def local_training(
             chosen, real = batch_slots(i - epoch * per_epoch, width, client.size)
             if orders is None:
                 return chosen, real
+            # Beyond the last it is the last: the only order there is, or that of a batch nobody uses.
             order = jax.lax.dynamic_index_in_dim(orders, epoch, keepdims=False)
             return permuted(order, jnp.maximum(client.size, 1))(chosen), real
 

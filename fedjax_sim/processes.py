@@ -51,7 +51,8 @@ def connect(
       process_id: which one this is, from 0.
 
     Raises:
-      ValueError: the numbers are incomplete or out of range.
+      ValueError: the numbers are incomplete or out of range, or a launcher has started several processes
+        and does not tell where the first one is.
     """
     patience = {
         "heartbeat_timeout_seconds": _SILENT_SECONDS,
