@@ -14,7 +14,7 @@ import optax
 from fedjax_sim.algorithms import fed_avg
 from fedjax_sim.base import Task
 from fedjax_sim.data import Dataset, federate
-from fedjax_sim.experiment.protocol import three_digits
+from fedjax_sim.experiment.protocol import five_digits
 from fedjax_sim.experiment.records import provenance
 from fedjax_sim.simulation import accuracy, simulate
 
@@ -41,7 +41,7 @@ def average_two_models(task: Task, train: Dataset, *, seed: int = 0) -> dict[str
     Returns:
       "theta" `[50]`, the losses "different" and "shared" `[50]`, and where they come from.
     """
-    started = time.perf_counter()
+    started, origin = time.perf_counter(), provenance()
     rows = np.random.default_rng(seed).permutation(len(train))[:1200]
     algorithm = fed_avg(task, optax.sgd, local_epochs=20, batch_size=50, client_lr=0.1)
     evaluate = accuracy(task, train, prefix="full_train")
@@ -53,7 +53,7 @@ def average_two_models(task: Task, train: Dataset, *, seed: int = 0) -> dict[str
     def losses(starts):
         w, other = (parent(own, start) for own, start in zip(np.split(rows, 2), starts, strict=True))
         mixed = (jax.tree.map(lambda a, b, t=t: t * a + (1 - t) * b, w, other) for t in THETAS)
-        return [three_digits(evaluate(params)["full_train_loss"]) for params in mixed]
+        return [five_digits(evaluate(params)["full_train_loss"]) for params in mixed]
 
     return {
         "cell": {"figure": 1, "dataset": train.name, "model": "2nn", "seed": seed},
@@ -61,6 +61,6 @@ def average_two_models(task: Task, train: Dataset, *, seed: int = 0) -> dict[str
         "different": losses((seed, seed + 1)),
         "shared": losses((seed, seed)),
         "seconds": round(time.perf_counter() - started, 1),
-        **provenance(),
+        **origin,
         "runs": [],
     }

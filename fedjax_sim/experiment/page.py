@@ -88,6 +88,8 @@ def _details(name: str, record: Mapping[str, Any], raced: bool) -> str:
         f"{record['seconds']:.0f} s on {record['date']}; {_machine(record['machine'])}; "
         f"{_versions(record['versions'])}"
     )
+    if record.get("commit"):
+        facts += f"; commit {record['commit']}"
     if record["runs"]:
         rates = ", ".join(f"{rate:g}" for rate in sorted({run["rate"] for run in record["runs"]}))
         seeds = ", ".join(map(str, sorted({run["seed"] for run in record["runs"]})))

@@ -6,6 +6,7 @@ curves of test accuracy are made monotone and read at the target by linear inter
 optimised for each setting over a multiplicative grid whose best value must not lie at its edge.
 """
 
+import decimal
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -166,46 +167,58 @@ def _beyond(runs: Sequence[Mapping[str, Any]], per_decade: int) -> list[float]:
 
 
 def describe_run(run: SweepRun, target: float | None) -> dict[str, Any]:
-    """A run of a sweep over rates as JSON values.
+    """Describes a run of a sweep over rates as JSON values.
+
+    Every number about the target follows exactly from the curves that stand beside it. Accuracies are
+    rounded down to five decimals, so that none reaches a target by rounding; one that reaches the target
+    before it is rounded and not after is kept whole. Losses are rounded to five digits.
 
     Args:
       run: with a "test_accuracy" in each row.
       target: test accuracy, or None.
 
     Returns:
-      "rate", "seed", "rounds_to_target" (None where it stayed below), "best_accuracy", "seconds",
+      "rate", "seed", "rounds_to_target" (None where the curve stayed below), "best_accuracy", "seconds",
       "diverged" (the round, or None) and the curves: "rounds", "accuracy", "train_loss" and, if it was
-      evaluated, "full_train_loss", all but the first to three digits. Of rows that have the ledger
-      also "bytes_to_target", up and down, where the curve crosses the target as in `rounds_to_target`
-      (None where it stayed below, or without a target), and "ledger", from which `run_history` makes
-      its columns: a number where as many come with each round, the cumulative values where not.
+      evaluated, "full_train_loss". Of rows that have the ledger also "bytes_to_target", up and down,
+      where the curve crosses the target as in `rounds_to_target` (None where it stayed below, or without
+      a target), and "ledger", from which `run_history` makes its columns: a number where as many come
+      with each round, the cumulative values where not.
     """
     rows = run.rows
     losses = [name for name in ("train_loss", "full_train_loss") if name in rows[0]]
+    curve = {
+        "rounds": [row["round"] for row in rows],
+        "accuracy": [_rounded_down(row["test_accuracy"], target) for row in rows],
+    }
+    reached = None
+    if target is not None:
+        reached = rounds_to_target(curve["rounds"], curve["accuracy"], target)
     return (
         {
             "rate": run.hparams["client_lr"],
             "seed": run.seed,
-            "rounds_to_target": None if target is None else _rounded(run.rounds_to_target(target), 2),
-            "best_accuracy": _rounded(run.best_accuracy, 5),
-            "seconds": _rounded(rows[-1]["seconds"], 2),
+            "rounds_to_target": None if reached is None else round(reached, 2),
+            "best_accuracy": max(curve["accuracy"]),
+            "seconds": round(rows[-1]["seconds"], 2),
             "diverged": run.diverged,
-            "rounds": [row["round"] for row in rows],
-            "accuracy": [_rounded(row["test_accuracy"], 3) for row in rows],
         }
-        | {name: [three_digits(row[name]) for row in rows] for name in losses}
-        | _describe_ledger(rows, target)
+        | curve
+        | {name: [five_digits(row[name]) for row in rows] for name in losses}
+        | _describe_ledger(rows, curve["accuracy"], target)
     )
 
 
-def _describe_ledger(rows: Sequence[Mapping[str, Any]], target: float | None) -> dict[str, Any]:
+def _describe_ledger(
+    rows: Sequence[Mapping[str, Any]], accuracies: Sequence[float], target: float | None
+) -> dict[str, Any]:
     names = ledger_of(rows[0])
     if not names:
         return {}
     reached = None
     if target is not None:
         sent = [row["bytes_up"] + row["bytes_down"] for row in rows]
-        reached = rounds_to_target(sent, [row["test_accuracy"] for row in rows], target)
+        reached = rounds_to_target(sent, accuracies, target)
     ledger = {}
     for name in names:
         totals = [row[name] for row in rows]
@@ -265,10 +278,14 @@ def envelope(
     return union, np.max(curves, axis=0)
 
 
-def three_digits(value: float | None) -> float | None:
-    """A number to three significant digits."""
-    return None if value is None else float(f"{value:.3g}")
+def five_digits(value: float | None) -> float | None:
+    """Rounds a number to five significant digits."""
+    return None if value is None else float(f"{value:.5g}")
 
 
-def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits)
+def _rounded_down(accuracy: float, target: float | None) -> float:
+    # Of its decimal digits: 100000 * 0.00007 is less than 7 in floats.
+    digits = decimal.Decimal(repr(float(accuracy)))
+    below = float(digits.quantize(decimal.Decimal("0.00001"), decimal.ROUND_FLOOR))
+    crosses = target is not None and below < target <= accuracy
+    return accuracy if crosses else below

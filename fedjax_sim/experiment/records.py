@@ -3,14 +3,17 @@
 import contextlib
 import csv
 import datetime
+import functools
 import importlib.metadata
 import io
 import json
+import os
 import pathlib
 import platform
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -114,7 +117,12 @@ def claim_workdir(workdir: str | pathlib.Path, config: Mapping[str, Any]) -> Non
 
 
 def provenance() -> dict[str, Any]:
-    """The command, machine, date and versions that a result is worth nothing without."""
+    """Says where a result comes from: "command", "date", "machine", "versions" and "commit".
+
+    "commit" is that of the package's source tree when a process first asks, so ask before a long run;
+    it ends in "-dirty" where a Python file of the tree differs from the commit or is not in it. None
+    stands for a package that was installed without its repository.
+    """
     return {
         "command": shlex.join(["python", *map(_without_folder, sys.argv)]),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -125,7 +133,29 @@ def provenance() -> dict[str, Any]:
             "device": jax.local_devices()[0].device_kind,
         },
         "versions": {"python": platform.python_version()} | _versions(),
+        "commit": _commit(pathlib.Path(__file__)),
     }
+
+
+@functools.cache  # what runs is what was imported, whatever is checked out meanwhile
+def _commit(source: pathlib.Path) -> str | None:
+    """Returns the commit of the repository that has this file, with a mark, or None."""
+    # A hook of git's sets these for the repository that it works on.
+    away = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
+    environ = {name: value for name, value in os.environ.items() if name not in away}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", source.parent, *arguments]
+        ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environ)
+        return ran.stdout.strip()
+
+    try:
+        # An environment may lie inside a repository that is not the package's.
+        git("ls-files", "--error-unmatch", source.name)
+        mark = "-dirty" if git("status", "--porcelain", "--", ":(top)*.py") else ""
+        return git("rev-parse", "HEAD") + mark
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def write_csv(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -154,6 +154,7 @@ def run_cell(
     rates, algorithm = rates or cell.starting_rates(), paper_algorithm(cell, task)
     chosen = None if layout is None else layout(algorithm, clients, len(rates) * len(seeds))
     started, earlier = time.perf_counter(), _seconds_so_far(workdir)
+    origin = provenance()
     limit = default_limit(cell) if num_rounds is None else num_rounds
     if eval_every is None:
         eval_every = max(1, min(limit, cell.rounds or _WITHOUT_A_NUMBER) // _POINTS)
@@ -187,7 +188,7 @@ def run_cell(
         "most_rates": most_rates,
         "partition_seed": 0,
         "seconds": round(earlier + time.perf_counter() - started, 1),
-        **provenance(),
+        **origin,
         "runs": runs,
     }
 

@@ -1,7 +1,9 @@
-"""Records of cells, the tables and the page made of them, and the results that the repository holds."""
+"""Records of cells, the tables and the page made of them."""
 
+import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -9,9 +11,8 @@ import pytest
 from record_samples import CIFAR, IID, curve_record, figure_1_record, one, record
 
 import fedjax_sim as fs
+from fedjax_sim.experiment import records as records_module
 from fedjax_sim.experiment.protocol import describe_run
-
-RESULTS = pathlib.Path(__file__).parents[2] / "results"
 
 
 def row_of(rounds, name=IID, part=(4, "2nn")):
@@ -68,22 +69,113 @@ def test_a_result_says_where_it_comes_from(monkeypatch):
     assert {"processor", "cores", "backend", "device"} == found["machine"].keys()
     assert {"python", "jax", "jaxlib", "flax", "optax", "numpy"} <= found["versions"].keys()
     assert found["versions"]["fedjax_sim"] == fs.__version__
+    assert found["commit"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found["commit"])
+
+
+def git(folder, *arguments):
+    names = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    command = ["git", "-C", folder, *names, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with a package and a script, as committed; what else it holds is ignored."""
+    for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):  # of a hook that runs these tests
+        monkeypatch.delenv(name, raising=False)
+    files = {"package/a.py": "1", "script.py": "2", "results/r.json": "{}", ".gitignore": ".venv\n"}
+    for name, text in (files | {".venv/package/a.py": "1"}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "--message=first")
+    return tmp_path
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_the_commit_is_that_of_the_source_tree(repository, monkeypatch):
+    source, head = repository / "package" / "a.py", git(repository, "rev-parse", "HEAD")
+    commit = records_module._commit.__wrapped__
+    assert commit(source) == head
+    (repository / "results" / "r.json").write_text("[]")  # what a run writes is no change of code
+    assert commit(source) == head
+    for changed in ("script.py", "package/b.py"):
+        (repository / changed).write_text("3")
+        assert commit(source) == f"{head}-dirty"
+        git(repository, "stash", "--include-untracked")
+        assert commit(source) == head
+    monkeypatch.setenv("GIT_DIR", os.fspath(repository / "other"))
+    assert commit(source) == head
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_package_without_its_repository_has_no_commit(repository, monkeypatch):
+    commit = records_module._commit.__wrapped__
+    assert commit(repository / ".venv" / "package" / "a.py") is None  # the repository is another's
+    shutil.rmtree(repository / ".git")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", os.fspath(repository.parent))
+    assert commit(repository / "package" / "a.py") is None
+    monkeypatch.setenv("PATH", "")
+    assert commit(pathlib.Path(__file__)) is None
 
 
 def test_a_run_is_described_in_few_digits():
     rows = [
-        {"round": 0, "test_accuracy": 0.12345, "train_loss": None, "seconds": 0.0},
-        {"round": 5, "test_accuracy": 0.71234567, "train_loss": 0.0123456, "seconds": 1.23456},
+        {"round": 0, "test_accuracy": 0.1234567, "train_loss": None, "seconds": 0.0},
+        {"round": 5, "test_accuracy": 0.7123456, "train_loss": 0.01234567, "seconds": 1.23456},
     ]
     run = fs.SweepRun({"client_lr": 0.1, "lr_decay": 1.0}, 3, rows, None, 7)
-    expected = {"rate": 0.1, "seed": 3, "rounds_to_target": 3.2, "best_accuracy": 0.71235}
+    expected = {"rate": 0.1, "seed": 3, "rounds_to_target": 3.2, "best_accuracy": 0.71234}
     expected |= {"seconds": 1.23, "diverged": 7, "rounds": [0, 5]}
-    expected |= {"accuracy": [0.123, 0.712], "train_loss": [None, 0.0123]}
+    expected |= {"accuracy": [0.12345, 0.71234], "train_loss": [None, 0.012346]}
     assert describe_run(run, 0.5) == expected
     assert describe_run(run, None) == expected | {"rounds_to_target": None}
     for row in rows:
-        row["full_train_loss"] = 1.23456
-    assert describe_run(run, 0.5) == expected | {"full_train_loss": [1.23, 1.23]}
+        row["full_train_loss"] = 1.2345678
+    assert describe_run(run, 0.5) == expected | {"full_train_loss": [1.2346, 1.2346]}
+
+
+def of_accuracies(*accuracies):
+    rows = [
+        {"round": n, "test_accuracy": accuracy, "train_loss": None, "seconds": 0.0}
+        for n, accuracy in enumerate(accuracies)
+    ]
+    return fs.SweepRun({"client_lr": 0.1}, 0, rows, None, None)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "target", "kept"),
+    [
+        (0.9699996, 0.97, 0.96999),  # a miss stays one
+        (0.9697, 0.97, 0.9697),
+        (0.97, 0.97, 0.97),
+        (0.9700001, 0.97, 0.97),
+        (0.9666666666666667, 0.9666666, 0.9666666666666667),  # and what reaches a fine target reaches it
+        (0.9666666666666667, 0.9666667, 0.96666),
+        (0.00007, 0.97, 0.00007),  # times 100000 it is less than 7
+        (1.0, 1.0, 1.0),
+        (0.0, None, 0.0),
+    ],
+)
+def test_rounding_makes_no_hit_of_a_miss_and_no_miss_of_a_hit(accuracy, target, kept):
+    found = describe_run(of_accuracies(0.0, accuracy), target)
+    assert found["accuracy"] == [0.0, kept]
+    assert found["best_accuracy"] == kept
+    assert (found["rounds_to_target"] is not None) == (target is not None and accuracy >= target)
+
+
+def test_decimals_that_are_few_enough_are_kept_as_they_are():
+    shares = [k / 10_000 for k in range(10_001)]
+    assert describe_run(of_accuracies(*shares), 0.97)["accuracy"] == shares
+
+
+def test_what_a_record_says_of_the_target_follows_from_its_own_curve():
+    run = of_accuracies(0.1, 0.9599996, 0.9750004)
+    found = describe_run(run, 0.97)
+    assert found["rounds_to_target"] == round(fs.rounds_to_target([0, 1, 2], found["accuracy"], 0.97), 2)
+    assert found["rounds_to_target"] == 1.67
+    assert found["best_accuracy"] == max(found["accuracy"]) == 0.975
 
 
 def test_tables_are_written_for_spreadsheets(tmp_path):
@@ -216,46 +308,3 @@ def test_the_page_is_whole_by_itself(tmp_path):
     assert text.count("<polyline") == 6
     assert text.count("<tr class=missed>") == text.count("<td>missed</td>") == 0
     assert text.count("<td>not reached in 115 rounds</td>") == 1
-
-
-needs_results = pytest.mark.skipif(not (RESULTS / "cells").is_dir(), reason="needs results/cells")
-
-
-@needs_results
-def test_the_tables_kept_follow_from_the_records_kept():
-    known = fs.experiment.Records(RESULTS).load_all()
-    assert (RESULTS / "tables.md").read_text() == fs.experiment.render_tables(known)
-
-
-@needs_results
-def test_the_records_kept_are_whole_and_agree_with_their_curves():
-    raced = {c.name: c for part in fs.experiment.PARTS for c in fs.experiment.published(*part)}
-    cells = raced | {
-        fs.experiment.figure_record(number, cell): cell
-        for number in fs.experiment.FIGURES
-        for cell in fs.experiment.FIGURES[number].cells
-    }
-    for name, found in fs.experiment.Records(RESULTS).load_all().items():
-        assert {"command", "date", "machine", "versions"} <= found.keys(), name
-        assert "=/" not in found["command"], f"{name} tells a folder of one machine"
-        if name == fs.experiment.FIGURE_1_RECORD:
-            continue
-        target = found["cell"]["target"]
-        assert found["cell"] == cells[name].identity() | {"target": target}, name
-        if name in raced:
-            assert len({run["rate"] for run in found["runs"]}) >= min(3, found.get("most_rates", 3)), (
-                name
-            )
-            for run in found["runs"]:
-                check_crossing(run, target)
-
-
-def check_crossing(run, target, rounding=0.00051):
-    """Curves are kept to three digits, and a run that reaches the target ends there."""
-    rounds, accuracies, reached = (run[k] for k in ("rounds", "accuracy", "rounds_to_target"))
-    if reached is None:
-        assert max(accuracies) < target + rounding, run
-    else:
-        assert accuracies[-1] > target - rounding, run
-        assert rounds[-2] - 0.01 <= reached <= rounds[-1] + 0.01, run
-        assert fs.rounds_to_target(rounds, accuracies, target - rounding) <= reached + 0.01, run
