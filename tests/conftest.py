@@ -11,6 +11,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import toys  # noqa: E402  (after the devices are chosen)
 
+# A worker takes whole files in the order of collection, and one that begins a long file last keeps the
+# others waiting. These take the most CPU seconds; those of `-m slow` are among them.
+LONGEST_FIRST = ("test_scripts.py", "test_sweep.py")
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 # One for all tests, so that they share what is compiled.
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 
 
@@ -14,6 +16,7 @@ def run(out, *flags):
     return done, json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_a_small_run_checks_and_measures_every_part_unless_rounds_are_wrong(tmp_path):
     done, report = run(tmp_path / "out.json")
     assert done.returncode == 0, done.stderr

@@ -5,10 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 
+@pytest.mark.slow
 def test_a_small_benchmark_of_populations_reports_what_it_promises(tmp_path):
     out = tmp_path / "out.json"
     script = ROOT / "benchmarks" / "population.py"

@@ -97,6 +97,7 @@ def finish(running, timeout=200):
     return [process.returncode for process in running], told
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_which_others_finish_as_one_process_would(tmp_path):
     running = start(2, *FLAGS, "--workdir=job", cwd=tmp_path, launcher=by_slurm)
     metrics = tmp_path / "job" / "metrics.jsonl"
@@ -131,6 +132,7 @@ def test_a_killed_process_ends_the_job_which_others_finish_as_one_process_would(
         assert (tmp_path / "job" / name).exists()
 
 
+@pytest.mark.slow
 def test_two_processes_sweep_and_teach_learners_as_one_does(tmp_path):
     worker, address = ROOT / "tests" / "job_worker.py", f"127.0.0.1:{free_port()}"
     for name in ("alone", "job"):
@@ -151,6 +153,7 @@ def test_two_processes_sweep_and_teach_learners_as_one_does(tmp_path):
         np.testing.assert_allclose(job[name], alone[name], rtol=2e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_processes_of_other_flags_are_named_before_any_training(tmp_path):
     codes, told = finish(start(2, *FLAGS, "--workdir=job", cwd=tmp_path, own=("--client_lr=0.7",)))
     assert codes == [1, 1]
@@ -159,6 +162,7 @@ def test_processes_of_other_flags_are_named_before_any_training(tmp_path):
     assert not (tmp_path / "job").exists()
 
 
+@pytest.mark.slow
 def test_more_processes_than_clients_are_refused(tmp_path):
     codes, told = finish(start(2, *FLAGS, "--client_fraction=0", cwd=tmp_path))
     assert codes == [1, 1]

@@ -188,6 +188,7 @@ def test_help_teaches(tmp_path):
         assert text in done.stdout
 
 
+@pytest.mark.slow
 def test_kill_9_at_any_moment_loses_nothing(tmp_path):
     """Killed several times at random moments, the run ends to the bit as one left alone."""
     flags = ("--num_rounds=120", "--local_epochs=1", "--eval_every=3", "--checkpoint_seconds=0.05")

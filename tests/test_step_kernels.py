@@ -4,6 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 BENCHMARKS = pathlib.Path(__file__).parent.parent / "benchmarks"
 PROGRAM = """
 import jax, jax.numpy as jnp
@@ -23,6 +25,7 @@ assert find_step(parse(jax.jit(jnp.sin).lower(1.0).compile().as_text())) is None
 """
 
 
+@pytest.mark.slow
 def test_kernels_of_the_loop_that_multiplies_are_counted():
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, timeout=100)

@@ -5,9 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_a_small_benchmark_of_sweeps_reports_what_it_promises(tmp_path):
     out = tmp_path / "out.json"
     script = ROOT / "benchmarks" / "sweep_cost.py"
