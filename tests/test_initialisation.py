@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from data_files import data_root, needs
 
+import fedjax_sim as fs
+
 SCRIPT = pathlib.Path(__file__).parent.parent / "benchmarks" / "initialisation.py"
 
 
@@ -36,15 +38,28 @@ def benchmark():
     ],
 )
 def test_the_initialisations_are_those_they_are_named_after(benchmark, init, deviation, most, bias):
-    task = benchmark.network(benchmark.INITS[init], benchmark.INPUTS["unit"])
+    module, _ = benchmark.MODELS["2nn"]
+    task = benchmark.network(module, benchmark.INITS[init], benchmark.INPUTS["unit"])
     layers = task.init(jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(layers)) == 199_210
-    first = np.asarray(layers[0]["w"])
+    first = np.asarray(layers["Dense_0"]["kernel"])
     assert first.shape == (784, 200)
     assert first.std() == pytest.approx(deviation, rel=0.02)
     assert abs(first.mean()) < deviation / 50
     assert np.abs(first).max() <= most * 1.0001
-    assert all((layer["b"] == jnp.float32(bias)).all() for layer in layers)
+    assert all((layer["bias"] == jnp.float32(bias)).all() for layer in layers.values())
+
+
+def test_a_convolution_counts_its_window(benchmark):
+    assert benchmark.fans((5, 5, 32, 64)) == (800, 1600)
+    assert benchmark.fans((784, 200)) == (784, 200)
+
+
+def test_centred_inputs_begin_a_step_lower(benchmark):
+    cells = fs.experiment.published(4, "2nn")
+    (cell,) = (c for c in cells if (c.row, c.partition) == ("E=1/B=10", "iid"))
+    rates = [benchmark.starting_rates(benchmark.named(f"glorot/{i}"), cell) for i in ("unit", "centred")]
+    assert rates == [[0.1, 0.215, 0.464], [0.0464, 0.1, 0.215]]
 
 
 def test_inputs_are_scaled_as_they_are_named(benchmark):
