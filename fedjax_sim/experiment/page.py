@@ -37,6 +37,8 @@ def render_page(records: Mapping[str, Mapping[str, Any]], pictures: Mapping[int,
     raced: set[str] = set()
     for title, cells, rows in tables_that_ran(records):
         body += [f"<h2>{html.escape(title)}</h2>", _table(rows)]
+        if cells[0].workload.note:
+            body.append(f"<p>{html.escape(cells[0].workload.note)}</p>")
         raced |= {cell.name for cell in cells}
     for number, picture in sorted(pictures.items()):
         sentence = FIGURE_1_SENTENCE if number == 1 else FIGURES[number].sentence

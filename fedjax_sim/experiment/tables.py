@@ -170,8 +170,12 @@ def tables_that_ran(
 
 
 def render_tables(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown of all `tables_that_ran`."""
-    return "\n".join(f"## {title}\n\n{markdown(rows)}" for title, _, rows in tables_that_ran(records))
+    """Markdown of all `tables_that_ran`, with the notes of what was trained."""
+    parts = []
+    for title, cells, rows in tables_that_ran(records):
+        note = cells[0].workload.note
+        parts.append(f"## {title}\n\n{markdown(rows)}" + (f"\n{note}\n" if note else ""))
+    return "\n".join(parts)
 
 
 def sweep_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

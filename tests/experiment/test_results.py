@@ -25,7 +25,6 @@ OF_THREE_DIGITS = {
     "2nn-iid-C0.1-E20-B10",
     "2nn-iid-C0.1-E20-B50",
     "2nn-iid-C0.1-E20-Binf",
-    "2nn-iid-C0.2-E1-Binf",
     "2nn-iid-C0.5-E1-Binf",
     "2nn-iid-C1-E1-B10",
     "2nn-iid-C1-E1-Binf",

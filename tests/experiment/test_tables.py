@@ -1,4 +1,6 @@
-"""What the tables of a sweep say of bytes."""
+"""What tables say of bytes, and their notes."""
+
+import html
 
 from record_samples import one, record
 
@@ -34,3 +36,18 @@ def test_the_papers_tables_have_no_bytes():
     tables = [fs.experiment.render_tables({name: cell}) for cell in (found, with_bytes(found, 5, 4, 6))]
     assert tables[0] == tables[1]
     assert "MB" not in tables[0]
+
+
+def test_a_note_stands_below_each_table_of_what_it_is_about():
+    known = {
+        "2nn-iid-C0.1-E1-B10": record(50, 40, 60),
+        "cnn-iid-C0.1-E1-B10": record(5, 4, 6, target=0.99),
+    }
+    first, second, cnn = fs.experiment.render_tables(known).split("## ")[1:]
+    note = fs.experiment.WORKLOADS["2nn"].note
+    assert first.endswith(f"|\n\n{note}\n\n")
+    assert second.startswith("Table 2, cnn")
+    assert note not in second
+    assert cnn.endswith(f"|\n\n{note}\n")
+    page = fs.experiment.render_page(known, {})
+    assert page.count(f"<p>{html.escape(note)}</p>") == 2
