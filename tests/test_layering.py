@@ -67,6 +67,9 @@ WITHOUT_JAX = {
     "data.dataset",
     "data.mapped",
     "data.stored",
+    "data.stored_index",
+    "data.strict_json",
+    "data.unpacking",
     "data.synthetic",
     "naming",
 }

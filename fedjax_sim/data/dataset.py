@@ -21,7 +21,8 @@ class Dataset:
       num_classes: how many labels there are.
       name: shown in descriptions and errors.
       keys: facts about rows that no model reads, such as the `"writer"` of a digit; integers or
-        strings `[n]`. They decide who owns a row (see `natural`) and never reach the device.
+        strings `[n]`, NumPy's or objects. They decide who owns a row (see `natural`) and never reach
+        the device.
 
     Raises:
       ValueError: a column is missing, of another length, or holds something unusable: a label out
@@ -40,8 +41,11 @@ class Dataset:
                 f"{self.name}: examples have columns {sorted(self.examples)}, without {missing}; "
                 "give the features as 'x' and the integer labels as 'y'."
             )
-        if self.num_classes < 1:
-            raise ValueError(f"{self.name}: num_classes is {self.num_classes}; it must be at least 1.")
+        count = self.num_classes
+        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
+            raise ValueError(
+                f"{self.name}: num_classes is {count!r}; it must be at least 1, and a whole number."
+            )
         examples = {k: _stored(self.name, k, np.asarray(v)) for k, v in self.examples.items()}
         keys = {k: _stored_key(self.name, k, np.asarray(v)) for k, v in self.keys.items()}
         rows = len(examples["x"])
@@ -104,14 +108,15 @@ def _stored(name: str, column: str, array: np.ndarray) -> np.ndarray:
         fits = (array >= _INT32.min) & (array <= _INT32.max)
         _check_rows(name, column, array, fits, "integers that fit 32 bits")
         array = array.astype(np.int32)
-    return array
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _stored_key(name: str, column: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim != 1 or array.dtype.kind not in "iuU":
+    strings = array.dtype.kind == "O" and all(isinstance(value, str) for value in array.flat)
+    if array.ndim != 1 or not (array.dtype.kind in "iuU" or strings):
         raise ValueError(
             f"{name}: key {column!r} is {array.dtype} of shape {array.shape}; wanted integers or "
-            "strings of shape [n] (strings held as objects: call .astype(str))."
+            "strings of shape [n] (other objects: call .astype(str))."
         )
     return array
 

@@ -10,9 +10,10 @@ import numpy as np
 
 from fedjax_sim.data import mapped
 from fedjax_sim.data.dataset import Dataset
+from fedjax_sim.data.description import Description, Spread
 from fedjax_sim.data.partition import Assignment, Partition
+from fedjax_sim.data.validation import check_examples, check_values, checked_offsets
 
-_MAX_CLASSES_SHOWN = 20
 _PIECE_ROWS = 2**18  # of labels counted at a time
 
 
@@ -27,13 +28,23 @@ class FederatedData:
     `jax.tree.map` or `jax.device_put` returns, they are None, so that two federations of equal
     shapes share one compiled program. To move the data and keep them, call `place`.
 
+    With offsets on the host, the constructor checks all that takes no look at the examples. `check`,
+    which `simulate` and `sweep` call before anything else, looks at them.
+
     Attributes:
       examples: column name -> `[n, ...]`, in the dtype of storage: NumPy arrays, memory maps of files
-        (see `open_federated`), or arrays on devices (see `place`).
-      offsets: `[N + 1]` int32.
+        (see `open_federated`), or arrays on devices (see `place`). Rows that follow the last client's
+        belong to nobody.
+      offsets: `[N + 1]` int32, ascending from 0 to at most `n`; NumPy's integers of other widths are
+        converted.
       client_ids: `[N]`, what the data set calls each client; NumPy.
       num_classes: how many labels there are.
       name: shown in descriptions.
+
+    Raises:
+      ValueError: the offsets are not ascending 32-bit integers from 0 to at most n, columns differ in
+        length or are not numbers, there is not an id for each client, or `num_classes` is not a
+        positive integer.
     """
 
     examples: dict[str, Any]
@@ -42,13 +53,22 @@ class FederatedData:
     num_classes: int | None = None
     name: str | None = None
 
+    def __post_init__(self):
+        # Offsets on devices may be tracers, or those of several devices one after the other.
+        if isinstance(self.offsets, np.ndarray | Sequence):
+            object.__setattr__(self, "offsets", checked_offsets(*self._all()))
+
     def tree_flatten_with_keys(self):
         key = jax.tree_util.GetAttrKey
         return ((key("examples"), self.examples), (key("offsets"), self.offsets)), None
 
     @classmethod
     def tree_unflatten(cls, _, children):
-        return cls(*children)
+        # Without the constructor, whose checks are not for what JAX puts in place of arrays.
+        made = object.__new__(cls)
+        for name, value in zip(("examples", "offsets"), children, strict=True):
+            object.__setattr__(made, name, value)
+        return made
 
     @property
     def num_clients(self) -> int:
@@ -65,13 +85,25 @@ class FederatedData:
         return dataclasses.replace(self, offsets=offsets, client_ids=np.zeros(1, np.int64))
 
     def place(self, where: jax.Device | jax.sharding.Sharding) -> "FederatedData":
-        """A copy whose arrays lie on `where`, a device or a sharding."""
+        """A copy whose arrays lie on `where`, a device or a sharding.
+
+        Raises:
+          ValueError: a stored column is not what was written.
+        """
+        for column in self.examples.values():
+            mapped.verify(column)
         examples, offsets = jax.device_put((self.examples, self.offsets), where)
         return dataclasses.replace(self, examples=examples, offsets=offsets)
 
     def in_memory(self) -> "FederatedData":
-        """The same, with columns that are memory maps read as a whole."""
+        """The same, with columns that are memory maps read as a whole.
+
+        Raises:
+          ValueError: a stored column is not what was written.
+        """
         columns = self.examples.items()
+        for column in self.examples.values():
+            mapped.verify(column)
         read = {name: np.array(c) if isinstance(c, np.memmap) else c for name, c in columns}
         return dataclasses.replace(self, examples=read)
 
@@ -119,25 +151,43 @@ class FederatedData:
         for column in self.examples.values():
             mapped.check_length(column)
 
+    def check(self) -> None:
+        """Looks at every value that a client owns, some rows at a time, and at the structure again.
+
+        * Columns of `open_federated` are compared with their digests, once in the life of the object.
+        * Floats must be finite, and 64-bit numbers must fit the type in which devices hold them.
+        * Integers in a column `"y"` must be labels in `[0, num_classes)`, unless `num_classes` is None.
+
+        Columns on devices are copied to the host one at a time; those that other processes hold parts
+        of are passed over.
+
+        Raises:
+          ValueError: a file has shrunk or is not what was written, or a value cannot be used; the error
+            names the column, the row and its client.
+        """
+        check_examples(*self._all())
+
     def digest(self) -> str:
         """Identifies the examples and their owners, so that a run never continues on other data.
 
+        Columns of `open_federated` that `check` has compared with their digests are not read again.
+
         Raises:
-          ValueError: a file of the data has shrunk.
+          ValueError: a file of the data has shrunk, or is not what was written.
         """
         digest = hashlib.sha256(np.asarray(self.offsets).tobytes())
         for name in sorted(self.examples):
             column = np.asanyarray(self.examples[name])
-            digest.update(f"{name} {column.dtype} {column.shape}".encode())
-            for piece in mapped.pieces(column):
-                digest.update(piece.data)
+            about = f"{name} {column.dtype} {column.shape} {mapped.digest(column)}"
+            digest.update(about.encode())
         return digest.hexdigest()[:16]
 
     def label_histogram(self) -> np.ndarray:
         """How often each client holds each label, `[N, num_classes]` int64.
 
         Raises:
-          ValueError: this is a copy that has lost `num_classes`.
+          ValueError: this is a copy that has lost `num_classes`, there are no integer labels, or one is
+            out of range.
         """
         num_classes = self._known_classes()
         counts = np.zeros((self.num_clients, num_classes), np.int64)
@@ -146,11 +196,12 @@ class FederatedData:
             counts[first:last] = part.reshape(last - first, num_classes)
         return counts
 
-    def describe(self) -> "Description":
+    def describe(self) -> Description:
         """Counts what there is; print it.
 
         Raises:
-          ValueError: this is a copy that has lost `num_classes`.
+          ValueError: this is a copy that has lost `num_classes`, there are no integer labels, or one is
+            out of range.
         """
         num_classes = self._known_classes()
         label_counts = np.zeros(num_classes, np.int64)
@@ -179,7 +230,15 @@ class FederatedData:
                 "num_classes is None, as in any copy that came out of a jitted function, "
                 "jax.tree.map or jax.device_put; call this on what federate returned, or place it."
             )
+        labels = self.examples.get("y")
+        if labels is None or np.dtype(labels.dtype).kind not in "iu":
+            raise ValueError(
+                f"{self.name or 'data'} has no column 'y' of integers, the labels that would be counted."
+            )
         return self.num_classes
+
+    def _all(self) -> tuple:
+        return self.examples, self.offsets, self.client_ids, self.num_classes, self.name
 
     def _owned_labels(self, num_classes: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """Every label there is, some whole clients' at a time.
@@ -197,65 +256,11 @@ class FederatedData:
             mapped.check_length(column)
             labels = column[offsets[first] : offsets[last]].astype(np.int64)
             mapped.release(column)
+            check_values("y", labels, int(offsets[first]), *self._all()[1:])
             clients = np.repeat(np.arange(last - first), np.diff(offsets[first : last + 1]))
             clients = np.repeat(clients, labels[:1].size)
             yield first, last, clients * num_classes + labels.reshape(-1)
             first = last
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """The smallest, the median, the mean and the largest of some counts."""
-
-    min: int
-    median: float
-    mean: float
-    max: int
-
-    @classmethod
-    def of(cls, counts: np.ndarray) -> "Spread":
-        """The spread of `counts` `[m]`, m at least 1."""
-        return cls(int(counts.min()), float(np.median(counts)), float(counts.mean()), int(counts.max()))
-
-    def __str__(self) -> str:
-        return f"min {self.min:,}, median {self.median:,g}, mean {self.mean:,.1f}, max {self.max:,}"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Description:
-    """What a federation holds; `str` of it is readable.
-
-    Attributes:
-      name: the data set's.
-      num_clients: `N`.
-      num_examples: `n`.
-      empty_clients: how many clients own nothing.
-      sizes: of the rows per client.
-      labels_per_client: of the distinct labels per client, over clients that own something.
-      label_counts: `[num_classes]`, how often each label occurs.
-    """
-
-    name: str
-    num_clients: int
-    num_examples: int
-    empty_clients: int
-    sizes: Spread
-    labels_per_client: Spread
-    label_counts: np.ndarray
-
-    def __str__(self) -> str:
-        counts = [f"{label}: {count:,}" for label, count in enumerate(self.label_counts)]
-        if len(counts) > _MAX_CLASSES_SHOWN:
-            counts = [f"{len(counts):,} labels", str(Spread.of(self.label_counts))]
-        return "\n".join(
-            [
-                f"{self.name}: {self.num_examples:,} examples of {self.num_clients:,} clients, "
-                f"{self.empty_clients:,} of them empty",
-                f"examples per client: {self.sizes}",
-                f"labels per client: {self.labels_per_client}",
-                f"examples per label: {', '.join(counts)}",
-            ]
-        )
 
 
 def federate(

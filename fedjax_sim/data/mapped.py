@@ -1,11 +1,81 @@
 """Columns that are read-only maps of files: they are never held in memory as a whole."""
 
+import hashlib
 import mmap
+import struct
 from collections.abc import Iterator
 
 import numpy as np
 
+CURE = "restore the file, or write the data anew"
 _PIECE_BYTES = 2**24
+
+
+class StoredColumn(np.memmap):
+    """A column `[n, ...]` that is a map of a whole `.npy` file; its views and slices are plain maps.
+
+    Attributes:
+      sha256: what the file must have, in hexadecimal digits; of views None.
+      intact: whether the file has been compared with that.
+    """
+
+    sha256: str | None = None
+    intact: bool = False
+
+
+def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """The bytes before the numbers in a `.npy` file of format 1.0, the same with every NumPy.
+
+    Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    text = f"{{'descr': {dtype.str!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
+    length = -(-(10 + len(text) + 1) // 64) * 64 - 10
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + text.ljust(length - 1).encode() + b"\n"
+
+
+def digest(column: np.ndarray) -> str:
+    """The SHA-256 of the `.npy` file that holds a column `[n, ...]`, in hexadecimal digits.
+
+    A `StoredColumn` is read once and compared with the digest that it must have; after that the
+    digest is known.
+
+    Raises:
+      ValueError: the column's file has shrunk, or is not what was written.
+    """
+    stored = isinstance(column, StoredColumn) and column.sha256 is not None
+    if stored and column.intact:
+        check_length(column)
+        return column.sha256
+    content = hashlib.sha256(npy_header(column.dtype, column.shape))
+    for piece in pieces(column):
+        content.update(piece.reshape(-1).view(np.uint8))
+    found = content.hexdigest()
+    if stored:
+        check_digest(column.filename, found, column.sha256)
+        column.intact = True
+    return found
+
+
+def verify(column: np.ndarray) -> None:
+    """Compares a `StoredColumn` with its digest, unless that was done before; other arrays pass.
+
+    Raises:
+      ValueError: the column's file has shrunk, or is not what was written.
+    """
+    if isinstance(column, StoredColumn) and column.sha256 is not None:
+        digest(column)
+
+
+def check_digest(path, found: str, wanted: str) -> None:
+    """Refuses a file whose SHA-256 is another than the one it was written with.
+
+    Raises:
+      ValueError: the digests differ.
+    """
+    if found != wanted:
+        raise ValueError(
+            f"{path} is not what was written: its SHA-256 is {found}, wanted {wanted}; {CURE}."
+        )
 
 
 def check_length(column: np.ndarray) -> None:
@@ -23,8 +93,7 @@ def check_length(column: np.ndarray) -> None:
     got, wanted = mapping.size(), start + len(mapping)
     if got < wanted:
         raise ValueError(
-            f"{column.filename} shrank while it was in use: it has {got} bytes, wanted {wanted}; "
-            "restore the file, or write the data anew."
+            f"{column.filename} shrank while it was in use: it has {got} bytes, wanted {wanted}; {CURE}."
         )
 
 

@@ -51,7 +51,7 @@ def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
     """
     if int(data.offsets[-1]) == 0:
         raise ValueError("no client of the federation has any data; wanted at least one example")
-    data.check_files()
+    data.check()
     if algorithm.num_learners not in (None, data.num_clients):
         raise ValueError(
             f"the algorithm has {algorithm.num_learners} learners, the federation {data.num_clients} "

@@ -1,12 +1,25 @@
 """Federations in folders: what comes back is what was saved, and damage is named before it is used."""
 
+import dataclasses
+import hashlib
 import json
 import mmap
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_sim.data import Assignment, federate, from_arrays, mapped, open_federated, save_federated
+from fedjax_sim.data import (
+    Assignment,
+    FederatedData,
+    federate,
+    from_arrays,
+    mapped,
+    open_federated,
+    save_federated,
+)
+from fedjax_sim.data.stored import write_federated
 
 LABELS = np.array([0, 2, 2, 1, 0, 2])
 DATASET = from_arrays(np.arange(12, dtype=np.uint8).reshape(6, 2), LABELS, name="six")
@@ -66,8 +79,6 @@ def test_rows_that_nobody_owns_are_left_out(data, tmp_path):
 
 
 def test_what_describes_data_may_be_unknown(data, tmp_path):
-    import jax
-
     save_federated(jax.tree.map(np.asarray, data), tmp_path)
     stored = open_federated(tmp_path)
     assert (stored.num_classes, stored.name) == (None, None)
@@ -97,12 +108,72 @@ def test_what_a_killed_writer_left_is_written_over(data, folder):
 
 def test_a_writer_that_fails_leaves_no_index(data, tmp_path):
     data.examples["z"] = np.array([None] * 5)
-    with pytest.raises(ValueError, match=r"column_z\.npy would hold objects; wanted booleans, num"):
+    with pytest.raises(ValueError, match="column 'z' holds object; wanted booleans, integers or floats"):
         save_federated(data, tmp_path)
-    assert not (tmp_path / "index.json").exists()
+    data.examples["z"] = np.ones(5, jnp.bfloat16)
+    with pytest.raises(
+        ValueError, match=r"column_z\.npy would hold bfloat16 \(\); wanted booleans or num"
+    ):
+        save_federated(data, tmp_path)
+    data.examples["z"] = np.ones((5, 0))
+    with pytest.raises(ValueError, match=r"column_z\.npy would hold float64 \(0,\); wanted .* each row"):
+        save_federated(data, tmp_path)
     data.examples["a/b"] = data.examples.pop("z")
     with pytest.raises(ValueError, match="rename it to letters and digits"):
         save_federated(data, tmp_path)
+    assert not (tmp_path / "index.json").exists()
+
+
+def test_pieces_that_are_not_as_many_rows_as_announced_leave_no_index(tmp_path):
+    pieces = [{"y": np.zeros(2, np.int32)}]
+    with pytest.raises(ValueError, match=r"column_y\.npy got 2 rows; wanted 3"):
+        write_federated(
+            tmp_path, pieces, np.array([0, 3], np.int32), np.arange(1), num_classes=1, name=None
+        )
+    assert not (tmp_path / "index.json").exists()
+
+
+def test_bad_data_is_not_stored(data, tmp_path):
+    data.examples["y"][3] = -1
+    with pytest.raises(ValueError, match="six: column 'y' holds -1 at row 3, row 1 of client 'zoë'"):
+        save_federated(data, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (["a", "b", "c\0"], r"client id 'c\\x00' has 2 characters; .* the last is no NUL"),
+        (["a", "b" * 257, "c"], "client id 'bbb.* has 257 characters; wanted at most 256"),
+        (["a", None, "c"], r"client_ids\.npy would hold object \(\); wanted integers or strings"),
+        ([1.5, 2.0, 3.0], r"client_ids\.npy would hold float64 \(\); wanted integers or strings"),
+    ],
+)
+def test_ids_that_would_come_back_different_are_not_stored(data, tmp_path, ids, message):
+    ids = np.array(ids, object if isinstance(ids[0], str) else None)
+    with pytest.raises(ValueError, match=message):
+        save_federated(dataclasses.replace(data, client_ids=ids), tmp_path)
+
+
+def test_ids_that_are_objects_are_stored_as_strings(data, tmp_path):
+    ids = np.array(["é", "", "b" * 256], object)
+    save_federated(dataclasses.replace(data, client_ids=ids), tmp_path)
+    assert open_federated(tmp_path).client_ids.tolist() == ids.tolist()
+
+
+def test_files_are_numpys_and_their_digests_those_of_other_tools(data, folder):
+    np.testing.assert_array_equal(np.load(folder / "column_x.npy"), data.examples["x"])
+    assert np.load(folder / "client_ids.npy").tolist() == data.client_ids.tolist()
+    for name, entry in json.loads((folder / "index.json").read_text())["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_an_empty_federation_comes_back(tmp_path):
+    save_federated(FederatedData({"x": np.zeros((0, 2), np.float32)}, np.zeros(3, np.int32)), tmp_path)
+    stored = open_federated(tmp_path)
+    assert stored.examples["x"].shape == (0, 2)
+    assert stored.sizes.tolist() == [0, 0]
+    assert stored.digest() == stored.in_memory().digest()
 
 
 @pytest.mark.parametrize(
@@ -111,44 +182,112 @@ def test_a_writer_that_fails_leaves_no_index(data, tmp_path):
         ("column_x.npy", lambda b: b[:-1], "column_x.npy shrank: it has 137 bytes, wanted 138; " + CURE),
         ("offsets.npy", lambda b: b"", "offsets.npy shrank: it has 0 bytes, wanted 144; " + CURE),
         ("client_ids.npy", lambda b: b + b"!", "client_ids.npy grew: it has 165 bytes, wanted 164"),
-        (
-            "column_y.npy",
-            lambda b: b.replace(b"<i4", b"<f4"),
-            "holds <f4 of shape .*wanted <i4 of shape",
-        ),
-        (
-            "column_y.npy",
-            lambda b: b.replace(b"(5,)", b"(4,)"),
-            r"shape \[4\], wanted <i4 of shape \[5\]",
-        ),
-        ("column_y.npy", lambda b: b.replace(b"<i4", b"|O "), "column_y.npy cannot be mapped"),
-        ("column_y.npy", lambda b: b"X" * len(b), "column_y.npy cannot be mapped"),
+        ("column_y.npy", lambda b: b.replace(b"<i4", b"<f4"), "column_y.npy does not begin as a .*<i4"),
+        ("column_y.npy", lambda b: b.replace(b"(5,)", b"(4,)"), r"does not begin .*of shape \[5\]; "),
+        ("column_y.npy", lambda b: b.replace(b"<i4", b"|O "), "does not begin as a"),
+        ("column_y.npy", lambda b: b"X" * len(b), "does not begin as a"),
         ("index.json", lambda b: b[:40], r"index\.json is not JSON"),
-        ("index.json", lambda b: b"[]", "not the index of a federation in format 1"),
-        ("index.json", lambda b: b.replace(b'"format": 1', b'"format": 2'), "not the index of"),
-        ("index.json", lambda b: b.replace(b"offsets.npy", b"offset.npy"), r"lists no offsets\.npy"),
-        ("offsets.npy", lambda b: b[:-16] + b[-8:-4] * 4, "do not fit together"),
+        ("index.json", lambda b: b"[]", r"index\.json is damaged: it holds \[\], wanted an object"),
+        ("index.json", lambda b: b.replace(b'"format": 2', b'"format": 1'), "'format' is 1, wanted 2"),
+        (
+            "index.json",
+            lambda b: b.replace(b"offsets.npy", b"offset.npy"),
+            "'sha256' is .* that of what",
+        ),
+        (
+            "index.json",
+            lambda b: b.replace(b'"num_classes": 3', b'"num_classes": 7'),
+            "'sha256' is .* t",
+        ),
+        ("index.json", lambda b: b.replace(b"six", b"s\xffx"), r"not JSON \('utf-8' codec can't decode"),
+        ("index.json", lambda b: b.replace(b": 3", b": NaN"), r"not JSON \(NaN is no JSON"),
+        ("index.json", lambda b: b"[" * 10**5, "not JSON .it is nested too deeply"),
+        ("index.json", lambda b: b'{"a":' * 10**5, "not JSON .it is nested too deeply"),
+        ("index.json", lambda b: b.replace(b'"name"', b'"format"'), "the key 'format' stands twice"),
+        ("index.json", lambda b: b + b" " * 2**20, "more than 1048576 bytes, as no index has"),
     ],
 )
 def test_damage_is_named(folder, name, damage, message):
     path = folder / name
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=message):
+    for verify in (True, False):
+        with pytest.raises(ValueError, match=message):
+            open_federated(folder, verify=verify)
+
+
+@pytest.mark.parametrize("name", ["offsets.npy", "client_ids.npy", "column_x.npy", "column_y.npy"])
+@pytest.mark.parametrize("place", [0, 60, 128, -1])
+def test_one_flipped_bit_is_found_and_its_file_named(folder, name, place):
+    content = bytearray((folder / name).read_bytes())
+    content[place] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} (is not what was written|does not begin)"):
         open_federated(folder)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda data, _: data.check(),
+        lambda data, _: data.digest(),
+        lambda data, _: data.in_memory(),
+        lambda data, _: data.place(jax.devices()[0]),
+        lambda data, folder: save_federated(data, folder / "copy"),
+    ],
+    ids=["check", "digest", "in_memory", "place", "save_federated"],
+)
+def test_a_column_that_was_not_verified_is_before_it_is_used(folder, use):
+    content = bytearray((folder / "column_x.npy").read_bytes())
+    content[-1] ^= 1
+    (folder / "column_x.npy").write_bytes(content)
+    stored = open_federated(folder, verify=False)
+    assert len(stored.select(np.array([0])).examples["x"]) == 2
+    with pytest.raises(
+        ValueError, match=r"column_x\.npy is not what was written: its SHA-256 is .*; res"
+    ):
+        use(stored, folder)
+    assert not (folder / "copy").exists()
+
+
+def test_a_column_is_read_for_its_digest_once(folder, monkeypatch):
+    digested = []
+    monkeypatch.setattr(mapped, "pieces", spy(mapped.pieces, digested))
+    for opened in (open_federated(folder), open_federated(folder, verify=False)):
+        opened.check()
+        digested.clear()
+        opened.check()
+        opened.digest()
+        opened.place(jax.devices()[0])
+        # Labels are looked at in each check; that reads no other column of whole numbers.
+        assert digested == [np.dtype(np.int32)]
+
+
+def spy(pieces, seen):
+    def watched(column):
+        seen.extend([column.dtype] * (column.dtype.itemsize > 1))
+        return pieces(column)
+
+    return watched
+
+
+def test_links_may_not_lead_outside(folder, tmp_path):
+    path = folder / "column_y.npy"
+    path.rename(tmp_path / "secret.npy")
+    path.symlink_to("../secret.npy")
+    with pytest.raises(
+        ValueError, match=r"column_y\.npy is a link to .*secret\.npy, outside of its folder"
+    ):
+        open_federated(folder)
+    (tmp_path / "alias").symlink_to(folder)
+    path.unlink()
+    (tmp_path / "secret.npy").rename(folder / "y.npy")
+    path.symlink_to("y.npy")
+    assert open_federated(tmp_path / "alias").examples["y"].shape == (5,)
 
 
 def test_a_missing_file_is_named(folder):
     (folder / "column_y.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"column_y.npy is not there, but its index lists it"):
-        open_federated(folder)
-
-
-def test_nothing_is_unpickled(folder):
-    path, index = folder / "client_ids.npy", json.loads((folder / "index.json").read_text())
-    np.save(path, np.array(["ann", "bob", None]), allow_pickle=True)
-    index["files"]["client_ids.npy"] |= {"dtype": "|O", "shape": [3], "bytes": path.stat().st_size}
-    (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"client_ids.npy cannot be mapped"):
         open_federated(folder)
 
 
