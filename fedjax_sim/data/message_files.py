@@ -3,19 +3,15 @@
 A name in `.json` is LEAF's format, one in `.jsonl` JSON lines; both may be packed as `.gz` or `.xz`.
 """
 
-import contextlib
-import gzip
-import json
-import lzma
 import os
 import pathlib
-import zlib
-from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from fedjax_sim.data import strict_json
+from fedjax_sim.data.unpacking import MAX_UNPACKED_BYTES, unpacked
 
 _LINES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
 _LEAF = (".json", ".json.gz", ".json.xz")
-_OPENERS = ((".gz", gzip.open), (".xz", lzma.open))
 _WANTED = '{"author": "ada", "messages": ["hello", "bye"]}'
 
 
@@ -46,7 +42,9 @@ def find_messages(path: str | os.PathLike) -> pathlib.Path:
     )
 
 
-def read_messages(path: str | os.PathLike) -> dict[str, list[str]]:
+def read_messages(
+    path: str | os.PathLike, *, max_unpacked_bytes: int = MAX_UNPACKED_BYTES
+) -> dict[str, list[str]]:
     """Reads who wrote what.
 
     * JSON lines: each line is `{"author": "ada", "messages": ["hello", "bye"]}`; other keys are
@@ -62,30 +60,20 @@ def read_messages(path: str | os.PathLike) -> dict[str, list[str]]:
     Args:
       path: a file, its name in `.json`, `.json.gz` or `.json.xz` for LEAF's format; any other name is
         of JSON lines, unpacked if it ends in `.gz` or `.xz`.
+      max_unpacked_bytes: a file that is larger, or unpacks to more, is refused. Memory of several times
+        the unpacked size is needed.
 
     Returns:
       The messages of each author, in the order of the file.
 
     Raises:
-      ValueError: the file is damaged, or something in it is not as above; the error names the line or
-        the user.
+      ValueError: the file is damaged or too large, has a key twice in one object, or something in it is
+        not as above; the error names the line or the user.
       FileNotFoundError: there is no such file.
     """
     path = pathlib.Path(path)
-    with _opened(path) as stream:
+    with unpacked(path, max_unpacked_bytes) as stream:
         return _leaf(path, stream) if path.name.endswith(_LEAF) else _lines(path, stream)
-
-
-@contextlib.contextmanager
-def _opened(path: pathlib.Path) -> Iterator[BinaryIO]:
-    opener = dict(_OPENERS).get(path.suffix, open)
-    try:
-        with opener(path, "rb") as stream:
-            yield stream
-    except (gzip.BadGzipFile, lzma.LZMAError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path} is not a whole {path.suffix} file ({error}): download or pack it again."
-        ) from error
 
 
 def _lines(path, stream: BinaryIO) -> dict[str, list[str]]:
@@ -94,8 +82,8 @@ def _lines(path, stream: BinaryIO) -> dict[str, list[str]]:
         if not line.strip():
             raise ValueError(f"{path}, line {number} is empty; wanted {_WANTED}: remove it.")
         try:
-            entry = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
+            entry = strict_json.loads(line, allow_nan=True)
+        except ValueError as error:
             raise ValueError(
                 f"{path}, line {number} is not JSON in UTF-8 ({error}); wanted {_WANTED}."
             ) from error
@@ -129,8 +117,8 @@ def _not_text(items: list) -> str | None:
 
 def _leaf(path, stream: BinaryIO) -> dict[str, list[str]]:
     try:
-        content = json.loads(stream.read().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        content = strict_json.loads(stream.read(), allow_nan=True)
+    except ValueError as error:
         raise ValueError(
             f"{path} is not JSON in UTF-8 ({error}); JSON lines need a name in .jsonl."
         ) from error
@@ -170,7 +158,7 @@ def _leaf_messages(path, user: str, count: Any, data: Any) -> list[str]:
                 "words. Of Reddit, give what LEAF's get_json.py wrote, not its preprocess.py."
             )
         texts.append(" ".join(words))
-    if count != len(texts):
+    if type(count) is not int or count != len(texts):  # 1 is equal to 1.0 and to True
         raise ValueError(
             f"{path}: user {user!r} has {count!r} in num_samples and {len(texts)} messages in x."
         )

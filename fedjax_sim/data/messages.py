@@ -27,9 +27,11 @@ import numpy as np
 from fedjax_sim.checks import check_count, check_seed
 from fedjax_sim.data.dataset import Dataset
 from fedjax_sim.data.message_files import find_messages, read_messages
+from fedjax_sim.data.unpacking import MAX_UNPACKED_BYTES, check_made_bytes
 
 PADDING, UNKNOWN, BEGIN, END = range(4)
 SPECIAL = ("<padding>", "<unknown>", "<begin>", "<end>")  # no word, since "<" ends one
+_SLOT_BYTES = 6  # of an x and a y
 WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 
 
@@ -40,7 +42,7 @@ class Messages:
     Attributes:
       train: a row for each piece of T predictions. `examples` `"x"`, uint16 `[n, T]` (int32 if there are
         more than 65,536 symbols): what is read. `"y"`, int32 `[n, T]`: what follows each, then
-        `PADDING`. The key `"author"`, strings `[n]`. Rows keep the order of the file.
+        `PADDING`. The key `"author"`, strings `[n]` as objects. Rows keep the order of the file.
       test: the same of other authors.
       symbols: `[V]`, what each symbol stands for: padding, unknown word, begin and end of a message,
         then the words, the most frequent first.
@@ -61,6 +63,7 @@ def messages(
     most_words: int = 5_000,
     test_share: float = 0.1,
     seed: int = 0,
+    max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
 ) -> Messages:
     """Reads messages by author; `natural("author")` makes clients of the training authors.
 
@@ -73,10 +76,12 @@ def messages(
       most_words: an author's words beyond these are left out.
       test_share: how many of the authors who have a word are test authors, rounded, at least one.
       seed: decides which.
+      max_unpacked_bytes: a file that unpacks to more, or whose examples would take more, is refused.
+        Memory of several times that is needed.
 
     Raises:
-      ValueError: a setting is out of range, the file is damaged, fewer than two authors have a word, or
-        the training authors have fewer words than the vocabulary wants.
+      ValueError: a setting is out of range, the file is damaged or too large, fewer than two authors
+        have a word, or the training authors have fewer words than the vocabulary wants.
       FileNotFoundError: there is no such file.
     """
     vocabulary_size = check_count("vocabulary_size", vocabulary_size)
@@ -85,8 +90,9 @@ def messages(
         raise ValueError(f"test_share is {test_share}; wanted a share of the authors, between 0 and 1.")
     check_seed(seed)
     path = find_messages(path)
-    said = read_messages(path)
+    said = read_messages(path, max_unpacked_bytes=max_unpacked_bytes)
     corpus = _Corpus.of(said, most_words)
+    check_made_bytes(path, int(corpus.num_rows(length).sum()) * length * _SLOT_BYTES, max_unpacked_bytes)
     writers = np.unique(corpus.authors)
     if len(writers) < 2:
         raise ValueError(
@@ -97,13 +103,13 @@ def messages(
     num_test = min(max(round(test_share * len(writers)), 1), len(writers) - 1)
     in_test = np.isin(corpus.authors, drawn[:num_test])
     symbol_of, symbols = _vocabulary(path, corpus, ~in_test, vocabulary_size)
-    names = np.array(list(said))
+    # As objects, which rows share. NumPy's own strings all take the room of the longest, and lose NULs.
+    names = np.array(list(said), object)
 
     def split(chosen: np.ndarray, name: str) -> Dataset:
         part = corpus.only(chosen)
-        x, y, rows = _rows(symbol_of[part.words], part.lengths, part.whole, length)
-        x = x.astype(np.uint16 if len(symbols) <= 2**16 else np.int32)
-        keys = {"author": np.repeat(names[part.authors], rows)}
+        x, y = part.rows(symbol_of, length, np.uint16 if len(symbols) <= 2**16 else np.int32)
+        keys = {"author": np.repeat(names[part.authors], part.num_rows(length))}
         return Dataset({"x": x, "y": y}, len(symbols), f"messages/{name}", keys)
 
     return Messages(split(~in_test, "train"), split(in_test, "test"), symbols, len(said) - len(writers))
@@ -136,7 +142,9 @@ class _Corpus:
             for text in texts:
                 if left == 0:
                     break
-                found = WORD.findall(text.lower())
+                # Not findall, whose list would be of all words of a message, however long.
+                matches = itertools.islice(WORD.finditer(text.lower()), left + 1)
+                found = [match[0] for match in matches]
                 if found:
                     kept = found[:left]
                     left -= len(kept)
@@ -154,6 +162,42 @@ class _Corpus:
         columns = self.lengths[chosen], self.whole[chosen], self.authors[chosen]
         return _Corpus(words, *columns, self.spellings)
 
+    def num_rows(self, length: int) -> np.ndarray:
+        """`[m]`, how many rows of `length` predictions each message fills."""
+        return -(-(self.lengths + self.whole) // length)
+
+    def rows(self, symbol_of: np.ndarray, length: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+        """Cuts the messages into n rows.
+
+        Args:
+          symbol_of: the symbol of each spelling.
+          length: T.
+          dtype: of x.
+
+        Returns:
+          x and y `[n, T]`: what is read and what follows each.
+        """
+        predictions, rows = self.lengths + self.whole, self.num_rows(length)
+        ends, num_slots = np.cumsum(predictions), int(rows.sum()) * length
+        starts = ends - predictions
+        is_word = np.ones(predictions.sum(), bool)
+        is_word[ends[self.whole] - 1] = False
+        y = np.full(len(is_word), END, np.int32)
+        y[is_word] = symbol_of[self.words]
+        x = np.roll(y, 1)
+        x[starts] = BEGIN
+        narrow = np.int32 if num_slots < 2**31 else np.int64
+        shift = (np.cumsum(rows) - rows) * length - starts
+        into = np.repeat(shift.astype(narrow), predictions)
+        into += np.arange(len(into), dtype=narrow)
+
+        def lay_out(flat: np.ndarray, dtype: type) -> np.ndarray:
+            slots = np.full(num_slots, PADDING, dtype)
+            slots[into] = flat
+            return slots.reshape(-1, length)
+
+        return lay_out(x, dtype), lay_out(y, np.int32)
+
 
 def _vocabulary(path, corpus: _Corpus, in_train: np.ndarray, size: int) -> tuple[np.ndarray, tuple]:
     """The symbol of each spelling, and what each symbol stands for."""
@@ -167,35 +211,6 @@ def _vocabulary(path, corpus: _Corpus, in_train: np.ndarray, size: int) -> tuple
         )
     ranked = sorted(present.tolist(), key=lambda word: (-counts[word], corpus.spellings[word]))
     chosen = ranked[: size - len(SPECIAL)]
-    symbol_of = np.full(len(corpus.spellings), UNKNOWN)
+    symbol_of = np.full(len(corpus.spellings), UNKNOWN, np.int32)
     symbol_of[chosen] = len(SPECIAL) + np.arange(len(chosen))
     return symbol_of, (*SPECIAL, *(corpus.spellings[word] for word in chosen))
-
-
-def _rows(
-    words: np.ndarray, lengths: np.ndarray, whole: np.ndarray, length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts messages into rows.
-
-    Args:
-      words: `[w]`, the symbols of m messages, one message after the other.
-      lengths: `[m]`, of the messages in words.
-      whole: `[m]`, whether a message ends with `END`.
-      length: T.
-
-    Returns:
-      x and y `[n, T]`, and `[m]`, how many of the n rows each message has.
-    """
-    predictions = lengths + whole
-    starts = np.cumsum(predictions) - predictions
-    place = np.arange(predictions.sum()) - np.repeat(starts, predictions)
-    y = np.full(len(place), END)
-    y[place < np.repeat(lengths, predictions)] = words
-    x = np.roll(y, 1)
-    x[starts] = BEGIN
-    rows = -(-predictions // length)
-    first = (np.cumsum(rows) - rows) * length
-    into = np.repeat(first, predictions) + place
-    laid_out = np.full((2, rows.sum() * length), PADDING, np.int32)
-    laid_out[:, into] = x, y
-    return *laid_out.reshape(2, -1, length), rows

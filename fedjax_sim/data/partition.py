@@ -196,10 +196,21 @@ def natural(key: str) -> Partition:
                 f"{dataset.name} has no key {key!r}; its keys are {sorted(dataset.keys)}: load a "
                 "data set that has one, such as 'qmnist', or give keys= to from_arrays."
             )
-        client_ids, owners = np.unique(dataset.keys[key], return_inverse=True)
-        return _by_owner(owners, client_ids)
+        return _by_owner(*_numbered(dataset.keys[key]))
 
     return partition
+
+
+def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `values` `[n]` the number of its distinct value, and these in ascending order."""
+    if values.dtype.kind != "O":
+        distinct, numbers = np.unique(values, return_inverse=True)
+        return numbers, distinct
+    # Hashed, since NumPy would sort all n Python strings.
+    distinct = sorted(set(values))
+    number_of = {value: number for number, value in enumerate(distinct)}
+    numbers = np.fromiter(map(number_of.__getitem__, values), np.int64, len(values))
+    return numbers, np.array(distinct, object)
 
 
 def _by_owner(owners: np.ndarray, client_ids: np.ndarray) -> Assignment:

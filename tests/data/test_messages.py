@@ -130,6 +130,14 @@ class TestAuthors:
         assert found.authors_dropped == 2
         assert {*found.train.keys["author"], *found.test.keys["author"]} == {"ada", "bob"}
 
+    def test_that_differ_by_nuls_are_several(self, tmp_path):
+        said = {"a" + "\0" * i: ["w"] for i in range(6)}
+        found = messages(write(tmp_path, said), vocabulary_size=5, test_share=0.5)
+        clients = [federate(dataset, natural("author")) for dataset in (found.train, found.test)]
+        ids = [c.client_ids.tolist() for c in clients]
+        assert [c.sizes.tolist() for c in clients] == [[1] * 3] * 2
+        assert sorted(ids[0] + ids[1]) == sorted(said)
+
     @pytest.mark.parametrize("said", [{}, {"ada": []}, {"ada": ["", " "], "bob": []}, {"ada": ["a"]}])
     def test_two_are_needed(self, tmp_path, said):
         have = sum("a" in texts for texts in said.values())

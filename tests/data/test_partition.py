@@ -228,8 +228,10 @@ class TestNatural:
         for client, rows in zip(assignment.client_ids, clients_of(assignment), strict=True):
             np.testing.assert_array_equal(rows, np.flatnonzero(writers == client))
 
-    def test_accepts_names(self):
-        dataset = labelled(np.zeros(4, int), author=np.array(["eve", "adam", "eve", "bob"]))
+    @pytest.mark.parametrize("dtype", [str, object])
+    def test_accepts_names(self, dtype):
+        names = np.array(["eve", "adam", "eve", "bob"], dtype)
+        dataset = labelled(np.zeros(4, int), author=names)
         assignment = natural("author")(dataset)
         assert assignment.client_ids.tolist() == ["adam", "bob", "eve"]
         assert assignment.rows.tolist() == [1, 3, 0, 2]

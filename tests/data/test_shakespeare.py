@@ -170,7 +170,7 @@ class TestFiles:
     def test_damaged(self, tmp_path, kept):
         path = write(tmp_path, self.content)
         path.write_bytes(path.read_bytes()[:kept])
-        wanted = r"pg100\.txt\.gz is not a whole gzip file \(.*\): download it again"
+        wanted = r"pg100\.txt\.gz is not a whole \.gz file \(.*\): download or pack it again"
         with pytest.raises(ValueError, match=wanted):
             load("shakespeare", tmp_path)
 
