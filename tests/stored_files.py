@@ -11,9 +11,13 @@ def change_index(folder, change):
     path = folder / "index.json"
     index = json.loads(path.read_text())
     change(index)
+    path.write_text(json.dumps(signed(index)))
+
+
+def signed(index):
+    """An index with the digest that it must have."""
     rest = {key: value for key, value in index.items() if key != "sha256"}
-    index["sha256"] = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps(index))
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def set_entry(name, **changes):

@@ -67,7 +67,8 @@ class _Limited(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
-        found = self._stream.readinto(buffer)
+        # Some at a time, since what unpacks reads all that is wanted before it is copied here.
+        found = self._stream.readinto(memoryview(buffer)[:_BUFFER_BYTES])
         self._count += found
         if self._count > self._limit:
             raise ValueError(f"{self._path} has more to read than expected; {_wanted(self._limit)}")
