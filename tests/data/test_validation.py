@@ -125,7 +125,7 @@ class TestExamples:
             ("x", (5, 1), 1e39, r"'x' holds 1e\+39 at row 5, .* wanted finite numbers that fit float32"),
         ],
     )
-    def test_the_value_is_named_before_any_training(
+    def test_the_value_is_named(
         self, task, column, place, value, message, monkeypatch
     ):
         data = with_value(column, place, value)
