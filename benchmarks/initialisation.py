@@ -83,9 +83,6 @@ VARIANTS = [
     "glorot/bytes",
     "glorot/unit/once",
     "tutorial/centred",
-    "fan_in/bytes",
-    "tutorial/bytes",
-    "normal/unit",
 ]
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of MNIST's files.", required=True)
 _MODEL = flags.DEFINE_enum("model", "2nn", list(MODELS), "What is trained.")
