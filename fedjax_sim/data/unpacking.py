@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+# What is read takes memory of several times its size, and of the oddest files 40 times.
 MAX_UNPACKED_BYTES = 2**30
 
 _OPENERS = types.MappingProxyType({".gz": gzip.open, ".xz": lzma.open})
@@ -68,7 +69,10 @@ class _Limited(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         # Some at a time, since what unpacks reads all that is wanted before it is copied here.
-        found = self._stream.readinto(memoryview(buffer)[:_BUFFER_BYTES])
+        try:
+            found = self._stream.readinto(memoryview(buffer)[:_BUFFER_BYTES])
+        except MemoryError as error:  # an archive says how large a dictionary it needs, to 4 GiB
+            raise ValueError(f"{self._path} takes more memory to unpack than there is.") from error
         self._count += found
         if self._count > self._limit:
             raise ValueError(f"{self._path} has more to read than expected; {_wanted(self._limit)}")

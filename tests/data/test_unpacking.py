@@ -3,7 +3,10 @@
 import gzip
 import json
 import lzma
+import subprocess
+import sys
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -102,6 +105,35 @@ def test_a_line_of_3_gigabytes_in_a_small_archive(tmp_path):
             messages(path)
 
     assert peak_bytes(read) < 1.5 * MAX_UNPACKED_BYTES
+
+
+_READ = """
+import pathlib, resource, sys
+from fedjax_sim.data import read_messages
+used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+try:
+    read_messages(sys.argv[1])
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux, to limit the memory")
+def test_an_archive_that_wants_more_memory_than_there_is(tmp_path):
+    content = bytearray(lzma.compress(lines({"ada": ["a"]}).encode()))
+    header = content[12:24]  # of the first block: its size, flags, filter, properties, and their CRC32
+    assert header[:4] == bytes([2, 0, 0x21, 1])
+    header[4] = 40  # a dictionary of 4 GiB
+    header[-4:] = zlib.crc32(header[:-4]).to_bytes(4, "little")
+    content[12:24] = header
+    path = tmp_path / "m.jsonl.xz"
+    path.write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", _READ, path], capture_output=True, text=True, timeout=120
+    )
+    assert "m.jsonl.xz takes more memory to unpack than there is" in done.stdout, done.stderr
 
 
 class TestLongNames:

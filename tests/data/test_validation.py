@@ -125,9 +125,7 @@ class TestExamples:
             ("x", (5, 1), 1e39, r"'x' holds 1e\+39 at row 5, .* wanted finite numbers that fit float32"),
         ],
     )
-    def test_the_value_is_named(
-        self, task, column, place, value, message, monkeypatch
-    ):
+    def test_the_value_is_named(self, task, column, place, value, message, monkeypatch):
         data = with_value(column, place, value)
         for piece_bytes in (2**24, 1, 9):
             monkeypatch.setattr(mapped, "_PIECE_BYTES", piece_bytes)
