@@ -6,10 +6,12 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toys
 
 import fedjax_sim as fs
+from fedjax_sim.algorithms.common import server_step, start_server
 from fedjax_sim.ledger import check_sizes
 
 ALGORITHMS = {
@@ -82,6 +84,16 @@ def test_another_rate_another_key_another_cohort_compile_nothing(algorithm, data
     with fs.CompilationCounter() as counter:
         play(1, [9, 4, 3], client_lr=0.7, lr_decay=0.9)
     assert counter.count == 0
+
+
+def test_a_round_without_data_changes_nothing_but_the_count_of_rounds():
+    """Not even where the server's optimizer would move on by itself."""
+    optimizer = optax.sgd(0.5, momentum=0.9)
+    state = start_server({"w": jnp.ones(2)}, optimizer, {})
+    state = server_step(state, optimizer, {"w": jnp.full(2, 3.0)}, jnp.float32(7))
+    toys.assert_same(state.params, {"w": np.full(2, -0.5, np.float32)})
+    after = server_step(state, optimizer, {"w": jnp.zeros(2)}, jnp.float32(0))
+    toys.assert_same(after, state._replace(round=jnp.int32(2)))
 
 
 @pytest.mark.parametrize("name", ["client_lr", "lr_decay"])

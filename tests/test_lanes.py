@@ -61,10 +61,10 @@ def test_the_plan_is_within_a_third_of_the_best_there_is(name, size, lanes, devi
 
 
 def test_the_cost_of_a_chunk_is_its_longest_client_in_each_loop():
-    work = jnp.array([[200, 0], [0, 150], [200, 50], [0, 50]], jnp.int32)
+    work = jnp.array([[60, 0], [0, 240], [200, 50], [0, 50]], jnp.int32)
     chunks, cost, _ = plan(work, 2, 1)
-    np.testing.assert_array_equal(chunks, [[2, 0], [1, 3]])
-    np.testing.assert_array_equal(cost, [250, 150])
+    np.testing.assert_array_equal(chunks, [[2, 1], [0, 3]])
+    np.testing.assert_array_equal(cost, [200 + 240, 60 + 50])
 
 
 @pytest.mark.parametrize("devices", [2, 4])
@@ -107,6 +107,25 @@ def test_clients_are_summed_with_their_weights(data, lanes, devices):
     # Lanes beyond what the cohort fills are not executed.
     lanes = min(lanes, -(-len(ids) // devices))
     assert int(sums.slots) == sum(2 * lanes * work for work in sorted(sizes, reverse=True)[::lanes])
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_client_without_weight_adds_nothing_whatever_it_computes(data, lanes):
+    """Who has no examples may divide by their number."""
+
+    def client(broadcast, client, key):
+        size = client.size.astype(jnp.float32)
+        return fs.ClientOutput({"inverse": broadcast / size}, size, {})
+
+    @jax.jit
+    def run(data, cohort):
+        key = jax.random.key(0)
+        return fs.map_clients(
+            client, jnp.float32(2), data, cohort, key=key, work=lambda sizes: sizes[:, None]
+        )
+
+    sums = run(data.place(jax.local_devices()[0]), fs.Cohort(jnp.array([2, 0, 4]), toys.layout(lanes)))
+    np.testing.assert_allclose(sums.update["inverse"], 4, rtol=1e-6)
 
 
 def working_memory(cohort_size, lanes, devices):

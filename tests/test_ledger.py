@@ -6,8 +6,10 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.ledger import balance, check_sizes
+from fedjax_sim.ledger import balance, check_counts, check_sizes
 from fedjax_sim.simulation.result import ledger_of
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MODEL = 4 * (toys.FEATURES * 8 + 8 + 8 * toys.CLASSES + toys.CLASSES)  # float32, 8 hidden units
 SETTINGS = {"num_rounds": 3, "eval_every": 2, "client_fraction": 0.4}  # 4 of 10 clients
@@ -40,6 +42,18 @@ def test_sizes_of_no_message_are_refused(sizes, message):
         check_sizes(sizes)
 
 
+def test_rounds_count_the_messages_whose_sizes_are_known_and_no_others():
+    counted, sizes = ["train_loss", *fs.exchange(3)], {"down_model": 8, "up_update": 8}
+    check_counts(counted, sizes)
+    for names, known in (
+        (counted, sizes | {"up_model": 8}),
+        (counted, {"up_update": 8}),
+        (counted[:-1], sizes),
+    ):
+        with pytest.raises(ValueError, match="wanted the same kinds in both"):
+            check_counts(names, known)
+
+
 def test_totals_follow_from_counts_and_sizes():
     sizes = {"up_model": 100, "up_violation": 110, "down_model": 100, "down_request": 4}
     row = {"messages_up_model": 3, "messages_up_violation": 2, "messages_down_model": 5}
@@ -57,6 +71,11 @@ def test_totals_follow_from_counts_and_sizes():
     assert balance({}, {}) == dict.fromkeys(
         ("bytes_up", "bytes_down", "messages_up", "messages_down"), 0
     )
+
+
+def test_an_update_may_come_down():
+    found = balance({"messages_down_update": 2}, {"down_update": 10})
+    assert (found["bytes_up"], found["bytes_down"], found["messages_down"]) == (0, 20, 2)
 
 
 def test_bytes_do_not_overflow():

@@ -14,6 +14,7 @@ import pytest
 import toys
 
 import fedjax_sim as fs
+from fedjax_sim.client import LocalWork, Steps
 from fedjax_sim.data.cohorts import sample_cohort
 from fedjax_sim.queues import halving, plan_queues
 
@@ -72,6 +73,49 @@ def test_equal_clients_fill_all_lanes():
 def test_a_client_with_most_of_the_data_does_not_keep_the_lanes_from_the_others():
     loads = plan(jnp.array([100, *[10] * 8], jnp.int32), halving(8), 1).loads
     assert loads[0] == 100  # nothing ends sooner
+
+
+@pytest.mark.parametrize(("lanes", "devices"), [(2, 1), (5, 1), (4, 2)])
+def test_each_client_takes_its_own_steps_in_order_and_lanes_as_many_as_planned(lanes, devices):
+    """A lane counts from zero for each of its clients, and idles no longer than the plan says."""
+
+    def step(i, carry, client, rate):
+        taken, in_order, key = carry
+        return taken + 1, in_order & (i == taken), key
+
+    steps = Steps(
+        begin=lambda params, client, key, rate: (jnp.zeros((), jnp.int32), jnp.asarray(True), key),
+        step=step,
+        end=lambda carry: carry,
+        count=lambda sizes: 2 * sizes,
+        width=3,
+    )
+
+    def send(params, trained, client):
+        taken, in_order, key = trained
+        own_key = jax.random.fold_in(jax.random.key(1), client.id)
+        right = in_order & (taken == 2 * client.size) & jnp.all(key == own_key)
+        return fs.ClientOutput(
+            jnp.zeros(()), jnp.ones(()), {"taken": taken, "right": right.astype(jnp.int32)}
+        )
+
+    data, where = toys.federation((9, 0, 4, 17, 1, 0, 6, 12, 3, 2, 8, 5)), toys.layout(lanes, devices)
+    ids = np.array([11, 3, 1, 0, 5, 8, 2, 10, 7, 6])
+
+    @jax.jit
+    def run(data, cohort):
+        work = LocalWork(None, lambda sizes: sizes[:, None], steps)
+        key = jax.random.key(1)
+        return fs.train_clients(work, send, jnp.zeros(()), jnp.ones(()), data, cohort, key=key)
+
+    cohort = fs.Cohort(jnp.asarray(ids, jnp.int32), where)
+    sums = run(*fs.place((jax.tree.map(jnp.asarray, data), cohort), where))
+    sizes = np.asarray(data.sizes)[ids]
+    assert int(sums.metrics["right"]) == float(sums.weight) == len(ids)
+    assert int(sums.metrics["taken"]) == 2 * sizes.sum()
+    widths = halving(lanes)
+    loads = np.asarray(plan(jnp.maximum(2 * sizes, 1), widths, devices).loads)
+    assert int(sums.slots) == 3 * sum(executed(loads[d::devices], widths) for d in range(devices))
 
 
 def test_an_empty_client_sends_and_changes_nothing(task):

@@ -147,6 +147,27 @@ def test_the_feed_brings_the_cohorts_that_a_round_would_draw(data):
     assert feed.waited_seconds > 0
 
 
+def test_a_shape_is_new_once_and_has_no_more_rows_than_there_are(data):
+    with Feed(data, jax.random.key(5), data.num_clients, toys.layout(), num_rounds=3) as feed:
+        brought = [feed.cohort(r) for r in range(3)]
+    assert [fed.new_shape for fed in brought] == [True, False, False]  # compiled off the clock
+    assert {len(fed.data.examples["x"]) for fed in brought} == {sum(toys.SIZES)}
+
+
+def test_nobody_is_gathered_for_a_round_after_the_last(data, monkeypatch):
+    gathered, select = [], fs.data.FederatedData.select
+
+    def count(self, clients, num_rows):
+        gathered.append(clients)
+        return select(self, clients, num_rows)
+
+    monkeypatch.setattr(fs.data.FederatedData, "select", count)
+    with Feed(data, jax.random.key(5), 4, toys.layout(), num_rounds=2) as feed:
+        feed.cohort(0)
+        feed.cohort(1)
+    assert len(gathered) == 2
+
+
 def test_what_was_gathered_and_what_was_waited_for_is_told(task, data):
     summary = run(task, data, data_placement="host", eval_every=4).summary()
     assert summary["gather_seconds"] > 0
