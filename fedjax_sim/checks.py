@@ -5,15 +5,18 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_LARGEST_INT32 = 2**31 - 1
+_LARGEST_FLOAT32 = (2 - 2**-23) * 2.0**127
+
 
 def check_count(name: str, value: Any) -> int:
-    """`value` as an int.
+    """Returns `value` as an int.
 
     Raises:
-      ValueError: it is not a whole number from 1 to what an int32 holds.
+      ValueError: `value` is not a whole number from 1 to 2147483647, the largest int32.
     """
-    if isinstance(value, bool) or not 1 <= value < 2**31 or value != math.floor(value):
-        raise ValueError(f"{name} is {value}; wanted a whole number, at least 1")
+    if isinstance(value, bool) or not 1 <= value <= _LARGEST_INT32 or value != math.floor(value):
+        raise ValueError(f"{name} is {value}; wanted a whole number from 1 to {_LARGEST_INT32}")
     return int(value)
 
 
@@ -41,11 +44,15 @@ def check_rates(rates: Mapping[str, float]) -> None:
     """Checks hyper-parameters that are rates.
 
     Raises:
-      ValueError: one is negative or not a finite number.
+      ValueError: one is negative, not a number, or beyond the largest finite float32.
     """
     for name, value in rates.items():
         if not _is_number(value) or not math.isfinite(value) or value < 0:
             raise ValueError(f"{name} is {value}; wanted a finite number, at least 0")
+        if value > _LARGEST_FLOAT32:
+            raise ValueError(
+                f"{name} is {value}; wanted at most {_LARGEST_FLOAT32:.3g}, the largest float32"
+            )
 
 
 def check_thresholds(thresholds: Mapping[str, float]) -> None:

@@ -1,47 +1,67 @@
 """Flags of dynamic averaging: the protocol, the learners' streams and their drift."""
 
-import math
+import functools
 
+import catalogue
+import kinds
 import optax
 import workload
 from absl import flags
-from common import numbers
 
 import fedjax_sim as fs
 
-_PROTOCOL = flags.DEFINE_string(
+_OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
+_PROTOCOLS = {
+    "dynamic": lambda period, fraction: fs.protocols.dynamic(delta=_DELTA.value, period=period),
+    "hedged": lambda period, fraction: fs.protocols.hedged(delta=_DELTA.value, period=period),
+    "periodic": lambda period, fraction: fs.protocols.periodic(period=period),
+    "continuous": lambda period, fraction: fs.protocols.continuous(),
+    "fed_avg": lambda period, fraction: fs.protocols.fed_avg(period=period, fraction=fraction),
+    "none": lambda period, fraction: fs.protocols.none(period=period),
+}
+
+_PROTOCOL = kinds.define(
+    kinds.Word("protocol", _PROTOCOLS),
     "protocol",
     "dynamic",
     "When learners talk: dynamic or hedged (--delta), periodic, continuous (after every step), fed_avg "
     "(--client_fraction of them), or none.",
 )
-_DELTA = flags.DEFINE_float(
+_DELTA = kinds.define(
+    kinds.LIMIT,
     "delta",
     1.0,
     "Delta, how far a model may be from the reference, squared, before it is sent; 0 averages like "
     "periodic, inf never sends anything.",
 )
-_SYNC_PERIOD = flags.DEFINE_integer(
-    "sync_period", 10, "b, steps of one batch between two checks; they make up a round."
+_SYNC_PERIOD = kinds.define(
+    kinds.COUNT, "sync_period", 10, "b, steps of one batch between two checks; they make up a round."
 )
-_STREAM = flags.DEFINE_string(
+_STREAM = kinds.define(
+    kinds.Word("stream", ("once", "repeat", "shared")),
     "stream",
     "repeat",
     "What a learner reads: its own examples once, in their order; the same again and again (repeat); or "
     "those of all in an order of its own (shared).",
 )
-_LOCAL_OPTIMIZER = flags.DEFINE_string("local_optimizer", "sgd", "Of learners: sgd, adam or rmsprop.")
-_DRIFT = flags.DEFINE_string(
+_LOCAL_OPTIMIZER = kinds.define(
+    kinds.Word("local_optimizer", _OPTIMIZERS),
+    "local_optimizer",
+    "sgd",
+    "Of learners: sgd, adam or rmsprop.",
+)
+_DRIFT = kinds.define(
+    kinds.Word("drift", ("none", "labels", "rotation")),
     "drift",
     "none",
     "Of the concept: none, labels (permuted at each drift) or rotation (of images, at each step). "
     "--dataset=graphical_model is drawn anew at each drift in any case.",
 )
 _DRIFT_AT = flags.DEFINE_list("drift_at", [], "Steps at which the concept changes.")
-_DRIFT_PROBABILITY = flags.DEFINE_float(
-    "drift_probability", 0.0, "Of a drift at each step, in place of --drift_at."
+_DRIFT_PROBABILITY = kinds.define(
+    kinds.SHARE, "drift_probability", 0.0, "Of a drift at each step, in place of --drift_at."
 )
-_DEGREES = flags.DEFINE_float("degrees_per_step", 0.1, "By which --drift=rotation turns images.")
+_DEGREES = kinds.define(kinds.FINITE, "degrees_per_step", 0.1, "By which --drift=rotation turns images.")
 
 NAMES = tuple(
     flag.name
@@ -57,7 +77,6 @@ NAMES = tuple(
         _DEGREES,
     )
 )
-_OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
 
 
 class Averaging:
@@ -73,46 +92,68 @@ class Averaging:
       ValueError: a flag is out of its range, or two contradict each other.
     """
 
-    def __init__(self, *, client_fraction: float, batch_size: float, num_rounds: int, seed: int):
-        if batch_size == math.inf:
-            raise ValueError("--algorithm=dynamic_averaging wants a finite --batch_size")
-        self._batch_size, self._seed = int(batch_size), seed
-        period = _SYNC_PERIOD.value
-        protocols = {
-            "dynamic": lambda: fs.protocols.dynamic(delta=_DELTA.value, period=period),
-            "hedged": lambda: fs.protocols.hedged(delta=_DELTA.value, period=period),
-            "periodic": lambda: fs.protocols.periodic(period=period),
-            "continuous": fs.protocols.continuous,
-            "fed_avg": lambda: fs.protocols.fed_avg(period=period, fraction=client_fraction),
-            "none": lambda: fs.protocols.none(period=period),
-        }
-        self._protocol = fs.choose("protocol", _PROTOCOL.value, protocols)()
-        self._optimizer = fs.choose("local_optimizer", _LOCAL_OPTIMIZER.value, _OPTIMIZERS)
+    def __init__(self, *, client_fraction: float, batch_size: int, num_rounds: int, seed: int):
+        self._batch_size, self._seed = batch_size, seed
+        self._protocol = _PROTOCOLS[_PROTOCOL.value](_SYNC_PERIOD.value, client_fraction)
         self._num_steps = num_rounds * self._protocol.period
-        self._drifts = _drift_steps(self._num_steps, seed)
-        self._make_drift = fs.choose(
-            "drift", _DRIFT.value, {k: k for k in ("none", "labels", "rotation")}
+        period, num_learners = self._protocol.period, workload.known_clients()
+        if num_learners == 1:
+            raise ValueError("--num_clients=1; wanted at least 2, since one has nobody to talk to")
+        # Of a learner in all rounds, of all learners in one, and of streams that are drawn for them.
+        most = max(num_rounds, num_learners or 0)
+        counted = batch_size * period * (num_rounds * num_learners if self._is_graphical else most)
+        if counted > kinds.LARGEST:
+            raise ValueError(
+                f"--batch_size={batch_size} with --sync_period={period}, --num_rounds={num_rounds} and "
+                f"{num_learners} learners makes {counted} examples to count; wanted "
+                f"{kinds.LARGEST} at most"
+            )
+        self._drift_at = (
+            kinds.numbers("drift_at", _DRIFT_AT.value, kinds.COUNT) if _DRIFT_AT.value else []
         )
-        graphical = workload.DATASET.value == "graphical_model"
-        asked = bool(_DRIFT_AT.value or _DRIFT_PROBABILITY.value)
-        if asked and not graphical and self._make_drift != "labels":
+        asked = bool(self._drift_at or _DRIFT_PROBABILITY.value)
+        if self._drift_at and _DRIFT_PROBABILITY.value:
+            raise ValueError("--drift_at and --drift_probability exclude each other; give one")
+        if asked and not self._is_graphical and _DRIFT.value != "labels":
             raise ValueError(
                 "--drift_at and --drift_probability are of --drift=labels or --dataset=graphical_model"
             )
-        if self._make_drift == "labels" and not asked:
+        if _DRIFT.value == "labels" and not asked:
             raise ValueError("--drift=labels wants --drift_at or --drift_probability")
+        if self._drift_at != sorted(self._drift_at) or self._drift_at[-1:] >= [self._num_steps]:
+            raise ValueError(
+                f"--drift_at={','.join(_DRIFT_AT.value)}; wanted ascending steps that are less than "
+                f"{self._num_steps}, the steps of --num_rounds={num_rounds}"
+            )
+        catalogue.check_drift(_DRIFT.value, workload.DATASET.value)
 
     @property
     def drifts(self) -> bool:
         """Whether labels or images change, so that rows as they are stored are another concept."""
-        return self._make_drift != "none"
+        return _DRIFT.value != "none"
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether there is a test set, which a drift does not make stale."""
+        return not (self.drifts or self._is_graphical)
+
+    @property
+    def _is_graphical(self) -> bool:
+        return workload.DATASET.value == "graphical_model"
+
+    @functools.cached_property
+    def _drift_steps(self) -> tuple[int, ...]:
+        """At which of the run's steps the concept changes."""
+        if not _DRIFT_PROBABILITY.value:
+            return tuple(self._drift_at)
+        return fs.data.drift_steps(_DRIFT_PROBABILITY.value, self._num_steps, self._seed)
 
     def make_streams(self, num_learners: int, seed: int) -> fs.data.FederatedData:
         """Streams of --dataset=graphical_model that last for the run."""
         return fs.data.random_graphical_model(
             num_learners=num_learners,
             examples_per_learner=self._num_steps * self._batch_size,
-            drift_at=[step * self._batch_size for step in self._drifts],
+            drift_at=[step * self._batch_size for step in self._drift_steps],
             seed=seed,
         )
 
@@ -121,27 +162,18 @@ class Averaging:
         classes = {"num_classes": clients.num_classes, "seed": self._seed}
         drifts = {
             "none": lambda: None,
-            "labels": lambda: fs.data.label_drift(self._drifts, **classes),
+            "labels": lambda: fs.data.label_drift(self._drift_steps, **classes),
             "rotation": lambda: fs.data.rotation_drift(_DEGREES.value),
         }
         return fs.dynamic_averaging(
             task,
             self._protocol,
-            self._optimizer,
+            _OPTIMIZERS[_LOCAL_OPTIMIZER.value],
             num_learners=clients.num_clients,
             batch_size=self._batch_size,
             client_lr=client_lr,
             lr_decay=workload.LR_DECAY.value,
             weighting=workload.WEIGHTING.value,
             stream=_STREAM.value,
-            drift=drifts[self._make_drift](),
+            drift=drifts[_DRIFT.value](),
         )
-
-
-def _drift_steps(num_steps: int, seed: int) -> tuple[int, ...]:
-    """At which of a run's steps the concept changes."""
-    if not _DRIFT_PROBABILITY.value:
-        return tuple(numbers("drift_at", _DRIFT_AT.value, int)) if _DRIFT_AT.value else ()
-    if _DRIFT_AT.value:
-        raise ValueError("--drift_at and --drift_probability exclude each other; give one")
-    return fs.data.drift_steps(_DRIFT_PROBABILITY.value, num_steps, seed)

@@ -3,10 +3,13 @@
 from typing import Any
 
 from absl import flags
+from kinds import define, number
 
 import fedjax_sim as fs
 
 _DEFAULT = fs.Link()
+# Wide enough for any network, and narrow enough that no time overflows.
+_MBPS = number(1e-6, 1e12)
 _PLOT_AXIS = flags.DEFINE_enum(
     "plot_axis",
     "rounds",
@@ -14,16 +17,23 @@ _PLOT_AXIS = flags.DEFINE_enum(
     "What curves run over: rounds; bytes (in MB, up and down together); or seconds of communication, "
     "without any computing. Give the same command with another axis to draw the pictures anew.",
 )
-_UP_MBPS = flags.DEFINE_float(
-    "up_mbps", _DEFAULT.up_mbps, "Bandwidth from a client to the server, in Mbit/s; for seconds."
+_UP_MBPS = define(
+    _MBPS, "up_mbps", _DEFAULT.up_mbps, "Bandwidth from a client to the server, in Mbit/s; for seconds."
 )
-_DOWN_MBPS = flags.DEFINE_float(
-    "down_mbps", _DEFAULT.down_mbps, "Bandwidth from the server to a client, in Mbit/s; for seconds."
+_DOWN_MBPS = define(
+    _MBPS,
+    "down_mbps",
+    _DEFAULT.down_mbps,
+    "Bandwidth from the server to a client, in Mbit/s; for seconds.",
 )
-_LATENCY_MS = flags.DEFINE_float(
-    "latency_ms", _DEFAULT.latency_ms, "Of a message one way, in milliseconds; for seconds."
+_LATENCY_MS = define(
+    number(0, 1e9),
+    "latency_ms",
+    _DEFAULT.latency_ms,
+    "Of a message one way, in milliseconds; for seconds.",
 )
-_LINK_SPREAD = flags.DEFINE_float(
+_LINK_SPREAD = define(
+    number(0, 10),
     "link_spread",
     _DEFAULT.spread,
     "Sigma of the lognormal factor on the clients' transfer times, 0 if all are alike; for seconds.",
@@ -34,10 +44,6 @@ NAMES = tuple(flag.name for flag in (_PLOT_AXIS, _UP_MBPS, _DOWN_MBPS, _LATENCY_
 
 
 def chosen() -> dict[str, Any]:
-    """The axis and the link, as `fedjax_sim.experiment.x_axis` takes them.
-
-    Raises:
-      ValueError: there is no such link.
-    """
+    """Returns the axis and the link, as `fedjax_sim.experiment.x_axis` takes them."""
     link = fs.Link(_UP_MBPS.value, _DOWN_MBPS.value, _LATENCY_MS.value, _LINK_SPREAD.value)
     return {"axis": _PLOT_AXIS.value, "link": link}

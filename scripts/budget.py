@@ -10,25 +10,26 @@ from collections.abc import Iterator
 _STARTED = time.monotonic()
 
 import jax  # noqa: E402
-from absl import flags  # noqa: E402
 from common import say  # noqa: E402
+from kinds import Kind, define  # noqa: E402
 
 import fedjax_sim as fs  # noqa: E402
 
-TIME_BUDGET_S = flags.DEFINE_float(
-    "time_budget_s", None, "Seconds after which no block of rounds is begun; no limit by default."
+TIME_BUDGET_S = define(
+    Kind(float, lambda value: value > 0, "seconds above 0"),
+    "time_budget_s",
+    None,
+    "Seconds after which no block of rounds is begun; no limit by default.",
 )
 _MORE_TO_DO = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 def check() -> None:
-    """Looks at the flag.
+    """Checks the flag.
 
     Raises:
-      ValueError: it has a value that cannot be kept.
+      ValueError: the job has several processes, whose clocks differ.
     """
-    if TIME_BUDGET_S.value is not None and not TIME_BUDGET_S.value > 0:
-        raise ValueError(f"--time_budget_s={TIME_BUDGET_S.value}; wanted seconds above 0")
     if TIME_BUDGET_S.value is not None and jax.process_count() > 1:
         raise ValueError("--time_budget_s is for one process, whose clock decides; leave it out")
 

@@ -1,6 +1,5 @@
-"""What the scripts share: their frame, and reading numbers from flags."""
+"""What the scripts share: their frame, and talking to the person who waits."""
 
-import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,6 +19,11 @@ _EXPECTED = (
     fs.OutOfMemoryError,
     fs.ProcessLostError,
 )
+# What takes memory, of any script that has such a flag.
+_LESS = (
+    "Lower --num_clients, --num_examples, --num_rounds or --batch_size, sweep fewer rates and seeds at "
+    "once, or give less data"
+)
 
 
 def run(script: str, work: Callable[[], None]) -> None:
@@ -36,6 +40,10 @@ def run(script: str, work: Callable[[], None]) -> None:
             fs.wait_for_all()
         except _EXPECTED as error:
             machine.leave(f"{script}: {error}")
+        except MemoryError as error:
+            machine.leave(
+                f"{script}: this machine's memory does not hold what was asked for ({error}). {_LESS}"
+            )
         except Exception:
             if not jax.distributed.is_initialized():
                 raise
@@ -44,37 +52,13 @@ def run(script: str, work: Callable[[], None]) -> None:
     app.run(main)
 
 
+def say_idle_lanes(clients: int) -> None:
+    """Tells where --lanes asks for more than `clients`, of a round, can use."""
+    if machine.LANES.value is not None and machine.LANES.value > clients:
+        say(f"--lanes={machine.LANES.value}: a round has {clients} clients, and no more lanes are used")
+
+
 def say(text: str) -> None:
     """Tells the person who waits, apart from the results on standard output; once a job."""
     if fs.is_first():
         print(text, file=sys.stderr, flush=True)
-
-
-def numbers(flag: str, entries: list[str], kind: Callable[[str], float]) -> list:
-    """The entries of a list flag as numbers.
-
-    Raises:
-      ValueError: there are none, or one is not a number.
-    """
-    entries = [entry.strip() for entry in entries if entry.strip()]
-    if not entries:
-        raise ValueError(f"--{flag} is empty; wanted numbers with commas between them")
-    parsed = []
-    for entry in entries:
-        try:
-            parsed.append(kind(entry))
-        except ValueError:
-            raise ValueError(f"--{flag} holds {entry!r}; wanted {_WANTED[kind]}") from None
-    return parsed
-
-
-def batch_size(text: str) -> float:
-    """A whole number or infinity.
-
-    Raises:
-      ValueError: it is neither.
-    """
-    return math.inf if text in ("inf", "infinity") else int(text)
-
-
-_WANTED = {int: "a whole number", float: "a number", batch_size: "a whole number or inf"}

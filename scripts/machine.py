@@ -6,28 +6,43 @@ import time
 
 import jax
 from absl import flags
+from kinds import COUNT, LARGEST, Kind, define, whole
 
 import fedjax_sim as fs
 
-LANES = flags.DEFINE_integer(
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535
+
+
+LANES = define(
+    COUNT,
     "lanes",
     None,
     "Clients a device trains side by side; by default what suits it. Fewer need less memory.",
 )
-MESH_RUNS = flags.DEFINE_integer(
-    "mesh_runs", None, "Groups of devices that share the runs of a sweep; divides the number of devices."
+MESH_RUNS = define(
+    COUNT,
+    "mesh_runs",
+    None,
+    "Groups of devices that share the runs of a sweep; divides the number of devices.",
 )
-MESH_CLIENTS = flags.DEFINE_integer(
-    "mesh_clients", None, "Devices that share the clients of a run; divides the number of devices."
+MESH_CLIENTS = define(
+    COUNT,
+    "mesh_clients",
+    None,
+    "Devices that share the clients of a run; divides the number of devices.",
 )
-_COORDINATOR = flags.DEFINE_string(
+_COORDINATOR = define(
+    Kind(str, _is_address, "host:port, with a port from 1 to 65535"),
     "coordinator",
     None,
     "host:port of the first of several processes that share a job, with --num_processes and "
     "--process_id. Not needed for processes that srun or mpirun start.",
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes share the job.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, from 0.")
+_NUM_PROCESSES = define(COUNT, "num_processes", None, "How many processes share the job.")
+_PROCESS_ID = define(whole(0, LARGEST), "process_id", None, "Which of them this one is, from 0.")
 _MATMUL_PRECISION = flags.DEFINE_enum(
     "matmul_precision",
     None,
@@ -52,6 +67,22 @@ def start() -> None:
     if _MATMUL_PRECISION.value is not None:
         jax.config.update("jax_default_matmul_precision", _MATMUL_PRECISION.value)
     fs.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+
+
+def check(num_learners: int | None = None) -> None:
+    """Checks that the mesh suits this job's devices.
+
+    Args:
+      num_learners: that keep models of their own, where they are known.
+
+    Raises:
+      ValueError: the mesh does not divide the devices, or these cannot share the learners.
+    """
+    devices = fs.default_layout(LANES.value, num_learners=num_learners, **mesh()).num_devices
+    if num_learners is not None and num_learners % devices:
+        raise ValueError(
+            f"--mesh_clients={devices} devices cannot share {num_learners} learners evenly; leave it out"
+        )
 
 
 def layout(algorithm: fs.Algorithm, clients: fs.data.FederatedData, num_runs: int) -> fs.Layout | None:

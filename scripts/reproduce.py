@@ -28,22 +28,22 @@ status 0. However short the time, each part gets a little further.
 """
 
 import contextlib
-import math
 import pathlib
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import budget  # before the imports that take seconds
+import kinds
 import machine
 from absl import flags
-from common import numbers, run, say
+from common import run, say
 
 import fedjax_sim as fs
 
 flags.adopt_module_key_flags(budget)
 flags.adopt_module_key_flags(machine)
-_TABLE = flags.DEFINE_integer("table", None, "1, 2, 3 or 4.")
-_FIGURE = flags.DEFINE_integer("figure", None, "1 to 10.")
+_TABLE = kinds.define(kinds.whole(1, 4), "table", None, "1, 2, 3 or 4.")
+_FIGURE = kinds.define(kinds.whole(1, 10), "figure", None, "1 to 10.")
 _MODEL = flags.DEFINE_string(
     "model",
     None,
@@ -62,14 +62,21 @@ _RATES = flags.DEFINE_list(
     "their own: all there are, by default 1.47 in figure 3, three in figure 4, otherwise the cell's "
     "best, or before the cell is run the middle one of the likely. Figures 6 and 8 want one.",
 )
-_MOST_RATES = flags.DEFINE_integer(
-    "most_rates", 13, "The grid is widened up to so many rates while the best lies at its edge."
+_MOST_RATES = kinds.define(
+    kinds.COUNT,
+    "most_rates",
+    13,
+    "The grid is widened up to so many rates while the best lies at its edge.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the runs; the clients' data is the same for all.")
-_TARGET = flags.DEFINE_float(
-    "target", None, "Test accuracy that runs race for, by default the paper's (in table 3 the last)."
+_TARGET = kinds.define(
+    kinds.TARGET,
+    "target",
+    None,
+    "Test accuracy that runs race for, by default the paper's (in table 3 the last).",
 )
-_ROUNDS_LIMIT = flags.DEFINE_integer(
+_ROUNDS_LIMIT = kinds.define(
+    kinds.COUNT,
     "rounds_limit",
     None,
     "Rounds at most; by default 1.25 times the paper's, which is what is accepted. Of figures with runs "
@@ -77,29 +84,65 @@ _ROUNDS_LIMIT = flags.DEFINE_integer(
     "those of E=5/B=50, and the other rows compute as many gradients.",
 )
 _REPORT = flags.DEFINE_bool("report", False, "Write report.html from what has been run so far.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of the data set's files; of messages by author, that or the file."
+_DATA_DIR = kinds.define(
+    kinds.TEXT,
+    "data_dir",
+    None,
+    "Folder of the data set's files; of messages by author, that or the file.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Where results go.")
+_WORKDIR = kinds.define(kinds.TEXT, "workdir", "runs/reproduce", "Where results go.")
 
 
-def _reproduce() -> None:
+class Checked(NamedTuple):
+    """What follows from the flags alone.
+
+    Attributes:
+      named: name of a cell's runs -> the cell.
+      own_runs: whether they are of a figure that makes runs of its own.
+      rates: to begin with, where they are given.
+      seeds: of the runs.
+    """
+
+    named: dict[str, fs.experiment.PublishedCell]
+    own_runs: bool
+    rates: list[float] | None
+    seeds: list[int]
+
+
+def check() -> Checked:
+    """Checks all flags together; no data is read.
+
+    Raises:
+      ValueError: a list holds what is no such number, or two flags contradict each other.
+    """
     wanted = [value for value in (_TABLE.value, _FIGURE.value) if value is not None]
     if len(wanted) != 1 and not (_REPORT.value and not wanted):
         raise ValueError("wanted one of --table, --figure and --report (see --help)")
-    figures = {"1": None} | {str(number): shown for number, shown in fs.experiment.FIGURES.items()}
-    figure = None if _FIGURE.value is None else fs.choose("figure", str(_FIGURE.value), figures)
+    figure = fs.experiment.FIGURES.get(_FIGURE.value)
     own_runs = figure is not None and figure.shows != fs.experiment.BEST
-    rates = None if _RATES.value is None else numbers("client_lrs", _RATES.value, float)
-    seeds = numbers("seeds", _SEEDS.value, int)
-    _check(figure, own_runs, rates)
+    rates = (
+        None if _RATES.value is None else kinds.numbers("client_lrs", _RATES.value, kinds.POSITIVE_RATE)
+    )
+    seeds = kinds.numbers("seeds", _SEEDS.value, kinds.SEED)
+    _check_together(figure, own_runs, rates)
     named = {
         fs.experiment.figure_record(_FIGURE.value, cell) if own_runs else cell.name: cell
         for cell in _cells(own_runs)
     }
+    if own_runs and _ROUNDS_LIMIT.value is not None:
+        _check_rounds(named.values())
+    machine.check()
+    kinds.check_folder("workdir", _WORKDIR.value)
+    if (pathlib.Path(_WORKDIR.value) / "config.json").exists():
+        raise ValueError(
+            f"--workdir={_WORKDIR.value} belongs to a run of another script; choose another workdir"
+        )
+    return Checked(named, own_runs, rates, seeds)
+
+
+def _reproduce() -> None:
+    named, own_runs, rates, seeds = check()
     workdir, records = pathlib.Path(_WORKDIR.value), fs.experiment.Records(_WORKDIR.value)
-    if (workdir / "config.json").exists():
-        raise ValueError(f"{workdir} belongs to a run of another script; choose another workdir")
     asked = {"rates": rates, "seeds": seeds if flags.FLAGS["seeds"].present else None}
     with contextlib.ExitStack() as stack:
         if named or _FIGURE.value == 1:  # a report alone may be written while cells are run
@@ -124,24 +167,29 @@ def _reproduce() -> None:
         say(f"wrote {workdir / 'report.html'}")
 
 
-def _check(figure: fs.experiment.Figure | None, own_runs: bool, rates: list[float] | None) -> None:
-    """Looks at flags that go together, before any data is read."""
+def _check_together(
+    figure: fs.experiment.Figure | None, own_runs: bool, rates: list[float] | None
+) -> None:
+    """Refuses flags that contradict each other."""
     if _ROWS.value is not None and not _ROWS.value:
         raise ValueError("--rows is empty; wanted names of rows with commas between, or no such flag")
     budget.check()
     if budget.TIME_BUDGET_S.value is not None and _FIGURE.value == 1:
         raise ValueError("--time_budget_s is given; figure 1 is made in one go, leave it out")
-    for flag in (_MOST_RATES, _ROUNDS_LIMIT):
-        if flag.value is not None and flag.value < 1:
-            raise ValueError(f"--{flag.name}={flag.value}; wanted a whole number, at least 1")
-    if rates is not None and not all(0 < rate < math.inf for rate in rates):
-        raise ValueError(f"--client_lrs={','.join(_RATES.value)}; wanted finite numbers above 0")
-    if _TARGET.value is not None and not 0 < _TARGET.value <= 1:
-        raise ValueError(f"--target={_TARGET.value}; wanted a share in (0, 1]")
     if _TARGET.value is not None and (own_runs or _FIGURE.value == 1):
         raise ValueError(f"--target={_TARGET.value}; figure {_FIGURE.value} has no runs that end at one")
     if own_runs and figure.shows == fs.experiment.LOSS and rates is not None and len(rates) != 1:
         raise ValueError(f"--client_lrs={','.join(_RATES.value)}; figures 6 and 8 want one rate")
+
+
+def _check_rounds(cells: Iterable[fs.experiment.PublishedCell]) -> None:
+    """Refuses a number of rounds that is too many for a row of a figure that scales it."""
+    limit = _ROUNDS_LIMIT.value
+    most = max(fs.experiment.figure_rounds(_FIGURE.value, cell, limit)[0] for cell in cells)
+    if most > kinds.LARGEST:
+        raise ValueError(
+            f"--rounds_limit={limit} makes {most} rounds of one row; wanted {kinds.LARGEST} at most"
+        )
 
 
 def _cells(own_runs: bool) -> list[fs.experiment.PublishedCell]:

@@ -14,17 +14,19 @@ curves.png, cells/NAME.json and cells/NAME.png. The same command on the same wor
 it was interrupted, and with another --plot_axis or link draws all pictures anew.
 """
 
+import collections
 import itertools
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import axes
+import kinds
 import machine
 import workload
 from absl import flags
-from common import batch_size, numbers, run, say
+from common import run, say, say_idle_lanes
 
 import fedjax_sim as fs
 
@@ -39,22 +41,26 @@ _CLIENT_FRACTIONS = flags.DEFINE_list(
 _CLIENT_LRS = flags.DEFINE_list(
     "client_lrs", ["0.0464", "0.1", "0.215"], "Learning rates of the clients to begin with."
 )
-_LR_GRID = flags.DEFINE_string(
-    "lr_grid", None, "first:last:per_decade in place of --client_lrs, such as 0.01:1:3."
+_LR_GRID = kinds.define(
+    kinds.TEXT, "lr_grid", None, "first:last:per_decade in place of --client_lrs, such as 0.01:1:3."
 )
-_MOST_RATES = flags.DEFINE_integer(
-    "most_rates", 13, "The grid is widened up to so many rates while the best lies at its edge."
+_MOST_RATES = kinds.define(
+    kinds.COUNT,
+    "most_rates",
+    13,
+    "The grid is widened up to so many rates while the best lies at its edge.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the runs; the clients' data is the same for all.")
-_NUM_ROUNDS = flags.DEFINE_integer("num_rounds", 100, "R, communication rounds at most.")
-_EVAL_EVERY = flags.DEFINE_integer("eval_every", 1, "Rounds between evaluations.")
-_TARGET_ACCURACY = flags.DEFINE_float(
+_NUM_ROUNDS = kinds.define(kinds.COUNT, "num_rounds", 100, "R, communication rounds at most.")
+_EVAL_EVERY = kinds.define(kinds.COUNT, "eval_every", 1, "Rounds between evaluations.")
+_TARGET_ACCURACY = kinds.define(
+    kinds.TARGET,
     "target_accuracy",
     None,
     "What a cell's runs race for, such as 0.97; without it the most accurate rate is the best.",
 )
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where results go; by default a folder of runs/ named by the flags."
+_WORKDIR = kinds.define(
+    kinds.TEXT, "workdir", None, "Where results go; by default a folder of runs/ named by the flags."
 )
 
 
@@ -75,21 +81,62 @@ class Cell(NamedTuple):
         return self.name.replace("-", " ").replace("C", "C=").replace("E", "E=").replace("B", "B=")
 
 
-def _sweep() -> None:
+class Checked(NamedTuple):
+    """What follows from the flags alone.
+
+    Attributes:
+      cells: in the order of the flags.
+      rates: to begin with.
+      seeds: of the runs.
+      drawn_over: the axis of pictures, and its link.
+      workdir: where results go.
+    """
+
+    cells: list[Cell]
+    rates: list[float]
+    seeds: list[int]
+    drawn_over: dict[str, Any]
+    workdir: pathlib.Path
+
+
+def check() -> Checked:
+    """Checks all flags together; no data is read.
+
+    Raises:
+      ValueError: a list holds what is no such number, two flags contradict each other, or they do not
+        suit this machine.
+    """
     cells = [
         Cell(*values)
         for values in itertools.product(
-            numbers("client_fractions", _CLIENT_FRACTIONS.value, float),
-            numbers("local_epochs", _LOCAL_EPOCHS.value, int),
-            numbers("batch_sizes", _BATCH_SIZES.value, batch_size),
+            kinds.numbers("client_fractions", _CLIENT_FRACTIONS.value, kinds.SHARE),
+            kinds.numbers("local_epochs", _LOCAL_EPOCHS.value, kinds.COUNT),
+            kinds.numbers("batch_sizes", _BATCH_SIZES.value, kinds.BATCH_SIZE),
         )
     ]
-    rates, seeds = _rates(), numbers("seeds", _SEEDS.value, int)
-    drawn_over = axes.chosen()
+    names = [cell.name for cell in cells]
+    twice = next((name for name, count in collections.Counter(names).items() if count > 1), None)
+    if twice:
+        raise ValueError(
+            f"--client_fractions name the cell {twice} twice; wanted each once, to six digits"
+        )
+    rates, seeds = _rates(), kinds.numbers("seeds", _SEEDS.value, kinds.SEED)
+    workload.check()
+    works = [(cell.local_epochs, cell.batch_size, cell.client_fraction) for cell in cells]
+    workload.check_training(rates, _NUM_ROUNDS.value, works)
+    machine.check()
+    workdir = _WORKDIR.value or workload.default_workdir("sweep", _settings())
+    kinds.check_folder("workdir", workdir)
+    return Checked(cells, rates, seeds, axes.chosen(), pathlib.Path(workdir))
+
+
+def _sweep() -> None:
+    cells, rates, seeds, drawn_over, workdir = check()
     clients, test, task = workload.load(seeds[0])
     evaluate = fs.accuracy(task, test, layout=fs.Layout())
-    _check(cells, clients, task, evaluate, rates, seeds)
-    workdir = pathlib.Path(_WORKDIR.value or workload.default_workdir("sweep", _settings()))
+    _check_cells(cells, clients, task, evaluate, rates, seeds)
+    most = max(cell.client_fraction for cell in cells)
+    say_idle_lanes(fs.cohort_size(clients.num_clients, most))
     fs.experiment.claim_workdir(workdir, _settings() | {"data_digest": clients.digest()})
     if fs.is_first():
         say(f"{clients.describe()}\nWriting to {workdir}")
@@ -115,12 +162,8 @@ def _sweep() -> None:
         print(table, end="")
 
 
-def _check(cells, clients, task, evaluate, rates, seeds) -> None:
-    """Looks at every cell, so that the last one's mistake shows before anything is written."""
-    names = [cell.name for cell in cells]
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice:
-        raise ValueError(f"the cell {twice} is asked for twice; wanted each C, E and B once")
+def _check_cells(cells, clients, task, evaluate, rates, seeds) -> None:
+    """Checks every cell, so that the last one's mistake shows before anything is written."""
     for cell in cells:
         fs.check_sweep(
             workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0),
@@ -243,15 +286,18 @@ class _Clock:
 
 def _rates() -> list[float]:
     if _LR_GRID.value is None:
-        return numbers("client_lrs", _CLIENT_LRS.value, float)
+        return kinds.numbers("client_lrs", _CLIENT_LRS.value, kinds.RATE)
     if flags.FLAGS["client_lrs"].present:
         raise ValueError("--client_lrs and --lr_grid exclude each other; give one")
     parts = _LR_GRID.value.split(":")
     if len(parts) != 3:
-        raise ValueError(f"--lr_grid is {_LR_GRID.value!r}; wanted first:last:per_decade")
-    low, high = numbers("lr_grid", parts[:2], float)
-    (per_decade,) = numbers("lr_grid", parts[2:], int)
-    return fs.experiment.rate_grid(low, high, per_decade)
+        raise ValueError(f"--lr_grid={_LR_GRID.value}; wanted first:last:per_decade, such as 0.01:1:3")
+    (low,), (high,) = (kinds.numbers("lr_grid", [part], kinds.POSITIVE_RATE) for part in parts[:2])
+    (per_decade,) = kinds.numbers("lr_grid", parts[2:], kinds.COUNT)
+    try:
+        return fs.experiment.rate_grid(low, high, per_decade)
+    except ValueError as error:
+        raise ValueError(f"--lr_grid={_LR_GRID.value}: {error}") from None
 
 
 def _settings() -> dict:

@@ -24,15 +24,17 @@ the same workdir continues an interrupted run and ends as if it had not been int
 import json
 import math
 import pathlib
+from typing import Any, NamedTuple
 
 import averaging
 import axes
 import jax
+import kinds
 import machine
 import optax
 import workload
 from absl import flags
-from common import batch_size, numbers, run, say
+from common import run, say, say_idle_lanes
 
 import fedjax_sim as fs
 
@@ -40,36 +42,45 @@ flags.adopt_module_key_flags(workload)
 flags.adopt_module_key_flags(averaging)
 flags.adopt_module_key_flags(axes)
 flags.adopt_module_key_flags(machine)
-_ALGORITHM = flags.DEFINE_string(
+_ALGORITHM = kinds.define(
+    kinds.Word("algorithm", ("fed_avg", "fed_sgd", "sgd", "dynamic_averaging")),
     "algorithm",
     "fed_avg",
     "fed_avg, fed_sgd, sgd (sequential, on all clients' data pooled), or dynamic_averaging (each client "
     "keeps a model of its own).",
 )
-_CLIENT_FRACTION = flags.DEFINE_float(
+_CLIENT_FRACTION = kinds.define(
+    kinds.SHARE,
     "client_fraction",
     0.1,
     "C; max(C * N, 1) clients take part in a round. Of dynamic_averaging all do; C is for "
     "--protocol=fed_avg.",
 )
-_LOCAL_EPOCHS = flags.DEFINE_integer("local_epochs", 5, "E, epochs a client trains in a round.")
+_LOCAL_EPOCHS = kinds.define(kinds.COUNT, "local_epochs", 5, "E, epochs a client trains in a round.")
 _BATCH_SIZE = flags.DEFINE_string("batch_size", "10", "B, examples in a local batch, or inf.")
-_CLIENT_LR = flags.DEFINE_float("client_lr", 0.1, "Learning rate of the clients.")
-_NUM_ROUNDS = flags.DEFINE_integer("num_rounds", 200, "R, communication rounds at most.")
-_EVAL_EVERY = flags.DEFINE_integer("eval_every", 1, "Rounds between evaluations.")
+_CLIENT_LR = kinds.define(kinds.RATE, "client_lr", 0.1, "Learning rate of the clients.")
+_NUM_ROUNDS = kinds.define(kinds.COUNT, "num_rounds", 200, "R, communication rounds at most.")
+_EVAL_EVERY = kinds.define(kinds.COUNT, "eval_every", 1, "Rounds between evaluations.")
 _EVAL_TRAIN = flags.DEFINE_bool("eval_train", False, "Evaluate on the whole train set as well.")
 _EVAL_CLIENTS = flags.DEFINE_bool("eval_clients", False, "Report how accuracy varies over clients.")
-_TARGET_ACCURACY = flags.DEFINE_float(
-    "target_accuracy", None, "Stop at the first evaluation with this test accuracy, such as 0.97."
+_TARGET_ACCURACY = kinds.define(
+    kinds.TARGET,
+    "target_accuracy",
+    None,
+    "Stop at the first evaluation with this test accuracy, such as 0.97.",
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Fixes the partition and the run.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where results go; by default a folder of runs/ named by the flags."
+_SEED = kinds.define(kinds.SEED, "seed", 0, "Fixes the partition and the run.")
+_WORKDIR = kinds.define(
+    kinds.TEXT, "workdir", None, "Where results go; by default a folder of runs/ named by the flags."
 )
-_CHECKPOINT_SECONDS = flags.DEFINE_float(
-    "checkpoint_seconds", 10.0, "The least time between two checkpoints; the last is always written."
+_CHECKPOINT_SECONDS = kinds.define(
+    kinds.LIMIT,
+    "checkpoint_seconds",
+    10.0,
+    "The least time between two checkpoints; the last is always written.",
 )
-_DATA_PLACEMENT = flags.DEFINE_string(
+_DATA_PLACEMENT = kinds.define(
+    kinds.Word("data_placement", ("device", "host", "auto")),
     "data_placement",
     "auto",
     "Where the data stays: device, host (cohorts are sent while others train), or auto (host for stored "
@@ -87,27 +98,70 @@ _UNUSED = {
 }
 
 
-def _train() -> None:
-    # Flags are checked before any data is read.
-    (width,) = numbers("batch_size", [_BATCH_SIZE.value], batch_size)
-    make_algorithm = fs.choose("algorithm", _ALGORITHM.value, _ALGORITHMS)
-    workload.server_optimizer()
-    drawn_over = axes.chosen()
-    for name in _UNUSED[_ALGORITHM.value]:
-        if flags.FLAGS[name].present:
-            say(f"--{name} has no meaning for {_ALGORITHM.value}; ignored")
+class Checked(NamedTuple):
+    """What follows from the flags alone.
 
-    learners = None
-    if _ALGORITHM.value == "dynamic_averaging":
+    Attributes:
+      width: `B`, or infinity.
+      learners: dynamic averaging, where that is the algorithm.
+      drawn_over: the axis of pictures, and its link.
+      workdir: where results go.
+    """
+
+    width: float
+    learners: averaging.Averaging | None
+    drawn_over: dict[str, Any]
+    workdir: pathlib.Path
+
+
+def check() -> Checked:
+    """Checks all flags together; no data is read.
+
+    Raises:
+      ValueError: two of them contradict each other, or do not suit this machine.
+    """
+    algorithm, learners = _ALGORITHM.value, None
+    (width,) = kinds.numbers("batch_size", [_BATCH_SIZE.value], kinds.BATCH_SIZE)
+    workload.check(learners=algorithm == "dynamic_averaging")
+    if algorithm in ("sgd", "dynamic_averaging"):
+        if width == math.inf:
+            raise ValueError(f"--batch_size=inf; --algorithm={algorithm} wants a whole number")
+        if _DATA_PLACEMENT.value == "host":
+            raise ValueError(
+                f"--data_placement=host; --algorithm={algorithm} reads the data of all clients in each "
+                "round: wanted device or auto"
+            )
+    if algorithm == "dynamic_averaging":
         learners = averaging.Averaging(
             client_fraction=_CLIENT_FRACTION.value,
             batch_size=width,
             num_rounds=_NUM_ROUNDS.value,
             seed=_SEED.value,
         )
+        if _TARGET_ACCURACY.value is not None and not learners.is_tested:
+            raise ValueError(
+                f"--target_accuracy={_TARGET_ACCURACY.value}; streams that drift have no test set, so "
+                "leave it out"
+            )
+    works = [(_LOCAL_EPOCHS.value, width, _CLIENT_FRACTION.value)] if algorithm == "fed_avg" else []
+    workload.check_training([_CLIENT_LR.value], _NUM_ROUNDS.value, works)
+    if machine.MESH_RUNS.value not in (None, 1):
+        raise ValueError(f"--mesh_runs={machine.MESH_RUNS.value}, and there is one run; leave it out")
+    machine.check(num_learners=learners and workload.known_clients())
+    workdir = _WORKDIR.value or workload.default_workdir(algorithm, _settings())
+    kinds.check_folder("workdir", workdir)
+    return Checked(width, learners, axes.chosen(), pathlib.Path(workdir))
+
+
+def _train() -> None:
+    width, learners, drawn_over, workdir = check()
+    for name in _UNUSED[_ALGORITHM.value]:
+        if flags.FLAGS[name].present:
+            say(f"--{name} has no meaning for {_ALGORITHM.value}; ignored")
+
     clients, test, task = workload.load(_SEED.value, learners and learners.make_streams)
     if learners is None:
-        algorithm = make_algorithm(task, clients, width)
+        algorithm = _ALGORITHMS[_ALGORITHM.value](task, clients, width)
     else:
         algorithm = learners.algorithm(task, clients, _CLIENT_LR.value)
     layout = fs.layout_for(algorithm, clients, machine.LANES.value, **machine.mesh())
@@ -117,7 +171,8 @@ def _train() -> None:
     else:
         evaluate = _evaluations(task, clients, test, layout)
 
-    workdir = pathlib.Path(_WORKDIR.value or workload.default_workdir(_ALGORITHM.value, _settings()))
+    if _ALGORITHM.value in ("fed_avg", "fed_sgd"):
+        say_idle_lanes(fs.cohort_size(clients.num_clients, _CLIENT_FRACTION.value))
     if fs.is_first():
         say(f"{clients.describe()}\nWriting to {workdir}")
     result = fs.simulate(
@@ -175,27 +230,26 @@ def _fed_sgd(task, clients, width) -> fs.Algorithm:
 
 
 def _sgd(task, clients, width) -> fs.Algorithm:
-    if width == math.inf or width < 1 or _LOCAL_EPOCHS.value < 1:
-        raise ValueError("--algorithm=sgd wants a finite --batch_size and --local_epochs, at least 1")
     # A round handles as many examples as a cohort would, so that rounds cost the same.
     cohort = fs.cohort_size(clients.num_clients, _CLIENT_FRACTION.value)
     share = cohort / clients.num_clients * len(clients.examples["y"])
+    steps = math.ceil(_LOCAL_EPOCHS.value * share / width)
+    if steps * width > kinds.LARGEST:
+        raise ValueError(
+            f"--local_epochs={_LOCAL_EPOCHS.value} makes {steps} steps of {width} examples a round; "
+            f"wanted {kinds.LARGEST} examples at most: lower it, or --client_fraction"
+        )
     return fs.sgd(
         task,
         optax.sgd,
         batch_size=width,
-        steps_per_round=math.ceil(_LOCAL_EPOCHS.value * share / width),
+        steps_per_round=steps,
         client_lr=_CLIENT_LR.value,
         lr_decay=workload.LR_DECAY.value,
     )
 
 
-_ALGORITHMS = {
-    "fed_avg": _fed_avg,
-    "fed_sgd": _fed_sgd,
-    "sgd": _sgd,
-    "dynamic_averaging": None,  # made by `averaging`, which checks its flags first
-}
+_ALGORITHMS = {"fed_avg": _fed_avg, "fed_sgd": _fed_sgd, "sgd": _sgd}  # `averaging` makes the other
 
 
 def _settings() -> dict:

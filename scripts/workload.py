@@ -5,15 +5,35 @@ import hashlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import axes
+import catalogue
+import kinds
+import limits
 import machine
 import optax
 from absl import flags
 
 import fedjax_sim as fs
+
+_COMPUTE_DTYPES = {"float32": lambda task: task, "bfloat16": fs.models.bfloat16}
+_SERVER_OPTIMIZERS = {
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "adam": functools.partial(optax.adam, b2=0.99, eps=1e-3),
+    "yogi": functools.partial(optax.yogi, b2=0.99, eps=1e-3),
+}
+_PARTITIONS = {
+    "iid": lambda n, seed: fs.data.iid(num_clients=n, seed=seed),
+    "shards": lambda n, seed: fs.data.shards(
+        num_clients=n, shards_per_client=_SHARDS_PER_CLIENT.value, seed=seed
+    ),
+    "dirichlet": lambda n, seed: fs.data.dirichlet(num_clients=n, alpha=_ALPHA.value, seed=seed),
+    "lognormal": lambda n, seed: fs.data.lognormal(num_clients=n, sigma=_SIGMA.value, seed=seed),
+    "natural": lambda n, seed: fs.data.natural(_PARTITION_KEY.value),
+}
 
 DATASET = flags.DEFINE_string(
     "dataset",
@@ -23,76 +43,70 @@ DATASET = flags.DEFINE_string(
     "--algorithm=dynamic_averaging); or stored (what fedjax_sim.data.synthetic or save_federated wrote "
     "into train and test, subfolders of --data_dir).",
 )
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set's files.")
-MODEL = flags.DEFINE_string(
+_DATA_DIR = kinds.define(kinds.TEXT, "data_dir", None, "Folder of the data set's files.")
+MODEL = kinds.define(
+    kinds.Word("model", catalogue.MODELS),
     "model",
     "2nn",
     "2nn, cnn, dropout_cnn or logistic for images; cifar for larger ones; char_lstm for shakespeare; "
     "word_lstm, or small_word_lstm for quick rounds, for messages and synthetic.",
 )
-_COMPUTE_DTYPE = flags.DEFINE_string(
+_COMPUTE_DTYPE = kinds.define(
+    kinds.Word("compute_dtype", _COMPUTE_DTYPES),
     "compute_dtype",
     "float32",
     "Of the loss and its gradient: float32 or bfloat16. Weights, messages and metrics are float32.",
 )
-PARTITION = flags.DEFINE_string(
+PARTITION = kinds.define(
+    kinds.Word("partition", _PARTITIONS),
     "partition",
     "shards",
     "Who owns which examples: iid; shards (sorted by label, --shards_per_client pieces each); "
     "dirichlet (--alpha); lognormal (IID of unequal sizes, --sigma); natural (--partition_key). Ignored "
     "for synthetic, graphical_model and stored, which come with their clients.",
 )
-_NUM_CLIENTS = flags.DEFINE_integer("num_clients", 100, "N; ignored by --partition=natural.")
-_NUM_EXAMPLES = flags.DEFINE_integer(
-    "num_examples", None, "n of --dataset=synthetic; by default 20 for each client."
+_NUM_CLIENTS = kinds.define(kinds.COUNT, "num_clients", 100, "N; ignored by --partition=natural.")
+_NUM_EXAMPLES = kinds.define(
+    kinds.COUNT, "num_examples", None, "n of --dataset=synthetic; by default 20 for each client."
 )
-_SHARDS_PER_CLIENT = flags.DEFINE_integer("shards_per_client", 2, "Pieces each client receives.")
-_ALPHA = flags.DEFINE_float("alpha", 0.5, "Dirichlet concentration; small means few labels each.")
-_SIGMA = flags.DEFINE_float("sigma", 1.0, "Spread of the lognormal client sizes.")
-_PARTITION_KEY = flags.DEFINE_string(
+_SHARDS_PER_CLIENT = kinds.define(kinds.COUNT, "shards_per_client", 2, "Pieces each client receives.")
+_ALPHA = kinds.define(
+    kinds.POSITIVE, "alpha", 0.5, "Dirichlet concentration; small means few labels each."
+)
+_SIGMA = kinds.define(kinds.NOT_NEGATIVE, "sigma", 1.0, "Spread of the lognormal client sizes.")
+_PARTITION_KEY = kinds.define(
+    kinds.TEXT,
     "partition_key",
     "writer",
     "Column that names the owner: writer of qmnist, role of shakespeare, author of messages.",
 )
-_PARTITION_SEED = flags.DEFINE_integer(
-    "partition_seed", None, "Fixes who owns what; by default the (first) seed of the run."
+_PARTITION_SEED = kinds.define(
+    kinds.SEED, "partition_seed", None, "Fixes who owns what; by default the (first) seed of the run."
 )
-LR_DECAY = flags.DEFINE_float("lr_decay", 1.0, "Multiplies the clients' rate after each round.")
-_SERVER_LR = flags.DEFINE_float(
-    "server_lr", 1.0, "Rate of fed_avg's server; 1 replaces the model by the average."
+LR_DECAY = kinds.define(kinds.RATE, "lr_decay", 1.0, "Multiplies the clients' rate after each round.")
+_SERVER_LR = kinds.define(
+    kinds.RATE, "server_lr", 1.0, "Rate of fed_avg's server; 1 replaces the model by the average."
 )
-_SERVER_OPTIMIZER = flags.DEFINE_string("server_optimizer", "sgd", "sgd, momentum, adam or yogi.")
-WEIGHTING = flags.DEFINE_string("weighting", "examples", "Of clients: examples or uniform.")
-_SHUFFLE = flags.DEFINE_string("shuffle", "each_epoch", "each_epoch, once or never.")
+_SERVER_OPTIMIZER = kinds.define(
+    kinds.Word("server_optimizer", _SERVER_OPTIMIZERS),
+    "server_optimizer",
+    "sgd",
+    "sgd, momentum, adam or yogi.",
+)
+WEIGHTING = kinds.define(
+    kinds.Word("weighting", ("examples", "uniform")),
+    "weighting",
+    "examples",
+    "Of clients: examples or uniform.",
+)
+_SHUFFLE = kinds.define(
+    kinds.Word("shuffle", ("each_epoch", "once", "never")),
+    "shuffle",
+    "each_epoch",
+    "each_epoch, once or never.",
+)
 # Flags that came later count where they say something, so that older workdirs are recognised.
 _NEWER = ("compute_dtype", "matmul_precision")
-
-_MODELS = {
-    "2nn": fs.models.mnist_2nn,
-    "cnn": fs.models.mnist_cnn,
-    "dropout_cnn": fs.models.dropout_cnn,
-    "logistic": fs.models.logistic_regression,
-    "cifar": fs.models.cifar_cnn,
-    "char_lstm": lambda symbols, shape: fs.models.char_lstm(symbols, shape[0]),
-    "word_lstm": lambda symbols, shape: fs.models.word_lstm(symbols, shape[0]),
-    "small_word_lstm": lambda symbols, shape: fs.models.language_model(
-        fs.models.StackedLSTM(symbols, embedding=16, units=32, layers=1), shape[0], padding=0, unknown=1
-    ),
-}
-_COMPUTE_DTYPES = {"float32": lambda task: task, "bfloat16": fs.models.bfloat16}
-# Data sets of symbols, and the models that know what their padding is; all others are images.
-_WORD_MODELS = ("word_lstm", "small_word_lstm")
-_MODELS_OF_SYMBOLS = {
-    "shakespeare": ("char_lstm",),
-    "messages": _WORD_MODELS,
-    "synthetic": _WORD_MODELS,
-}
-_SERVER_OPTIMIZERS = {
-    "sgd": optax.sgd,
-    "momentum": functools.partial(optax.sgd, momentum=0.9),
-    "adam": functools.partial(optax.adam, b2=0.99, eps=1e-3),
-    "yogi": functools.partial(optax.yogi, b2=0.99, eps=1e-3),
-}
 
 
 class Workload(NamedTuple):
@@ -103,40 +117,79 @@ class Workload(NamedTuple):
     task: fs.Task
 
 
+def check(*, learners: bool = False) -> None:
+    """Checks what the flags say of data and model, before any data is read.
+
+    Args:
+      learners: whether learners keep models of their own, who alone can read streams.
+
+    Raises:
+      ValueError: a data set is unknown, or two flags contradict each other.
+    """
+    data = DATASET.value
+    catalogue.check_model(MODEL.value, data)
+    if data == "graphical_model" and not learners:
+        raise ValueError(
+            "--dataset=graphical_model is for scripts/train.py --algorithm=dynamic_averaging only"
+        )
+    if data == "stored" and _DATA_DIR.value is None:
+        raise ValueError("--dataset=stored wants --data_dir, with subfolders train and test")
+    if data == "synthetic":
+        limits.check_population(_NUM_CLIENTS.value, _NUM_EXAMPLES.value)
+    if data not in catalogue.WITH_CLIENTS:
+        catalogue.check_partition(PARTITION.value, _PARTITION_KEY.value, data)
+
+
+def check_training(
+    rates: Sequence[float],
+    num_rounds: int,
+    works: Iterable[tuple[int, float, float]],
+) -> None:
+    """Checks that a run's rates and counts remain in range, before any data is read.
+
+    Args:
+      rates: of the clients, in the first round.
+      num_rounds: that the run may have.
+      works: `(E, B, C)` of each kind of round.
+
+    Raises:
+      ValueError: a rate grows beyond float32, or a round beyond what int32 counts.
+    """
+    limits.check_decay(LR_DECAY.value, rates, num_rounds)
+    # Of other data clients may be empty, or it decides who they are.
+    everybody_has_some = DATASET.value == "synthetic" or (
+        DATASET.value not in catalogue.WITH_CLIENTS and PARTITION.value in ("iid", "shards", "lognormal")
+    )
+    for local_epochs, batch_size, fraction in works:
+        clients = fs.cohort_size(_NUM_CLIENTS.value, fraction) if everybody_has_some else 1
+        limits.check_work(local_epochs, batch_size, clients)
+
+
+def known_clients() -> int | None:
+    """Returns how many clients there will be; None where only the data tells."""
+    natural = DATASET.value not in catalogue.WITH_CLIENTS and PARTITION.value == "natural"
+    return None if DATASET.value == "stored" or natural else _NUM_CLIENTS.value
+
+
 def load(seed: int, make_streams: Callable[[int, int], fs.data.FederatedData] | None = None) -> Workload:
-    """Makes what the flags say; names are checked before any data is read.
+    """Makes what the flags say, once `check` has found nothing wrong.
 
     Args:
       seed: of the partition or of synthetic data, unless --partition_seed gives another.
-      make_streams: from a number of learners and a seed to the data of --dataset=graphical_model; None
-        where there are no learners.
+      make_streams: from a number of learners and a seed to the data of --dataset=graphical_model.
 
     Raises:
-      ValueError: a flag has no such value.
+      ValueError: the data is damaged, or does not suit a flag.
     """
-    model = fs.choose("model", MODEL.value, _MODELS)
-    in_dtype = fs.choose("compute_dtype", _COMPUTE_DTYPE.value, _COMPUTE_DTYPES)
-    fitting = _MODELS_OF_SYMBOLS.get(DATASET.value)
-    if fitting is not None and MODEL.value not in fitting:
-        wanted = " or ".join(fitting)
-        raise ValueError(f"--dataset={DATASET.value} wants --model={wanted}; got {MODEL.value}")
-    meant = [data for data, names in _MODELS_OF_SYMBOLS.items() if MODEL.value in names]
-    if fitting is None and meant and DATASET.value != "stored":
-        raise ValueError(
-            f"--model={MODEL.value} reads symbols, not the images of {DATASET.value}; wanted "
-            f"--dataset={' or '.join(meant)}"
-        )
     seed = seed if _PARTITION_SEED.value is None else _PARTITION_SEED.value
     if DATASET.value == "graphical_model":
-        if make_streams is None:
-            raise ValueError(
-                "--dataset=graphical_model is for scripts/train.py --algorithm=dynamic_averaging only"
-            )
         clients, test = make_streams(_NUM_CLIENTS.value, seed), None
     else:
         clients, test = _load_clients(seed)
-    task = model(clients.num_classes, clients.examples["x"].shape[1:])
-    return Workload(clients, test, in_dtype(task))
+    if DATASET.value == "stored":
+        catalogue.check_stored(MODEL.value, clients.examples)
+    task = catalogue.MODELS[MODEL.value].make(clients.num_classes, clients.examples["x"].shape[1:])
+    return Workload(clients, test, _COMPUTE_DTYPES[_COMPUTE_DTYPE.value](task))
 
 
 def _load_clients(seed: int) -> tuple[fs.data.FederatedData, fs.data.Dataset | fs.data.FederatedData]:
@@ -145,11 +198,9 @@ def _load_clients(seed: int) -> tuple[fs.data.FederatedData, fs.data.Dataset | f
             num_clients=_NUM_CLIENTS.value, num_examples=_NUM_EXAMPLES.value, seed=seed
         )
     if DATASET.value == "stored":
-        if _DATA_DIR.value is None:
-            raise ValueError("--dataset=stored wants --data_dir, with subfolders train and test")
         folder = pathlib.Path(_DATA_DIR.value)
         return fs.data.open_federated(folder / "train"), fs.data.open_federated(folder / "test")
-    partition = _partition(seed)
+    partition = _PARTITIONS[PARTITION.value](_NUM_CLIENTS.value, seed)
     train, test = fs.data.load(DATASET.value, data_dir=_DATA_DIR.value)
     return fs.data.federate(train, partition), test
 
@@ -171,8 +222,8 @@ def fed_avg(task: fs.Task, local_epochs: int, batch_size: float, client_lr: floa
 
 
 def server_optimizer():
-    """The optimizer that --server_optimizer names."""
-    return fs.choose("server_optimizer", _SERVER_OPTIMIZER.value, _SERVER_OPTIMIZERS)
+    """Returns the optimizer that --server_optimizer names."""
+    return _SERVER_OPTIMIZERS[_SERVER_OPTIMIZER.value]
 
 
 def title(algorithm: str) -> str:
@@ -201,19 +252,4 @@ def settings(left_out: tuple[str, ...]) -> dict:
 
 
 def _division() -> str:
-    own = ("synthetic", "graphical_model", "stored")
-    return "natural" if DATASET.value in own else PARTITION.value
-
-
-def _partition(seed: int) -> fs.data.Partition:
-    num_clients = _NUM_CLIENTS.value
-    factories = {
-        "iid": lambda: fs.data.iid(num_clients=num_clients, seed=seed),
-        "shards": lambda: fs.data.shards(
-            num_clients=num_clients, shards_per_client=_SHARDS_PER_CLIENT.value, seed=seed
-        ),
-        "dirichlet": lambda: fs.data.dirichlet(num_clients=num_clients, alpha=_ALPHA.value, seed=seed),
-        "lognormal": lambda: fs.data.lognormal(num_clients=num_clients, sigma=_SIGMA.value, seed=seed),
-        "natural": lambda: fs.data.natural(_PARTITION_KEY.value),
-    }
-    return fs.choose("partition", PARTITION.value, factories)()
+    return "natural" if DATASET.value in catalogue.WITH_CLIENTS else PARTITION.value

@@ -5,25 +5,33 @@ import math
 from collections.abc import Sequence
 
 _PER_DECADE = (3, 6)  # the paper's resolutions, 10^(1/3) and 10^(1/6)
+_MOST_PER_DECADE = 100  # of finer grids neighbours would be equal to three digits
+_MOST_RATES = 1000
 
 
 def rate_grid(low: float, high: float, per_decade: int) -> list[float]:
-    """The rates `10 ** (k / per_decade)`, k whole, from `low` to `high`, to three digits.
+    """Returns the rates `10 ** (k / per_decade)`, k whole, from `low` to `high`, to three digits.
 
     Raises:
       ValueError: a bound is not a positive number, they are out of order, `per_decade` is not a whole
-        number of at least 1, or no rate lies between them.
+        number from 1 to 100, no rate lies between them, or more than 1,000 do.
     """
     if not (math.isfinite(low) and math.isfinite(high) and 0 < low <= high):
         raise ValueError(f"the grid goes from {low} to {high}; wanted 0 < first <= last, both finite")
-    if per_decade != int(per_decade) or per_decade < 1:
+    if not 1 <= per_decade <= _MOST_PER_DECADE or per_decade != int(per_decade):
         raise ValueError(
-            f"the grid has {per_decade} rates per decade; wanted a whole number, at least 1"
+            f"the grid has {per_decade} rates per decade; wanted a whole number from 1 to "
+            f"{_MOST_PER_DECADE}, since rates have three digits"
         )
     first = math.ceil(per_decade * math.log10(low) - _ROUNDING)
     last = math.floor(per_decade * math.log10(high) + _ROUNDING)
     if first > last:
         raise ValueError(f"no rate 10^(k/{per_decade}) lies from {low:g} to {high:g}; widen the grid")
+    if last - first >= _MOST_RATES:
+        raise ValueError(
+            f"the grid from {low:g} to {high:g} has {last - first + 1:,} rates; wanted at most "
+            f"{_MOST_RATES:,}: narrow it, or take fewer per decade"
+        )
     return [_rate(k, per_decade) for k in range(first, last + 1)]
 
 
