@@ -39,8 +39,8 @@ def check_decay(decay: float, rates: Sequence[float], num_rounds: int) -> None:
     if decay > 1 and (num_rounds - 1) * math.log(decay) > room:
         first = math.floor(room / math.log(decay)) + 2
         raise ValueError(
-            f"--lr_decay={decay:g} makes the clients' rate exceed {LARGEST_FLOAT32:.3g}, the largest float32, "
-            f"in round {first} of {num_rounds}; wanted 1, which keeps the rate, or less, which lowers it"
+            f"--lr_decay={decay:g} makes the clients' rate exceed {LARGEST_FLOAT32:.3g}, the largest "
+            f"float32, in round {first} of {num_rounds}; wanted 1, which keeps the rate, or less"
         )
 
 

@@ -201,7 +201,10 @@ def _cells(own_runs: bool) -> list[fs.experiment.PublishedCell]:
         cells = fs.experiment.figure_cells(_FIGURE.value, _MODEL.value)
     else:
         return []
-    cells = fs.experiment.choose_rows(cells, _ROWS.value)
+    try:
+        cells = fs.experiment.choose_rows(cells, _ROWS.value)
+    except ValueError as error:
+        raise ValueError(f"--rows={','.join(_ROWS.value)}: {error}") from None
     if not own_runs:
         cells = fs.experiment.choose_target(cells, _TARGET.value)
     chosen = [cell for cell in cells if _PARTITION.value in (cell.partition, "both")]

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 from script_runs import rows_of, train
 
 LEARNERS = ("--algorithm=dynamic_averaging", "--model=logistic", "--num_rounds=4", "--sync_period=3")
@@ -30,17 +29,9 @@ def test_learners_on_streams_of_a_graphical_model(tmp_path):
     assert rows_of(tmp_path / "w")[-1]["examples"] == 4 * 3 * 10 * 6
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--stream=once",), "ends after step 4"),
-        (("--drift_at=3", "--drift_probability=0.1"), "exclude each other"),
-        (("--drift_at=3",), "are of --drift=labels or --dataset=graphical_model"),
-    ],
-)
-def test_flags_of_learners_are_checked_before_training(tmp_path, flags, message):
-    refused = train(*LEARNERS, *flags, cwd=tmp_path, check=False)
+def test_a_stream_that_is_too_short_is_refused_before_training(tmp_path):
+    refused = train(*LEARNERS, "--stream=once", cwd=tmp_path, check=False)
     assert refused.returncode == 1
-    assert message in refused.stderr
+    assert "ends after step 4" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "runs").exists()

@@ -1,7 +1,6 @@
 """scripts/reproduce.py, run as a user runs it: its errors, small data, a cell of MNIST where present."""
 
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -10,8 +9,9 @@ import numpy as np
 import pytest
 import shakespeare_corpus
 from data_files import data_root, needs
+from script_runs import SCRIPTS, loaded, refusal
 
-SCRIPT = pathlib.Path(__file__).parent.parent / "scripts" / "reproduce.py"
+SCRIPT = SCRIPTS / "reproduce.py"
 CELL = "2nn-iid-C0.1-E1-B10"
 FLAGS = ("--table=4", "--partition=iid", "--rows=E=1/B=10", "--rounds_limit=3")
 
@@ -29,41 +29,69 @@ def finish(process):
     return out, err
 
 
+@pytest.fixture(scope="module")
+def script():
+    """scripts/reproduce.py as a module."""
+    with loaded("reproduce") as module:
+        yield module
+
+
 REFUSED = {
-    "--table=5": "unknown table '5'. Known: 1, 2, 3, 4.",
-    "--figure=11": "unknown figure '11'; did you mean '1'? Known: 1, 10, 2, 3, 4, 5, 6, 7, 8, 9.",
+    "": "wanted one of --table, --figure and --report",
+    "--table=1 --figure=2": "wanted one of --table, --figure and --report",
+    "--table=5": "--table=5: wanted a whole number from 1 to 4",
+    "--table=two": "--table=two: wanted a whole number from 1 to 4",
+    "--figure=11": "--figure=11: wanted a whole number from 1 to 10",
     "--table=2 --model=2nn": "unknown model of table 2 '2nn'; did you mean 'cnn'? Known: cnn, lstm.",
     "--table=3 --partition=noniid": "--partition=noniid; what is asked for has iid",
     "--figure=4 --target=0.5": "--target=0.5; figure 4 has no runs that end at one",
-    "--table=2 --time_budget_s=0": "--time_budget_s=0.0; wanted seconds above 0",
-    "--table=4 --rounds_limit=0": "--rounds_limit=0; wanted a whole number, at least 1",
-    "--table=4 --client_lrs=0.1,-1": "--client_lrs=0.1,-1; wanted finite numbers above 0",
+    "--table=2 --target=nan": "--target=nan: wanted a number above 0, at most 1",
+    "--table=2 --time_budget_s=0": "--time_budget_s=0: wanted seconds above 0",
+    "--table=2 --time_budget_s=nan": "--time_budget_s=nan: wanted seconds above 0",
+    "--figure=1 --time_budget_s=9": "--time_budget_s is given; figure 1 is made in one go",
+    "--table=4 --rounds_limit=0": "--rounds_limit=0: wanted a whole number from 1 to 2147483647",
+    "--figure=9 --rounds_limit=2147483647": "makes 1073741823500 rounds of one row; wanted 2147483647",
+    "--table=4 --most_rates=0": "--most_rates=0: wanted a whole number from 1",
+    "--table=4 --client_lrs=0.1,-1": "--client_lrs holds '-1'; wanted a number from 1.18e-38 to 3.4e+38",
+    "--table=4 --client_lrs=0": "--client_lrs holds '0'; wanted a number",
+    "--table=4 --client_lrs=1e39": "--client_lrs holds '1e39'; wanted a number",
     "--figure=6 --client_lrs=0.1,0.2": "--client_lrs=0.1,0.2; figures 6 and 8 want one rate",
+    "--table=4 --seeds=4294967296": "--seeds holds '4294967296'; wanted a whole number from 0 to",
+    "--table=4 --seeds=-1": "--seeds holds '-1'; wanted a whole number",
+    "--table=4 --seeds=1,1": "--seeds holds 1 twice",
+    "--table=4 --rows=": "--rows is empty",
     "--table=4 --rows=E=7": "unknown row 'E=7'. Known: E=1/B=10, E=1/B=50, E=1/B=inf, E=10/B=10,",
-    "--table=4 --partition=iid": "data_dir is None; give the folder that holds train-images-idx3",
-    "": "wanted one of --table, --figure and --report",
+    "--table=4 --data_dir=": "--data_dir=: wanted a name",
+    "--table=4 --workdir=": "--workdir=: wanted a name",
+    "--report --workdir=/dev/null": "--workdir=/dev/null: /dev/null is not a folder",
+    "--table=4 --mesh_runs=3": "mesh_runs is 3, which does not divide the 2 devices",
 }
 
 
-@pytest.fixture(scope="module")
-def refusals(tmp_path_factory):
-    """What came of the flags to be refused, all tried at once, by the flags."""
-    folders = {flags: tmp_path_factory.mktemp("refused") for flags in REFUSED}
-    processes = {flags: start(*flags.split(), cwd=folder) for flags, folder in folders.items()}
-    return {
-        flags: (*process.communicate(timeout=300), process.returncode, folders[flags])
-        for flags, process in processes.items()
-    }
-
-
 @pytest.mark.parametrize("flags", REFUSED, ids=lambda flags: flags or "nothing")
-def test_what_is_not_in_the_paper_is_refused_with_what_is(refusals, flags):
-    out, err, code, cwd = refusals[flags]
-    assert code == 1
-    assert REFUSED[flags] in err
+def test_what_is_not_in_the_paper_is_refused_with_what_is(script, flags):
+    assert REFUSED[flags] in refusal(script, *flags.split())
+
+
+def test_the_workdir_of_another_script_is_refused(script, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert "belongs to a run of another script" in refusal(script, "--report", f"--workdir={tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--table=4 --seeds=-1", "reproduce.py: --seeds holds '-1'"),
+        ("--table=4 --partition=iid", "data_dir is None; give the folder that holds train-images-idx3"),
+    ],
+)
+def test_bad_flags_end_with_a_cure_and_nothing_written(tmp_path, flags, message):
+    process = start(*flags.split(), cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, out) == (1, "")
+    assert message in err
     assert "Traceback" not in err
-    assert out == ""
-    assert not list(cwd.rglob("*.json"))
+    assert not list(tmp_path.rglob("*.json"))
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,16 @@
 """scripts/sweep.py, run as a user runs it, killed and repeated."""
 
 import csv
-import importlib
 import json
 import math
-import pathlib
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from script_runs import SCRIPTS, loaded, refusal
 
-SCRIPTS = pathlib.Path(__file__).parent.parent / "scripts"
 SETTINGS = ("--model=logistic", "--num_rounds=6", "--client_lrs=0.05,0.1,1e38", "--seeds=0,1")
 FLAGS = (*SETTINGS, "--local_epochs=1,2", "--batch_sizes=10", "--target_accuracy=0.58", "--workdir=w")
 TRAIN = ("--model=logistic", "--num_rounds=6", "--client_lr=0.1", "--seed=1", "--partition_seed=0")
@@ -177,73 +175,99 @@ def test_a_run_of_a_sweep_is_the_run_of_train(finished):
     assert [row["train_loss"] for row in rows[1:]] == pytest.approx(run["train_loss"][1:], rel=6e-3)
 
 
-REFUSED = (
-    (("--client_lrs=",), "--client_lrs is empty; wanted numbers"),
-    (("--client_lrs=0.1,abc",), "--client_lrs holds 'abc'; wanted a number"),
-    (("--target_accuracy=1.5",), "the target accuracy is 1.5"),
-    (("--lr_grid=1:0.1:3",), "the grid goes from 1.0 to 0.1"),
-    (("--lr_grid=0.1:1:3", "--client_lrs=0.1"), "--client_lrs and --lr_grid exclude each other"),
-    (("--batch_sizes=10,0",), "batch_size is 0"),
-    (("--local_epochs=0",), "local_epochs is 0"),
-    (("--plot_axis=byte",), "--plot_axis=byte: value should be one of <rounds|bytes|seconds>"),
-    (("--down_mbps=0",), "down_mbps is 0.0; wanted megabits per second, above 0"),
-    (("--workdir=w", "--num_rounds=7"), "num_rounds: 6 there, 7 now"),
-)
+@pytest.fixture(scope="module")
+def refused(finished):
+    """Another number of rounds in the same workdir: outcome, standard output and error."""
+    workdir, _, _ = finished
+    return finish(start("sweep.py", *FLAGS, "--num_rounds=7", cwd=workdir.parent))
 
 
 @pytest.fixture(scope="module")
-def refusals(finished):
-    """What came of the flags to be refused, all tried at once: outcome, and the workdir's path."""
-    workdir, _, _ = finished
-    processes = [
-        start("sweep.py", f"--workdir=bad{i}", *flags, cwd=workdir.parent)
-        for i, (flags, _) in enumerate(REFUSED)
-    ]
-    return [(*finish(process), workdir.parent / f"bad{i}") for i, process in enumerate(processes)]
+def script():
+    """scripts/sweep.py as a module."""
+    with loaded("sweep") as module:
+        yield module
 
 
-@pytest.mark.parametrize("number", range(len(REFUSED)), ids=[" ".join(flags) for flags, _ in REFUSED])
-def test_bad_flags_are_refused_with_a_cure_and_nothing_written(refusals, number):
-    code, out, err, workdir = refusals[number]
-    assert code == 1
-    assert REFUSED[number][1] in err
-    assert "Traceback" not in err
-    assert out == ""
-    assert not workdir.exists()
+REFUSED = {
+    "--client_lrs=": "--client_lrs is empty; wanted numbers",
+    "--client_lrs=0.1,abc": "--client_lrs holds 'abc'; wanted 0, or a number",
+    "--client_lrs=0.1,1e39": "--client_lrs holds '1e39'; wanted 0, or a number from 1.18e-38 to 3.4e+38",
+    "--client_lrs=0.1,0.10": "--client_lrs holds 0.10 twice; wanted each once",
+    "--lr_grid=1:0.1:3": "--lr_grid=1:0.1:3: the grid goes from 1.0 to 0.1",
+    "--lr_grid=1e-300:1:100000": "--lr_grid holds '1e-300'; wanted a number",
+    "--lr_grid=1e-30:1:100": "has 3,001 rates; wanted at most 1,000",
+    "--lr_grid=0.1:1:100000": "100000 rates per decade; wanted a whole number from 1 to 100",
+    "--lr_grid=0.1:1:3.5": "--lr_grid holds '3.5'; wanted a whole number",
+    "--lr_grid=0.1:1": "--lr_grid=0.1:1; wanted first:last:per_decade",
+    "--lr_grid=": "--lr_grid=: wanted a name",
+    "--lr_grid=0.1:1:3 --client_lrs=0.1": "--client_lrs and --lr_grid exclude each other",
+    "--lr_grid=1e30:1e38:3 --lr_decay=1.5": "--lr_decay=1.5 makes the clients' rate exceed",
+    "--most_rates=0": "--most_rates=0: wanted a whole number from 1",
+    "--seeds=0,4294967296": "--seeds holds '4294967296'; wanted a whole number from 0 to 4294967295",
+    "--seeds=0,1,0": "--seeds holds 0 twice",
+    "--batch_sizes=10,0": "--batch_sizes holds '0'; wanted a whole number from 1 to 2147483647, or inf",
+    "--batch_sizes=10,2147483647": "batch_size=2147483647 make at least 21474836470 examples a round",
+    "--local_epochs=0": "--local_epochs holds '0'; wanted a whole number",
+    "--client_fractions=0,1.5": "--client_fractions holds '1.5'; wanted a number from 0 to 1",
+    "--client_fractions=0.1,0.1000000001": "name the cell C0.1-E1-B10 twice",
+    "--target_accuracy=1.5": "--target_accuracy=1.5: wanted a number above 0, at most 1",
+    "--num_rounds=0": "--num_rounds=0: wanted a whole number from 1 to 2147483647",
+    "--plot_axis=byte": "--plot_axis=byte: value should be one of <rounds|bytes|seconds>",
+    "--down_mbps=0": "--down_mbps=0: wanted a number from 1e-06 to 1e+12",
+    "--workdir=/dev/null": "--workdir=/dev/null: /dev/null is not a folder",
+    "--mesh_runs=2 --mesh_clients=2": "leave out mesh_runs or mesh_clients",
+    "--dataset=graphical_model --model=logistic": "--algorithm=dynamic_averaging only",
+}
 
 
-def test_another_sweep_leaves_the_workdir_as_it_was(finished, refusals):
+@pytest.mark.parametrize("flags", REFUSED)
+def test_bad_flags_are_refused_before_any_data_is_read(script, flags):
+    assert REFUSED[flags] in refusal(script, *flags.split())
+
+
+def test_a_grid_that_is_refused_takes_no_time(script):
+    before = time.process_time()
+    refusal(script, "--lr_grid=1e-30:1:2147483647")
+    assert time.process_time() - before < 1
+
+
+def test_another_sweep_leaves_the_workdir_as_it_was(finished, refused):
     workdir, out, _ = finished
+    code, printed, err = refused
+    assert (code, printed) == (1, "")
+    assert "num_rounds: 6 there, 7 now" in err
+    assert "Traceback" not in err
     assert json.loads((workdir / "config.json").read_text())["num_rounds"] == 6
     assert (workdir / "table.md").read_text() == out
 
 
 @pytest.fixture
-def common(monkeypatch):
-    """What the scripts share."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return importlib.import_module("common")
+def kinds(script):
+    """What the scripts read flags with."""
+    return sys.modules["kinds"]
 
 
-def test_lists_of_numbers_are_read(common):
-    assert common.numbers("x", ["1", " 5 "], int) == [1, 5]
-    assert common.numbers("x", ["1e-3", ".5", ""], float) == [0.001, 0.5]
-    assert common.numbers("x", ["10", "inf"], common.batch_size) == [10, math.inf]
-    assert all(isinstance(n, int) for n in common.numbers("x", ["10", "600"], common.batch_size))
+def test_lists_of_numbers_are_read(kinds):
+    assert kinds.numbers("x", ["1", " 5 "], kinds.COUNT) == [1, 5]
+    assert kinds.numbers("x", ["1e-3", ".5", "0", ""], kinds.RATE) == [0.001, 0.5, 0]
+    assert kinds.numbers("x", ["10", "inf"], kinds.BATCH_SIZE) == [10, math.inf]
+    assert all(isinstance(n, int) for n in kinds.numbers("x", ["10", "600"], kinds.BATCH_SIZE))
 
 
 @pytest.mark.parametrize(
     ("entries", "kind", "message"),
     [
-        ([], "float", "--x is empty; wanted numbers with commas between them"),
-        ([" ", ""], "int", "--x is empty"),
-        (["1", "5.5"], "int", "--x holds '5.5'; wanted a whole number"),
-        (["ten"], "float", "--x holds 'ten'; wanted a number"),
-        (["10", "ten"], "batch_size", "--x holds 'ten'; wanted a whole number or inf"),
-        (["2.5"], "batch_size", "--x holds '2.5'; wanted a whole number or inf"),
+        ([], "RATE", "--x is empty; wanted numbers with commas between them"),
+        ([" ", ""], "COUNT", "--x is empty"),
+        (["1", "5.5"], "COUNT", "--x holds '5.5'; wanted a whole number"),
+        (["ten"], "SHARE", "--x holds 'ten'; wanted a number from 0 to 1"),
+        (["10", "ten"], "BATCH_SIZE", "--x holds 'ten'; wanted a whole number .* or inf"),
+        (["2.5"], "BATCH_SIZE", "--x holds '2.5'; wanted a whole number"),
+        (["9" * 5000], "SEED", "; wanted a whole number from 0 to 4294967295"),
+        (["5", "5.0"], "LIMIT", "--x holds 5.0 twice"),
     ],
 )
-def test_what_is_no_number_is_refused(common, entries, kind, message):
-    kinds = {"int": int, "float": float, "batch_size": common.batch_size}
+def test_what_is_no_number_is_refused(kinds, entries, kind, message):
     with pytest.raises(ValueError, match=message):
-        common.numbers("x", entries, kinds[kind])
+        kinds.numbers("x", entries, getattr(kinds, kind))

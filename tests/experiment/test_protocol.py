@@ -48,6 +48,10 @@ def test_grids_and_neighbours_are_the_papers_rates_to_three_digits(per_decade, g
         (0.11, 0.2, 3, "no rate"),
         (0.1, 1, 0, "0 rates per decade; wanted a whole number"),
         (0.1, 1, 2.5, "2.5 rates per decade"),
+        (0.1, 1, math.inf, "inf rates per decade; wanted a whole number from 1 to 100"),
+        (0.1, 1, math.nan, "nan rates per decade"),
+        (1e-300, 1, 100_000, "100000 rates per decade"),
+        (1e-300, 1, 100, "from 1e-300 to 1 has 30,001 rates; wanted at most 1,000"),
     ],
 )
 def test_grids_without_sense_are_refused(low, high, per_decade, message):
