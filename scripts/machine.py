@@ -1,4 +1,4 @@
-"""Flags of where a script runs: devices, processes, and how devices multiply."""
+"""Flags of where a script runs: devices, processes, memory, and how devices multiply."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ import time
 
 import jax
 from absl import flags
-from kinds import COUNT, LARGEST, Kind, define, whole
+from kinds import COUNT, LARGEST, Kind, define, number, whole
 
 import fedjax_sim as fs
 
@@ -51,10 +51,26 @@ _MATMUL_PRECISION = flags.DEFINE_enum(
     "tensorfloat32.",
 )
 
+_MAX_UNPACKED_GB = define(
+    number(1e-9, 1e9),
+    "max_unpacked_gb",
+    None,
+    "A file of --data_dir that unpacks to more GB (10^9 bytes) is refused, since reading takes several "
+    "times as much memory. Errors call it max_unpacked_bytes. By default about 1.",
+)
+
 _LAST_WORDS = 2.0  # seconds
 
 # They change no result, beyond the order of a float sum.
-NAMES = ("lanes", "mesh_runs", "mesh_clients", "coordinator", "num_processes", "process_id")
+NAMES = (
+    "lanes",
+    "mesh_runs",
+    "mesh_clients",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "max_unpacked_gb",
+)
 
 
 def start() -> None:
@@ -95,6 +111,13 @@ def layout(algorithm: fs.Algorithm, clients: fs.data.FederatedData, num_runs: in
 def mesh() -> dict[str, int | None]:
     """What the flags say of the mesh, as `layout_for` takes it."""
     return {"mesh_runs": MESH_RUNS.value, "mesh_clients": MESH_CLIENTS.value}
+
+
+def unpacking() -> dict[str, int]:
+    """Returns what the flags say of how much a file may unpack to, as `fs.data.load` takes it."""
+    if _MAX_UNPACKED_GB.value is None:
+        return {}
+    return {"max_unpacked_bytes": round(_MAX_UNPACKED_GB.value * 1e9)}
 
 
 def leave(message: str) -> None:

@@ -274,7 +274,7 @@ def _run(named, records, seeds, asked) -> None:
     if not missing:
         return
     going = budget.Budget()
-    train, test, task = fs.experiment.paper_data(named[missing[0]].model, _DATA_DIR.value)
+    train, test, task = _paper_data(named[missing[0]].model)
     for number, name in enumerate(going.while_there_is_time(missing), 1):
         cell = named[name]
         say(f"{name}, cell {number} of {len(missing)}; the paper's rounds: {cell.rounds}")
@@ -309,7 +309,7 @@ def _run_figure(named, records, seeds, asked) -> None:
     if not missing:
         return
     going = budget.Budget()
-    train, test, task = fs.experiment.paper_data(named[missing[0]].model, _DATA_DIR.value)
+    train, test, task = _paper_data(named[missing[0]].model)
     for name in going.while_there_is_time(missing):
         say(name)
         cell = named[name]
@@ -331,9 +331,13 @@ def _run_figure(named, records, seeds, asked) -> None:
         _save(records, name, record, test)
 
 
+def _paper_data(model: str) -> tuple[fs.data.Dataset, fs.data.Dataset, fs.Task]:
+    return fs.experiment.paper_data(model, _DATA_DIR.value, **machine.unpacking())
+
+
 def _average_two_models(records) -> None:
     if _missing({fs.experiment.FIGURE_1_RECORD: {}}, records):
-        train, _, task = fs.experiment.paper_data("2nn", _DATA_DIR.value)
+        train, _, task = _paper_data("2nn")
         records.save(fs.experiment.FIGURE_1_RECORD, fs.experiment.average_two_models(task, train))
 
 

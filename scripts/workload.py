@@ -201,7 +201,7 @@ def _load_clients(seed: int) -> tuple[fs.data.FederatedData, fs.data.Dataset | f
         folder = pathlib.Path(_DATA_DIR.value)
         return fs.data.open_federated(folder / "train"), fs.data.open_federated(folder / "test")
     partition = _PARTITIONS[PARTITION.value](_NUM_CLIENTS.value, seed)
-    train, test = fs.data.load(DATASET.value, data_dir=_DATA_DIR.value)
+    train, test = fs.data.load(DATASET.value, data_dir=_DATA_DIR.value, **machine.unpacking())
     return fs.data.federate(train, partition), test
 
 

@@ -1,5 +1,6 @@
 """scripts/reproduce.py, run as a user runs it: its errors, small data, a cell of MNIST where present."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import shakespeare_corpus
 from data_files import data_root, needs
-from script_runs import SCRIPTS, loaded, refusal
+from script_runs import SCRIPTS, check, loaded, refusal
 
 SCRIPT = SCRIPTS / "reproduce.py"
 CELL = "2nn-iid-C0.1-E1-B10"
@@ -76,6 +77,14 @@ def test_what_is_not_in_the_paper_is_refused_with_what_is(script, flags):
 def test_the_workdir_of_another_script_is_refused(script, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert "belongs to a run of another script" in refusal(script, "--report", f"--workdir={tmp_path}")
+
+
+def test_how_much_a_file_may_unpack_to_reaches_the_loader(script, tmp_path):
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(10_000)))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(b"")
+    check(script, "--table=1", f"--data_dir={tmp_path}", "--max_unpacked_gb=1e-6")
+    with pytest.raises(ValueError, match="wanted at most max_unpacked_bytes, 1,000"):
+        script._paper_data("2nn")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The scripts, run as a user runs them: another process, flags, files."""
 
+import gzip
 import importlib
 import json
 import os
@@ -199,6 +200,8 @@ REFUSED = {
     "--workdir=/dev/null": "--workdir=/dev/null: /dev/null is not a folder",
     "--workdir=/dev/null/w": "--workdir=/dev/null/w: /dev/null is not a folder",
     f"--workdir={'w' * 300}": "File name too long; wanted a folder to write to",
+    "--max_unpacked_gb=0": "--max_unpacked_gb=0: wanted a number from 1e-09 to 1e+09",
+    "--max_unpacked_gb=nan": "--max_unpacked_gb=nan: wanted a number",
     "--data_dir=": "--data_dir=: wanted a name",
     "--target_accuracy=97": "--target_accuracy=97: wanted a number above 0, at most 1",
     "--target_accuracy=nan": "--target_accuracy=nan: wanted a number above 0",
@@ -288,6 +291,15 @@ def test_the_scripts_know_the_data_sets_of_the_library(script):
     own = {"synthetic", "graphical_model", "stored"}
     told = refusal(script, "--dataset=?").partition("Known: ")[2].rstrip(".").split(", ")
     assert {*told} == {*known} | own
+
+
+def test_how_much_a_file_may_unpack_to_reaches_the_loader(script, monkeypatch, tmp_path):
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(10_000)))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(b"")
+    check(script, "--dataset=mnist", f"--data_dir={tmp_path}", "--max_unpacked_gb=1e-6")
+    monkeypatch.setattr(fs.data, "load", importlib.import_module("fedjax_sim.data.sources").load)
+    with pytest.raises(ValueError, match="wanted at most max_unpacked_bytes, 1,000"):
+        script.workload.load(0)
 
 
 def test_too_little_memory_ends_in_one_message(script, monkeypatch):

@@ -33,19 +33,22 @@ _ATTEMPTS = 3
 _SECONDS = "seconds.json"  # that the earlier parts of a cell took
 
 
-def paper_data(model: str, data_dir: str | os.PathLike | None = None) -> tuple[Dataset, Dataset, Task]:
-    """Training rows, the test rows that models are judged on, and the task.
+def paper_data(
+    model: str, data_dir: str | os.PathLike | None = None, **settings: Any
+) -> tuple[Dataset, Dataset, Task]:
+    """Returns training rows, the test rows that models are judged on, and the task.
 
     Args:
       model: a name in `WORKLOADS`.
       data_dir: see `data.load`.
+      **settings: for `data.load`.
 
     Raises:
       ValueError: a file is damaged, or see `data.load`.
       FileNotFoundError: a file is not there.
     """
     workload = WORKLOADS[model]
-    train, test = load(workload.dataset, data_dir=data_dir)
+    train, test = load(workload.dataset, data_dir=data_dir, **settings)
     if workload.test_rows is not None and len(test) > workload.test_rows:
         rows = np.sort(np.random.default_rng(0).permutation(len(test))[: workload.test_rows])
         examples = {name: column[rows] for name, column in test.examples.items()}
