@@ -67,7 +67,7 @@ def averaging(protocol, **settings):
     )
 
 
-DYNAMIC = fs.protocols.dynamic(delta=0.05, period=3)
+DYNAMIC = fs.protocols.dynamic(delta=1.5, period=3)  # some learners meet, others do not
 ALGORITHMS = {
     "fed_avg": fed_avg,
     "fed_avg, once": lambda: fed_avg(shuffle="once", weighting="uniform"),
