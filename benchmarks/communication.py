@@ -133,6 +133,7 @@ def measure(name):
             protocol,
             num_learners=clients.num_clients,
             batch_size=_BATCH_SIZE.value,
+            client_lr=rates[0],
             stream=stream,
         )
         # Fifty rows a run under drift, to see what follows each; elsewhere ten.

@@ -111,7 +111,7 @@ def compile_round(model, lanes, batch_size):
     n, size = lanes * 6 * batch_size, 6 * batch_size
     examples = {name: np.zeros((n, *shape), dtype) for name, (shape, dtype) in columns.items()}
     data = fs.data.FederatedData(examples, np.arange(0, n + 1, size, dtype=np.int32))
-    algorithm = fs.fed_avg(make_task(), local_epochs=1, batch_size=batch_size)
+    algorithm = fs.fed_avg(make_task(), client_lr=1.0, local_epochs=1, batch_size=batch_size)
     rates = {name: jnp.float32(rate) for name, rate in algorithm.hparams.items()}
     state = algorithm.init(jax.random.key(0), rates)
     cohort = fs.Cohort(jnp.arange(lanes, dtype=jnp.int32), fs.Layout(lanes=lanes))

@@ -71,7 +71,7 @@ def measure(model, data):
     """Yields a row for each number of rates and of seeds."""
     task = MODELS[model](10, (28, 28, 1))
     batch_size = math.inf if _BATCH_SIZE.value == "inf" else int(_BATCH_SIZE.value)
-    algorithm = fs.fed_avg(task, local_epochs=1, batch_size=batch_size)
+    algorithm = fs.fed_avg(task, client_lr=1.0, local_epochs=1, batch_size=batch_size)
     flops = fs.experiment.training_flops(task, data.examples)
     common = {"client_fraction": 0.1, "eval_every": min(10, _ROUNDS.value)}
     stacked = {"default": None, "true": True, "false": False}[_STACKED.value]

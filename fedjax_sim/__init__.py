@@ -47,8 +47,9 @@ from fedjax_sim.simulation import (
     simulate,
     sweep,
 )
+from fedjax_sim.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Algorithm",

@@ -19,6 +19,9 @@ Batch = Mapping[str, jax.Array]  # column name -> `[B, ...]`
 Ratio = tuple[jax.Array, jax.Array]  # a numerator and a denominator for each example, `[B]` each
 
 RUNS, CLIENTS = "runs", "clients"  # the axes of a mesh of devices
+# The id of nobody: beyond every client, so that `table.at[ids].set(rows)` drops what is written there,
+# where -1 would overwrite the last client's row.
+ABSENT = 2**31 - 1
 
 
 class Task(NamedTuple):
@@ -65,7 +68,7 @@ class ClientOutput(NamedTuple):
     """What one client sends.
 
     Attributes:
-      update: any pytree; the engine returns the sum of `weight * update` over the cohort.
+      update: a pytree of floats; the engine returns the sum of `weight * update` over the cohort.
       weight: `[]` float32; zero for a client without data.
       metrics: a dict of scalars, summed over the cohort without weights.
     """
@@ -128,7 +131,7 @@ class Cohort:
       places: `[K]` int32, where the data at hand holds these clients if it holds no others; None where
         it is the whole federation, so that they are the ids.
       size: `K`, static, where each device holds clients of its own and nobody else's data: `ids` and
-        `places` are then `[D * K]`, a part for each device with ids of -1 where it has fewer, and the
+        `places` are then `[D * K]`, a part for each device with ids `ABSENT` where it has fewer, and the
         data's arrays are as many parts. None where all devices have the whole cohort.
     """
 
@@ -147,17 +150,24 @@ def _accept(data: Any, num_rounds: int) -> None:
     """Finds nothing wrong."""
 
 
+def _no_parts(examples: Batch) -> dict[str, Any]:
+    """Names no part of a round."""
+    return {}
+
+
 class Algorithm(NamedTuple):
     """A federated algorithm: two pure functions and the numbers that may change without compiling.
 
     Attributes:
       init: `init(key, hparams) -> state`; a state has a field `params`, the model to evaluate, and
-        carries `hparams`, so that rates are traced values.
+        carries `hparams`, so that rates are traced values. One that takes a third argument,
+        `init(key, hparams, params)`, can begin with parameters that `simulate` is given.
       round: `round(key, state, data, cohort) -> (state, info)`, one communication round. `info` is a
         dict of scalars: `train_loss`, `examples` (real examples trained on, counted once per epoch),
         `slots` (example slots executed, padding included), the counts of messages (see `exchange`),
-        and, where it is found on the way, `finite`: whether all parameters are. Whatever else there
-        is adds up over rounds.
+        and, where it is found on the way, `finite`: whether all parameters are. Of whatever else there
+        is, integers and names that begin with `cumulative_` add up over the rounds of a run; other
+        floats, such as a rate, are averaged over the rounds since the last row.
       message_bytes: `message_bytes(state) -> {name: bytes}`, of one message of each kind that rounds
         count, from shapes alone; see `traffic`.
       hparams: name -> default value of what a sweep may vary: learning rates and the like.
@@ -174,6 +184,10 @@ class Algorithm(NamedTuple):
         are rates, finite and at least 0.
       lane_bytes: `lane_bytes(examples)`, about what a lane takes of a device's memory, from shapes
         alone; None where nobody knows.
+      most_slots: `most_slots(sizes [K] float64) -> [K]`, the example slots that clients of these sizes
+        execute in a round, so that a round too long for its counters is refused; None without check.
+      parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that the round is made
+        of, with the shapes of their arguments. A workdir of another run names those that differ.
     """
 
     init: Callable[[jax.Array, Mapping[str, Any]], Any]
@@ -188,3 +202,5 @@ class Algorithm(NamedTuple):
     check: Callable[[Any, int], None] = _accept
     check_hparams: Callable[[Mapping[str, float]], None] = check_rates
     lane_bytes: Callable[[Batch], int] | None = None
+    most_slots: Callable[[Any], Any] | None = None
+    parts: Callable[[Batch], Mapping[str, tuple]] = _no_parts

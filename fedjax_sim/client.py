@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fedjax_sim import trees
 from fedjax_sim.base import Batch, Client, Params, Task
 from fedjax_sim.checks import check_count
-from fedjax_sim.optimizers import OptimizerFactory, as_factory
+from fedjax_sim.optimizers import OptimizerFactory, as_factory, refuse_schedule
 from fedjax_sim.permutation import draw, permuted
 
 SHUFFLES = ("each_epoch", "once", "never")
@@ -113,7 +114,8 @@ def local_training(
       shuffle: "each_epoch", "once" (as in the pseudo-code of McMahan et al., 2017) or "never".
 
     Raises:
-      ValueError: `E`, `B` or `shuffle` is none of these.
+      ValueError: `E`, `B` or `shuffle` is none of these; or, once it is traced, the optimizer has a
+        schedule, which would begin again in every round.
     """
     local_epochs = check_count("local_epochs", local_epochs)
     if shuffle not in SHUFFLES:
@@ -151,7 +153,9 @@ def local_training(
         # Carried along: not every backend of XLA moves what does not change out of a loop.
         *which, step_key = shared(client, key)
         first = batches(client, *which)(jnp.zeros((), jnp.int32))
-        return (params, make_optimizer(rate).init(params), no_losses(), first), (*which, step_key)
+        state = make_optimizer(rate).init(params)
+        refuse_schedule(state)
+        return (params, state, no_losses(), first), (*which, step_key)
 
     def step(i: jax.Array, carry: Any, client: Client, rate: Any):
         training, (*which, step_key) = carry
@@ -190,11 +194,27 @@ def _full_steps(task: Task, make_optimizer: OptimizerFactory, local_epochs: int)
             updates, state = optimizer.update(gradient, state, params)
             return optax.apply_updates(params, updates), state, trees.add(losses, new)
 
-        carry = (params, optimizer.init(params), no_losses())
-        params, _, losses = jax.lax.fori_loop(0, local_epochs, epoch, carry)
+        state = optimizer.init(params)
+        refuse_schedule(state)
+        params, _, losses = jax.lax.fori_loop(0, local_epochs, epoch, (params, state, no_losses()))
         return params, losses
 
     return LocalWork(run, lambda sizes: local_epochs * whole.slots(sizes))
+
+
+def most_slots(sizes: np.ndarray, *, local_epochs: int, batch_size: float) -> np.ndarray:
+    """The example slots that clients of these sizes execute in `local_training`.
+
+    Args:
+      sizes: `[K]`, `n_k`.
+      local_epochs: `E`.
+      batch_size: `B`, or `math.inf`.
+
+    Returns:
+      `[K]` float64, which does not overflow.
+    """
+    width = PIECES[-1] if batch_size == math.inf else batch_size
+    return float(local_epochs) * width * np.ceil(np.asarray(sizes, np.float64) / width)
 
 
 def descent(

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fedjax_sim import processes, trees
-from fedjax_sim.base import CLIENTS, RUNS, Client, ClientOutput, Cohort, Layout
+from fedjax_sim.base import ABSENT, CLIENTS, RUNS, Client, ClientOutput, Cohort, Layout
 
 _HALF = 15  # bits of a count in the lower of its two floats
 EVERYWHERE = PartitionSpec()  # a copy on every device
@@ -70,15 +70,16 @@ def map_clients(
 
     def on_one_device(broadcast, examples, offsets, ids, places, key):
         starts, sizes = offsets[places], offsets[places + 1] - offsets[places]
-        # Who is absent has less than no work, so that they come last and their chunks are left out.
-        chunks, cost, owner = _plan(jnp.where(ids[:, None] < 0, -1, work(sizes)), lanes, sharers)
+        # Absent clients get negative work, so they sort last and their chunks are skipped.
+        load = jnp.where(ids[:, None] == ABSENT, -1, work(sizes))
+        chunks, cost, owner = _plan(load, lanes, sharers)
         device = jax.lax.axis_index(CLIENTS) if sharers > 1 else 0
         is_mine = (owner == device) & (cost >= 0)
         mine = jnp.argsort(~is_mine, stable=True)
 
         def one_client(member):
             k = jnp.minimum(member, ids.size - 1)
-            present = (member < ids.size) & (ids[k] >= 0)
+            present = (member < ids.size) & (ids[k] != ABSENT)
             client = Client(examples, starts[k], jnp.where(present, sizes[k], 0), ids[k])
             return weighted(client_fn(broadcast, client, jax.random.fold_in(key, client.id)), present)
 
@@ -108,12 +109,26 @@ def lanes_and_sharers(cohort: Cohort) -> tuple[int, int]:
 
 
 def weighted(output: ClientOutput, present: jax.Array) -> tuple[Any, jax.Array, Any]:
-    """What a client adds to a cohort's update, weight and metrics; zeros where it is not `present`."""
+    """What a client adds to a cohort's update, weight and metrics; zeros where it is not `present`.
+
+    Raises:
+      ValueError: the update holds integers, which times a weight would be rounded or wrap.
+    """
+    whole = [leaf.dtype for leaf in jax.tree.leaves(output.update) if not _is_float(leaf)]
+    if whole:
+        raise ValueError(
+            f"a client's update holds {whole[0]}, and updates are multiplied by the client's weight; "
+            "wanted floats: send integers in `metrics`, which are summed as they are"
+        )
     weight = jnp.where(present, output.weight, 0).astype(jnp.float32)
     metrics = jax.tree.map(lambda m: jnp.where(present, m, 0), output.metrics)
     # Not by the weight alone: zero times what an empty client divides by zero is NaN.
     update = jax.tree.map(lambda u: jnp.where(weight > 0, weight * u, 0).astype(u.dtype), output.update)
     return update, weight, metrics
+
+
+def _is_float(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def on_every_device(

@@ -1,12 +1,18 @@
 """Optimizers as users give them: optax's own, or functions that make them from a learning rate."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import optax
 
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
+
+_SCHEDULED = (
+    optax.ScaleByScheduleState,
+    optax.InjectHyperparamsState,
+    optax.InjectStatefulHyperparamsState,
+)
 
 
 def as_factory(optimizer: Any) -> OptimizerFactory:
@@ -29,14 +35,58 @@ def as_factory(optimizer: Any) -> OptimizerFactory:
     )
 
 
-def describe(optimizer: Any) -> str:
-    """A name for an optimizer by which to recognise it: of a function or a `functools.partial`.
+def rate_of(name: str, rate: float | None, optimizer: Any) -> dict[str, float]:
+    """The hyper-parameter that an optimizer's learning rate is, if it is one.
 
-    What is inside an optimizer that is already built cannot be seen; it is called "built".
+    Args:
+      name: of the rate, such as "client_lr".
+      rate: as given, or None.
+      optimizer: see `as_factory`.
+
+    Returns:
+      `{name: rate}`; nothing for an optimizer already built, which has a rate of its own.
+
+    Raises:
+      ValueError: the rate is given twice, or not at all.
     """
     if isinstance(optimizer, optax.GradientTransformation):
-        return "built"
-    if isinstance(optimizer, functools.partial):
-        settings = ", ".join(f"{name}={value!r}" for name, value in sorted(optimizer.keywords.items()))
-        return f"{describe(optimizer.func)}({settings})"
-    return getattr(optimizer, "__qualname__", type(optimizer).__name__)
+        if rate is not None:
+            raise ValueError(
+                f"{name} is {rate}, but the optimizer is already built and has a rate of its own; leave "
+                f"out {name}, or give a function from a rate to an optimizer, such as optax.adam in "
+                "place of optax.adam(0.001)"
+            )
+        return {}
+    as_factory(optimizer)
+    if rate is None:
+        raise ValueError(
+            f"{name} is not given; wanted the learning rate of the optimizer, such as {name}=0.1, or an "
+            "optimizer that is already built, such as optax.sgd(0.1)"
+        )
+    return {name: rate}
+
+
+def refuse_schedule(state: Any) -> None:
+    """Refuses the state of an optimizer whose rate follows a schedule, where each round begins anew.
+
+    Args:
+      state: of the optimizer, a pytree.
+
+    Raises:
+      ValueError: the optimizer counts steps for a schedule.
+    """
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, _SCHEDULED))
+    if any(isinstance(node, _SCHEDULED) for node in nodes):
+        raise ValueError(
+            "the clients' optimizer has a schedule, which counts local steps and begins again in every "
+            "round; wanted a constant rate: lr_decay lowers it from round to round"
+        )
+
+
+def one_update(make_optimizer: OptimizerFactory, rate: Any, params: Any) -> tuple[Any, Any]:
+    """The first update of an optimizer and its state after it, of gradients that are the parameters.
+
+    What an optimizer is follows from the program of this function.
+    """
+    optimizer = make_optimizer(rate)
+    return optimizer.update(params, optimizer.init(params), params)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim import trees
-from fedjax_sim.base import CLIENTS, Client, ClientOutput, Cohort, Params
+from fedjax_sim.base import ABSENT, CLIENTS, Client, ClientOutput, Cohort, Params
 from fedjax_sim.client import LocalWork
 from fedjax_sim.lanes import CohortSums, lanes_and_sharers, map_clients, on_every_device, weighted
 
@@ -60,8 +60,8 @@ def train_clients(
     def on_one_device(broadcast, examples, offsets, ids, places, key):
         params, rate = broadcast
         starts, sizes = offsets[places], offsets[places + 1] - offsets[places]
-        # Who has no data takes a step on nothing, which is forgotten, so that it sends as well.
-        count = jnp.where(ids < 0, 0, jnp.maximum(work.steps.count(sizes), 1))
+        # An empty client runs one step on nothing, which is discarded, so that it still reaches `send`.
+        count = jnp.where(ids == ABSENT, 0, jnp.maximum(work.steps.count(sizes), 1))
         queues = plan_queues(count, widths, sharers)
         mine = jnp.arange(lanes) * sharers + (jax.lax.axis_index(CLIENTS) if sharers > 1 else 0)
         first, last, ends = queues.first[mine], queues.first[mine + 1], queues.loads[mine]

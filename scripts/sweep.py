@@ -137,11 +137,11 @@ def _sweep() -> None:
     _check_cells(cells, clients, task, evaluate, rates, seeds)
     most = max(cell.client_fraction for cell in cells)
     say_idle_lanes(fs.cohort_size(clients.num_clients, most))
-    fs.experiment.claim_workdir(workdir, _settings() | {"data_digest": clients.digest()})
     if fs.is_first():
         say(f"{clients.describe()}\nWriting to {workdir}")
     records = fs.experiment.Records(workdir)
-    with records.locked():
+    config = _settings() | {"data_digest": clients.digest()}
+    with fs.experiment.claimed_workdir(workdir, config):
         clock = _Clock(cells, clients.num_clients)
         for number, cell in enumerate(cells, 1):
             if (record := records.load(cell.name)) is not None:

@@ -18,6 +18,8 @@ ALLOWED = {
     "permutation": set(),
     "naming": set(),
     "checks": set(),
+    "programs": set(),
+    "version": set(),
     "optimizers": set(),
     "ledger": BASICS,
     "client": BASICS | {"optimizers"},
@@ -43,7 +45,8 @@ ALLOWED = {
         "queues",
         "streams",
     },
-    "simulation": BASICS | {"lanes", "ledger", "devices", "processes", "data.cohorts"},
+    "simulation": BASICS
+    | {"lanes", "ledger", "devices", "processes", "programs", "version", "data.cohorts"},
 }
 # Heavy or particular packages, and the only files that may name them.
 CONFINED = {

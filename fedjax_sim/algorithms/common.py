@@ -1,5 +1,6 @@
 """Plumbing that algorithms share; each algorithm's own mathematics stands in its own file."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.base import Cohort, Params
+from fedjax_sim.base import Batch, Cohort, Params, Task
 from fedjax_sim.lanes import CohortSums
 from fedjax_sim.ledger import exchange
+from fedjax_sim.optimizers import OptimizerFactory, one_update
 
 
 def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
@@ -19,6 +21,40 @@ def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
     if weighting == "uniform":
         return lambda size: (size > 0).astype(jnp.float32)
     raise ValueError(f"weighting is {weighting!r}; wanted 'examples' or 'uniform'")
+
+
+def client_rate(hparams: Mapping[str, jax.Array], round: jax.Array) -> jax.Array:
+    """`eta_t = client_lr * lr_decay ** t`, the clients' rate in round t.
+
+    Of an optimizer that has a rate of its own, whose updates it multiplies, `client_lr` is absent and 1.
+    """
+    return hparams.get("client_lr", 1.0) * hparams["lr_decay"] ** round.astype(jnp.float32)
+
+
+def parts(
+    task: Task, optimizers: Mapping[str, OptimizerFactory], examples: Batch
+) -> dict[str, tuple[Any, ...]]:
+    """What a round is made of, see `Algorithm.parts`.
+
+    Args:
+      task: what is learned.
+      optimizers: what each is called -> a function from a rate to it.
+      examples: column name -> `[n, ...]`; only shapes and dtypes are looked at.
+    """
+    key = jax.random.key(0)
+    params = jax.eval_shape(task.init, key)
+    two_rows = {
+        name: jax.ShapeDtypeStruct((2, *column.shape[1:]), column.dtype)
+        for name, column in examples.items()
+    }
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    of_optimizers = {
+        name: (functools.partial(one_update, make), rate, params) for name, make in optimizers.items()
+    }
+    return {
+        "initial parameters": (task.init, key),
+        "model or loss": (task.loss, params, two_rows, key),
+    } | of_optimizers
 
 
 class ServerState(NamedTuple):

@@ -16,13 +16,14 @@ import numpy as np
 import optax
 
 from fedjax_sim import trees
+from fedjax_sim.algorithms.common import client_rate, parts
 from fedjax_sim.base import Algorithm, Client, Cohort, Params, Task
 from fedjax_sim.checks import check_choice, check_count, check_rates
 from fedjax_sim.client import descent, no_losses
 from fedjax_sim.lanes import EVERYWHERE, SPREAD
 from fedjax_sim.learners import Group, with_learners
 from fedjax_sim.memory import lane_bytes
-from fedjax_sim.optimizers import as_factory, describe
+from fedjax_sim.optimizers import as_factory, rate_of
 from fedjax_sim.protocols import Protocol, View
 from fedjax_sim.streams import MODES, Streams, batch_sizes
 
@@ -72,7 +73,7 @@ def dynamic_averaging(
     *,
     num_learners: int,
     batch_size: int | Sequence[int],
-    client_lr: float = 1.0,
+    client_lr: float | None = None,
     lr_decay: float = 1.0,
     weighting: str = "uniform",
     stream: str = "once",
@@ -92,8 +93,9 @@ def dynamic_averaging(
       optimizer: the learners': an optax optimizer, or a function from a rate to one such as `optax.sgd`.
       num_learners: `m`, at least 2; as many as the federation has clients.
       batch_size: `B`, examples of a step; or `B^i`, one for each learner.
-      client_lr: the learners' rate; may vary without compiling again, like the next and what the
-        protocol calls its own (`delta`, `fraction`).
+      client_lr: the rate of `optimizer`; not of one that is already built, such as
+        `optax.adam(0.001)`. May vary without compiling again, like the next and what the protocol calls
+        its own (`delta`, `fraction`).
       lr_decay: the rate in round t is `client_lr * lr_decay ** t`.
       weighting: "uniform" for plain means, "examples" for means weighted by the examples that each
         learner has seen since it last took part in one (the paper's algorithm 2).
@@ -105,9 +107,10 @@ def dynamic_averaging(
         reference in any case.
 
     Raises:
-      ValueError: a setting is out of its range, or the initial models' shapes differ.
+      ValueError: a setting is out of its range, the rate is given twice or not at all, or the initial
+        models' shapes differ.
     """
-    rates = {"client_lr": client_lr, "lr_decay": lr_decay}
+    rates = rate_of("client_lr", client_lr, optimizer) | {"lr_decay": lr_decay}
     check_rates(rates)
     m, b = check_count("num_learners", num_learners), protocol.period
     if m < 2:
@@ -124,9 +127,9 @@ def dynamic_averaging(
         _check_models(initial, m, jax.eval_shape(task.init, jax.random.key(0)))
     make_optimizer = as_factory(optimizer)
 
-    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> AveragingState:
+    def init(key: jax.Array, hparams: Mapping[str, jax.Array], params: Any = None) -> AveragingState:
         params_key, order_key = jax.random.split(key)
-        reference = task.init(params_key)
+        reference = task.init(params_key) if params is None else params
         if initial is None:
             learners = jax.tree.map(lambda w: jnp.broadcast_to(w, (m, *w.shape)), reference)
         else:
@@ -134,7 +137,7 @@ def dynamic_averaging(
         zero = jnp.zeros((), jnp.int32)
         return AveragingState(
             learners=learners,
-            optimizers=jax.vmap(make_optimizer(hparams["client_lr"]).init)(learners),
+            optimizers=jax.vmap(make_optimizer(hparams.get("client_lr", 1.0)).init)(learners),
             seen=jnp.zeros((m,), jnp.int32),
             reference=reference,
             violations=zero,
@@ -146,7 +149,7 @@ def dynamic_averaging(
     def round_fn(key: jax.Array, state: AveragingState, data: Any, cohort: Cohort):
         def on_one_device(group: Group, own, shared, rows, key):
             reference, violations, t, order_key, hparams = shared
-            eta = hparams["client_lr"] * hparams["lr_decay"] ** t.astype(jnp.float32)
+            eta = client_rate(hparams, t)
             step_key, meeting_key = jax.random.split(key)
             num_rows = rows[1][-1]
 
@@ -213,7 +216,6 @@ def dynamic_averaging(
         "algorithm": "dynamic_averaging",
         "protocol": protocol.name,
         "sync_period": b,
-        "optimizer": describe(optimizer),
         "num_learners": m,
         "batch_size": streams.widths[0] if len(set(streams.widths)) == 1 else list(streams.widths),
         "weighting": weighting,
@@ -234,6 +236,7 @@ def dynamic_averaging(
         check=check,
         check_hparams=check_hparams,
         lane_bytes=functools.partial(lane_bytes, task, make_optimizer, streams.slots),
+        parts=functools.partial(parts, task, {"optimizer": make_optimizer}),
     )
 
 

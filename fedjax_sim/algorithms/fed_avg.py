@@ -16,17 +16,19 @@ import optax
 from fedjax_sim import trees
 from fedjax_sim.algorithms.common import (
     ServerState,
+    client_rate,
     client_weight,
+    parts,
     round_info,
     server_step,
     start_server,
 )
 from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.checks import check_rates
-from fedjax_sim.client import local_training
+from fedjax_sim.client import local_training, most_slots
 from fedjax_sim.ledger import model_exchange
 from fedjax_sim.memory import lane_bytes
-from fedjax_sim.optimizers import as_factory, describe
+from fedjax_sim.optimizers import as_factory, rate_of
 from fedjax_sim.queues import train_clients
 
 
@@ -37,8 +39,8 @@ def fed_avg(
     *,
     local_epochs: int,
     batch_size: float,
-    client_lr: float = 1.0,
-    server_lr: float = 1.0,
+    client_lr: float | None = None,
+    server_lr: float | None = None,
     lr_decay: float = 1.0,
     weighting: str = "examples",
     shuffle: str = "each_epoch",
@@ -55,29 +57,34 @@ def fed_avg(
       server_optimizer: likewise.
       local_epochs: `E`.
       batch_size: `B`, or `math.inf`.
-      client_lr: `eta`; multiplies the updates of an optimizer that is already built. May vary
-        without compiling again, like the next two.
-      server_lr: the server's rate.
+      client_lr: `eta`, the rate of `client_optimizer`; not of one that is already built, such as
+        `optax.adam(0.001)`. May vary without compiling again, like the next two.
+      server_lr: the rate of `server_optimizer`, likewise; by default 1 for `optax.sgd`.
       lr_decay: the client's rate in round t is `client_lr * lr_decay ** t`.
       weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for one vote each.
       shuffle: "each_epoch", "once" or "never".
 
     Raises:
-      ValueError: a setting is out of its range.
+      ValueError: a setting is out of its range, or a rate is given twice or not at all.
     """
-    hparams = {"client_lr": client_lr, "server_lr": server_lr, "lr_decay": lr_decay}
+    if server_lr is None and server_optimizer is optax.sgd:
+        server_lr = 1.0
+    client_rates = rate_of("client_lr", client_lr, client_optimizer)
+    server_rates = rate_of("server_lr", server_lr, server_optimizer)
+    hparams = client_rates | server_rates | {"lr_decay": lr_decay}
     check_rates(hparams)
     weight_of = client_weight(weighting)
-    make_server = as_factory(server_optimizer)
+    make_client, make_server = as_factory(client_optimizer), as_factory(server_optimizer)
     client_update = local_training(
         task, client_optimizer, local_epochs=local_epochs, batch_size=batch_size, shuffle=shuffle
     )
 
-    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> ServerState:
-        return start_server(task.init(key), make_server(hparams["server_lr"]), hparams)
+    def init(key: jax.Array, hparams: Mapping[str, jax.Array], params: Any = None) -> ServerState:
+        params = task.init(key) if params is None else params
+        return start_server(params, make_server(hparams.get("server_lr", 1.0)), hparams)
 
     def round_fn(key: jax.Array, state: ServerState, data: Any, cohort: Cohort):
-        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
+        eta = client_rate(state.hparams, state.round)
 
         def send(w, trained, client):
             w_k, losses = trained
@@ -85,17 +92,24 @@ def fed_avg(
 
         sums = train_clients(client_update, send, state.params, eta, data, cohort, key=key)
         pseudo_gradient = trees.scale(sums.update, -1 / jnp.maximum(sums.weight, 1e-30))
-        optimizer = make_server(state.hparams["server_lr"])
+        optimizer = make_server(state.hparams.get("server_lr", 1.0))
         return server_step(state, optimizer, pseudo_gradient, sums.weight), round_info(sums, cohort)
 
     settings = {
         "algorithm": "fed_avg",
         "local_epochs": local_epochs,
         "batch_size": str(batch_size),
-        "client_optimizer": describe(client_optimizer),
-        "server_optimizer": describe(server_optimizer),
         "weighting": weighting,
         "shuffle": shuffle,
     }
-    needs = functools.partial(lane_bytes, task, as_factory(client_optimizer), batch_size)
-    return Algorithm(init, round_fn, model_exchange, hparams, settings, lane_bytes=needs)
+    optimizers = {"client optimizer": make_client, "server optimizer": make_server}
+    return Algorithm(
+        init,
+        round_fn,
+        model_exchange,
+        hparams,
+        settings,
+        lane_bytes=functools.partial(lane_bytes, task, make_client, batch_size),
+        most_slots=functools.partial(most_slots, local_epochs=local_epochs, batch_size=batch_size),
+        parts=functools.partial(parts, task, optimizers),
+    )

@@ -17,25 +17,27 @@ import optax
 from fedjax_sim import trees
 from fedjax_sim.algorithms.common import (
     ServerState,
+    client_rate,
     client_weight,
+    parts,
     round_info,
     server_step,
     start_server,
 )
 from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.checks import check_rates
-from fedjax_sim.client import full_gradient
+from fedjax_sim.client import full_gradient, most_slots
 from fedjax_sim.lanes import map_clients
 from fedjax_sim.ledger import model_exchange
 from fedjax_sim.memory import lane_bytes
-from fedjax_sim.optimizers import as_factory, describe
+from fedjax_sim.optimizers import as_factory, rate_of
 
 
 def fed_sgd(
     task: Task,
     optimizer: Any = optax.sgd,
     *,
-    client_lr: float = 1.0,
+    client_lr: float | None = None,
     lr_decay: float = 1.0,
     weighting: str = "examples",
 ) -> Algorithm:
@@ -45,22 +47,23 @@ def fed_sgd(
       task: what is learned.
       optimizer: the server's, which takes the mean gradient: an optax optimizer, or a function from a
         rate to one such as `optax.sgd`.
-      client_lr: `eta`; multiplies the updates of an optimizer that is already built. May vary
-        without compiling again, like the next.
+      client_lr: `eta`, the rate of `optimizer`; not of one that is already built, such as
+        `optax.adam(0.001)`. May vary without compiling again, like the next.
       lr_decay: the rate in round t is `client_lr * lr_decay ** t`.
       weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for one vote each.
 
     Raises:
-      ValueError: a setting is out of its range.
+      ValueError: a setting is out of its range, or the rate is given twice or not at all.
     """
-    hparams = {"client_lr": client_lr, "lr_decay": lr_decay}
+    hparams = rate_of("client_lr", client_lr, optimizer) | {"lr_decay": lr_decay}
     check_rates(hparams)
     weight_of = client_weight(weighting)
     make_optimizer = as_factory(optimizer)
     gradient = full_gradient(task)
 
-    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> ServerState:
-        return start_server(task.init(key), make_optimizer(hparams["client_lr"]), hparams)
+    def init(key: jax.Array, hparams: Mapping[str, jax.Array], params: Any = None) -> ServerState:
+        params = task.init(key) if params is None else params
+        return start_server(params, make_optimizer(hparams.get("client_lr", 1.0)), hparams)
 
     def round_fn(key: jax.Array, state: ServerState, data: Any, cohort: Cohort):
         def client(w, client, key):
@@ -68,15 +71,18 @@ def fed_sgd(
             return ClientOutput(g_k, weight_of(client.size), losses._asdict())
 
         sums = map_clients(client, state.params, data, cohort, key=key, work=gradient.slots)
-        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
+        eta = client_rate(state.hparams, state.round)
         g = trees.scale(sums.update, 1 / jnp.maximum(sums.weight, 1e-30))
         return server_step(state, make_optimizer(eta), g, sums.weight), round_info(sums, cohort)
 
-    settings = {
-        "algorithm": "fed_sgd",
-        "server_optimizer": describe(optimizer),
-        "weighting": weighting,
-    }
-    # Clients have no optimizer; plain descent has no memory either.
-    needs = functools.partial(lane_bytes, task, optax.sgd, math.inf)
-    return Algorithm(init, round_fn, model_exchange, hparams, settings, lane_bytes=needs)
+    return Algorithm(
+        init,
+        round_fn,
+        model_exchange,
+        hparams,
+        {"algorithm": "fed_sgd", "weighting": weighting},
+        # Clients have no optimizer; plain descent has no memory either.
+        lane_bytes=functools.partial(lane_bytes, task, optax.sgd, math.inf),
+        most_slots=functools.partial(most_slots, local_epochs=1, batch_size=math.inf),
+        parts=functools.partial(parts, task, {"optimizer": make_optimizer}),
+    )

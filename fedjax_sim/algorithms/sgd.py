@@ -1,5 +1,6 @@
 """Sequential mini-batch SGD on the pooled data of all clients: the baseline without a federation."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -7,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_sim.algorithms.common import client_rate, parts
 from fedjax_sim.base import Algorithm, Client, Cohort, Params, Task
 from fedjax_sim.checks import check_count, check_rates
 from fedjax_sim.client import batch_slots, descent, no_losses
-from fedjax_sim.optimizers import as_factory, describe
+from fedjax_sim.optimizers import as_factory, rate_of
 from fedjax_sim.permutation import permutation
+
+_LIMIT = 2**31  # what an int32 counts
 
 
 class SGDState(NamedTuple):
@@ -40,7 +44,7 @@ def sgd(
     *,
     batch_size: int,
     steps_per_round: int = 1,
-    client_lr: float = 1.0,
+    client_lr: float | None = None,
     lr_decay: float = 1.0,
 ) -> Algorithm:
     """Epoch after epoch over all rows of the federation, in a new random order each, nothing sent.
@@ -52,22 +56,28 @@ def sgd(
       optimizer: an optax optimizer, or a function from a rate to one such as `optax.sgd`.
       batch_size: `B`.
       steps_per_round: how many updates count as a round.
-      client_lr: the rate; may vary without compiling again, like the next.
+      client_lr: the rate of `optimizer`; not of one that is already built, such as
+        `optax.adam(0.001)`. May vary without compiling again, like the next.
       lr_decay: the rate in round t is `client_lr * lr_decay ** t`.
 
     Raises:
-      ValueError: a setting is out of its range.
+      ValueError: a setting is out of its range, or the rate is given twice or not at all.
     """
     batch_size = check_count("batch_size", batch_size)
     steps_per_round = check_count("steps_per_round", steps_per_round)
-    hparams = {"client_lr": client_lr, "lr_decay": lr_decay}
+    if batch_size * steps_per_round >= _LIMIT:
+        raise ValueError(
+            f"a round of {steps_per_round} steps of {batch_size} examples is too long to count; wanted "
+            f"fewer than {_LIMIT} examples"
+        )
+    hparams = rate_of("client_lr", client_lr, optimizer) | {"lr_decay": lr_decay}
     check_rates(hparams)
     make_optimizer = as_factory(optimizer)
 
-    def init(key: jax.Array, hparams: Mapping[str, jax.Array]) -> SGDState:
+    def init(key: jax.Array, hparams: Mapping[str, jax.Array], params: Any = None) -> SGDState:
         params_key, order_key = jax.random.split(key)
-        params = task.init(params_key)
-        state = make_optimizer(hparams["client_lr"]).init(params)
+        params = task.init(params_key) if params is None else params
+        state = make_optimizer(hparams.get("client_lr", 1.0)).init(params)
         zero = jnp.zeros((), jnp.int32)
         return SGDState(params, state, zero, zero, order_key, dict(hparams))
 
@@ -76,7 +86,7 @@ def sgd(
         n, zero = data.offsets[-1], jnp.zeros((), jnp.int32)
         everything = Client(data.examples, start=zero, size=n, id=zero)
         steps_per_epoch = -(-n // batch_size)
-        eta = state.hparams["client_lr"] * state.hparams["lr_decay"] ** state.round.astype(jnp.float32)
+        eta = client_rate(state.hparams, state.round)
 
         def batch(i):
             epoch, within = (state.step + i) // steps_per_epoch, (state.step + i) % steps_per_epoch
@@ -100,10 +110,25 @@ def sgd(
         )
         return state, info
 
+    def check(data: Any, num_rounds: int) -> None:
+        if num_rounds * steps_per_round >= _LIMIT:
+            raise ValueError(
+                f"{num_rounds} rounds of {steps_per_round} steps are too many to count; wanted fewer "
+                f"than {_LIMIT} steps"
+            )
+
     settings = {
         "algorithm": "sgd",
-        "optimizer": describe(optimizer),
         "batch_size": str(batch_size),
         "steps_per_round": steps_per_round,
     }
-    return Algorithm(init, round_fn, lambda state: {}, hparams, settings, needs_all_data=True)
+    return Algorithm(
+        init,
+        round_fn,
+        lambda state: {},
+        hparams,
+        settings,
+        needs_all_data=True,
+        check=check,
+        parts=functools.partial(parts, task, {"optimizer": make_optimizer}),
+    )

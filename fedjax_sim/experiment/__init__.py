@@ -39,7 +39,7 @@ from fedjax_sim.experiment.protocol import (
 from fedjax_sim.experiment.published import PARTS, published
 from fedjax_sim.experiment.records import (
     Records,
-    claim_workdir,
+    claimed_workdir,
     provenance,
     write_csv,
     write_lines,
@@ -85,7 +85,7 @@ __all__ = [
     "best_of_each_seed",
     "choose_rows",
     "choose_target",
-    "claim_workdir",
+    "claimed_workdir",
     "compare_points",
     "default_limit",
     "draw_figure",

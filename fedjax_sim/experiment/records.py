@@ -23,6 +23,7 @@ import jax
 from fedjax_sim import processes
 from fedjax_sim.devices import available_cores
 from fedjax_sim.simulation import workdir as files
+from fedjax_sim.simulation.identity import versions
 
 _PACKAGES = ("fedjax_sim", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -106,14 +107,28 @@ class Records:
             yield
 
 
-def claim_workdir(workdir: str | pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Makes a folder the home of what `config` describes, or checks that it is.
+@contextlib.contextmanager
+def claimed_workdir(
+    workdir: str | pathlib.Path, config: Mapping[str, Any], *, allow_version_change: bool = False
+) -> Iterator[None]:
+    """Makes a folder the home of what `config` describes, or continues there, and keeps others out.
+
+    Args:
+      workdir: made if absent.
+      config: JSON values.
+      allow_version_change: whether what began with another version of JAX or of this package may be
+        continued.
 
     Raises:
-      ValueError: it belongs to something else; the message tells the differences.
+      ValueError: it belongs to something else, the message tells the differences; or another process is
+        at work there.
     """
+    config = {"versions": versions()} | dict(config)
     processes.agree(config)
-    processes.first_does(lambda: files.claim(pathlib.Path(workdir), config))
+    workdir = pathlib.Path(workdir)
+    with files.claimed(workdir, config, allow_version_change=allow_version_change) as claim:
+        files.confirm(workdir, claim)
+        yield
 
 
 def provenance() -> dict[str, Any]:

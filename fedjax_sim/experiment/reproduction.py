@@ -71,14 +71,16 @@ def paper_clients(cell: PublishedCell, train: Dataset, seed: int = 0) -> Federat
 
 
 def paper_algorithm(cell: PublishedCell, task: Task) -> Algorithm:
-    """A cell's algorithm; its rate is the hyper-parameter "client_lr"."""
+    """A cell's algorithm; its rate, the hyper-parameter "client_lr", is the first to be tried."""
+    rate = cell.starting_rates()[0]
     if cell.algorithm == "sgd":
-        return sgd(task, optax.sgd, batch_size=cell.batch_size, lr_decay=cell.lr_decay)
+        return sgd(task, optax.sgd, client_lr=rate, batch_size=cell.batch_size, lr_decay=cell.lr_decay)
     if cell.algorithm == "fed_sgd":
-        return fed_sgd(task, optax.sgd, lr_decay=cell.lr_decay)
+        return fed_sgd(task, optax.sgd, client_lr=rate, lr_decay=cell.lr_decay)
     return fed_avg(
         task,
         optax.sgd,
+        client_lr=rate,
         local_epochs=cell.local_epochs,
         batch_size=cell.batch_size,
         lr_decay=cell.lr_decay,

@@ -4,23 +4,25 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import trees
+from fedjax_sim import programs, trees
 from fedjax_sim.base import RUNS, Algorithm, Cohort, Layout
 from fedjax_sim.data.cohorts import sample_cohort
 from fedjax_sim.lanes import EVERYWHERE, of_runs, place, shardings
 from fedjax_sim.ledger import balance, check_counts, check_sizes
 from fedjax_sim.processes import fetch, first_does, several
+from fedjax_sim.simulation.identity import as_rates
 from fedjax_sim.simulation.parts import send_learners
 from fedjax_sim.simulation.settings import EvaluationFn
 
-_NO_TOTALS = ("train_loss", "finite")  # every other info adds up over rounds
+_OWN = ("train_loss", "finite")  # infos that rows treat in a way of their own
+_CUMULATIVE = "cumulative_"  # floats that add up over rounds, as integers do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +59,27 @@ class Blocks:
         # A device could otherwise read the files themselves, which may shrink.
         return cls(algorithm, place(data.in_memory(), layout), size, layout, capacity)
 
-    def start(self, key: jax.Array, hparams: Mapping[str, float]) -> tuple[Any, Any]:
-        """The state before the first round, and the keys of cohorts and training."""
-        keys = split_key(key)
-        rates = {name: np.float32(value) for name, value in hparams.items()}
-        # Made where they are kept, so that learners' models never lie on one device together.
+    def starts(
+        self, runs: Iterable[tuple[jax.Array, Mapping[str, float]]], initial_params: Any = None
+    ) -> list[tuple[Any, Any]]:
+        """The states before the first round, and the keys of cohorts and training.
+
+        Args:
+          runs: the key and the hyper-parameters of each.
+          initial_params: where they begin, if not where the algorithm says.
+        """
+        # Initialise with the final sharding, so that all models never sit on one device.
         where = shardings(self.layout, self.algorithm.specs)
-        keys = place(keys, self.layout)
-        state = jax.jit(self.algorithm.init, out_shardings=where)(keys.init, rates)
-        return state, (keys.cohorts, keys.training)
+        begin, program, states = jax.jit(_begin, static_argnums=0, out_shardings=where), None, []
+        given = () if initial_params is None else (place(initial_params, self.layout),)
+        for key, hparams in runs:
+            keys = place(split_key(key), self.layout)
+            arguments = (keys.init, as_rates(hparams), *given)
+            program = program or programs.trace(self.algorithm.init, *arguments)
+            # Copied, since a state is donated, and these may be arrays of the user's.
+            consts, arguments = jax.tree.map(jnp.copy, (program.consts, arguments))
+            states.append((begin(program, consts, *arguments), (keys.cohorts, keys.training)))
+        return states
 
     def run(
         self, state: Any, keys: Any, done: int, count: int
@@ -161,9 +175,9 @@ class Blocks:
         """
         check_counts(infos, sizes)
         totals = {
-            name: before.get(name, 0) + _total(info)
+            name: before.get(name, 0) + _total(info) if _adds_up(name, info) else _mean(info)
             for name, info in infos.items()
-            if name not in _NO_TOTALS
+            if name not in _OWN
         }
         return {
             "round": before["round"] + len(infos["train_loss"]),
@@ -219,6 +233,16 @@ def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
     return float(np.average(losses, weights=examples)) if examples.any() else None
 
 
+def _adds_up(name: str, info: np.ndarray) -> bool:
+    """Whether an info is a count or a sum, rather than a rate or another level."""
+    return name.startswith(_CUMULATIVE) or not np.issubdtype(info.dtype, np.floating)
+
+
+def _mean(info: np.ndarray) -> float:
+    """The mean over rounds."""
+    return float(info.mean(dtype=np.float64))
+
+
 def _total(info: np.ndarray) -> int | float:
     """The sum over rounds, exact for counts."""
     whole = np.issubdtype(info.dtype, np.integer)
@@ -242,6 +266,7 @@ def _rounds(
             present = Cohort(drawn, layout)
         key = jax.random.fold_in(train_key, r)
         state, info = round_fn(key, state, data, present)
+        _check_info(info)
         finite = info["finite"] if "finite" in info else trees.all_finite(state.params)
         finite &= jnp.isfinite(info["train_loss"])
         return state, info | {"finite": finite}
@@ -256,6 +281,25 @@ def _rounds(
     _, shapes = jax.eval_shape(one_round, first, state)
     infos = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
     return jax.lax.fori_loop(0, count if trips is None else trips, step, (state, infos))
+
+
+def _check_info(info: Mapping[str, Any]) -> None:
+    """Refuses a round's info that cannot be a row.
+
+    Raises:
+      ValueError: a value is no scalar.
+    """
+    for name, value in info.items():
+        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
+        if shapes != [()]:
+            raise ValueError(
+                f"a round's info holds {name!r} of shape {', '.join(map(str, shapes))}; wanted a "
+                "scalar: keep arrays in the state, or report their mean or their sum"
+            )
+
+
+def _begin(program: programs.Program, consts: list[Any], *arguments: Any) -> Any:
+    return program.run(consts, *arguments)
 
 
 _STATIC = ("round_fn", "size", "layout", "capacity")

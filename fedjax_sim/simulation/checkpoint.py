@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import processes
+from fedjax_sim.simulation.workdir import full_disk_explained
 
 _KEEP = 3
 _ALONE = "alone"  # barriers of processes that write alone need a name
@@ -73,7 +74,8 @@ class Checkpoints:
         }
         args = self._ocp.args
         composite = args.Composite(state=args.StandardSave(leaves), meta=args.JsonSave(meta))
-        self._manager.save(checkpoint.round, args=composite)
+        with full_disk_explained(self._directory):
+            self._manager.save(checkpoint.round, args=composite)
 
     def restore(self, like: dict[str, np.ndarray]) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None.

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim import programs
 from fedjax_sim.base import Layout, Params, Task
 from fedjax_sim.devices import default_layout
 from fedjax_sim.lanes import map_rows, pad_rows, place
@@ -34,6 +35,15 @@ class RowMetrics:
         self._rows, self._batch_size = pad_rows(dict(examples), layout, _BATCH_SIZE)
         self._metrics, self._layout = task.metrics, layout
 
+    def digest(self, params: Params) -> str:
+        """Identifies the metrics and the examples; of `params` only the shapes are looked at."""
+        rows = jax.tree.map(lambda column: fetch(column)[: self._n], self._rows)
+        batch = jax.tree.map(
+            lambda column: jax.ShapeDtypeStruct((2, *column.shape[1:]), column.dtype), rows
+        )
+        metrics = programs.digest(self._metrics, programs.shapes_of(params), batch)
+        return f"{metrics}-{programs.digest_arrays(rows)}"
+
     def __call__(self, params: Params) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """name -> (total `[n]`, count `[n]`), float64 on the host."""
         params = place(params, self._layout)
@@ -46,6 +56,26 @@ class RowMetrics:
         )
         # The rows that pad the last batch are cut off here, before any sum.
         return jax.tree.map(lambda a: a[: self._n].astype(np.float64), fetch(outputs))
+
+
+class Evaluation:
+    """A function of params, with results such as `{"test_accuracy": 0.97}`, that says what it judges.
+
+    Args:
+      evaluate: the function.
+      rows: what it judges on.
+      kind: what it makes of that.
+    """
+
+    def __init__(self, evaluate: Callable[[Params], dict[str, float]], rows: RowMetrics, kind: str):
+        self._evaluate, self._rows, self._kind = evaluate, rows, kind
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        return self._evaluate(params)
+
+    def digest(self, params: Params) -> str:
+        """Identifies the metrics and the examples, by which a workdir recognises its run."""
+        return f"{self._kind}-{self._rows.digest(params)}"
 
 
 @functools.partial(jax.jit, static_argnames=("metrics", "layout", "batch_size"))
@@ -78,7 +108,7 @@ def accuracy(
             for name, (total, count) in rows(params).items()
         }
 
-    return evaluate
+    return Evaluation(evaluate, rows, prefix)
 
 
 def accuracy_of_each_client(
@@ -97,6 +127,13 @@ def accuracy_of_each_client(
     Raises:
       ValueError: there are no examples.
     """
+    return _of_each_client(task, data, layout)[0]
+
+
+def _of_each_client(
+    task: Task, data: Any, layout: Layout | None
+) -> tuple[Callable[[Params], np.ndarray], RowMetrics]:
+    """`accuracy_of_each_client`, and the rows that it judges on."""
     offsets = np.asarray(data.offsets)
     num_clients = len(offsets) - 1
     owned = {name: np.asarray(column[: offsets[-1]]) for name, column in data.examples.items()}
@@ -108,7 +145,7 @@ def accuracy_of_each_client(
         total, count = sums
         return np.divide(total, count, out=np.full(num_clients, np.nan), where=count > 0)
 
-    return evaluate
+    return evaluate, rows
 
 
 def client_accuracy(
@@ -119,11 +156,12 @@ def client_accuracy(
     Returns:
       A function of params with results "client_accuracy_min", "_p10", "_median", "_p90", "_max".
     """
-    of_each = accuracy_of_each_client(task, data, layout=layout)
+    of_each, rows = _of_each_client(task, data, layout)
     points = {"min": 0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1}
 
     def evaluate(params: Params) -> dict[str, float]:
         values = np.nanquantile(of_each(params), list(points.values()))
         return {f"client_accuracy_{name}": float(v) for name, v in zip(points, values, strict=True)}
 
-    return evaluate
+    owners = programs.digest_arrays(np.asarray(data.offsets))
+    return Evaluation(evaluate, rows, f"clients-{owners}")

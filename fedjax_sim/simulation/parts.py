@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.base import Cohort, Layout
+from fedjax_sim.base import ABSENT, Cohort, Layout
 from fedjax_sim.lanes import SPREAD, shardings
 
 
@@ -63,7 +63,7 @@ def send_parts(data: Any, parts: list[np.ndarray], num_rows: int, layout: Layout
         name: send((num_rows, *column.shape[1:]), lambda d, name=name: select(d).examples[name])
         for name, column in data.examples.items()
     }
-    ids = send((size,), lambda d: room(parts[d], size, -1))
+    ids = send((size,), lambda d: room(parts[d], size, ABSENT))
     places = send((size,), lambda d: np.arange(size, dtype=np.int32))
     sent = dataclasses.replace(
         data, examples=examples, offsets=send((size + 1,), offsets), client_ids=None

@@ -1,13 +1,20 @@
 """What a run is asked to do, looked at before anything is compiled."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.base import Algorithm, Layout
 
 EvaluationFn = Callable[[Any], Mapping[str, float]]
+
+# Of an int32, half, since planners add up the loads of lanes above lanes that take no part.
+_MOST_SLOTS = 2**30
+_IDLE = 1.05  # what idle lanes may add to the work of a round
 
 
 def as_evaluators(
@@ -58,6 +65,74 @@ def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
             "clients; wanted a client for each learner"
         )
     algorithm.check(data, num_rounds)
+
+
+def check_counters(algorithm: Algorithm, data: Any, size: int, layout: Layout) -> None:
+    """Refuses rounds whose example slots are more than their counters hold.
+
+    Args:
+      algorithm: whose rounds.
+      data: a `FederatedData`.
+      size: `K`, clients of a round; the largest might be drawn together.
+      layout: lanes and devices, whose lanes may all last as long as the longest.
+
+    Raises:
+      ValueError: a round may have too many.
+    """
+    if algorithm.most_slots is None:
+        return
+    sizes = np.diff(np.asarray(data.offsets, np.int64))
+    largest = np.partition(sizes, len(sizes) - size)[len(sizes) - size :]
+    slots = algorithm.most_slots(np.maximum(largest, 1))  # an empty client takes a step as well
+    most = _IDLE * slots.sum() + layout.lanes * layout.num_devices * slots.max()
+    if most >= _MOST_SLOTS:
+        raise ValueError(
+            f"a round of {size} clients, the largest with {largest.max()} examples, may execute "
+            f"{most:.3g} example slots, padding included; wanted fewer than {_MOST_SLOTS:.3g}, which "
+            "its counters hold: lower local_epochs, batch_size or the client fraction"
+        )
+
+
+def check_initial_params(
+    algorithm: Algorithm, hparams: Mapping[str, float], initial_params: Any
+) -> None:
+    """Refuses parameters that a run cannot begin with.
+
+    Raises:
+      ValueError: they have other names, shapes or dtypes than the algorithm's, hold a NaN or an
+        infinity, or the algorithm does not take any.
+    """
+    if initial_params is None:
+        return
+    if len(inspect.signature(algorithm.init).parameters) < 3:
+        raise ValueError(
+            "initial_params is given, but the algorithm's init takes none; wanted "
+            "init(key, hparams, params=None)"
+        )
+    rates = {name: np.float32(value) for name, value in hparams.items()}
+    like = jax.eval_shape(lambda: algorithm.init(jax.random.key(0), rates).params)
+    got, wanted = (_paths(tree) for tree in (initial_params, like))
+    for path in sorted(got.keys() | wanted.keys()):
+        there, now = wanted.get(path, "nothing"), got.get(path, "nothing")
+        if there != now:
+            raise ValueError(f"initial_params holds {now} at {path or 'the root'}; wanted {there}")
+    if jax.tree.structure(initial_params) != jax.tree.structure(like):
+        got, wanted = jax.tree.structure(initial_params), jax.tree.structure(like)
+        raise ValueError(f"initial_params is a {got}; wanted {wanted}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(initial_params):
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise ValueError(
+                f"initial_params holds a NaN or an infinity at {jax.tree_util.keystr(path)}; wanted "
+                "finite numbers"
+            )
+
+
+def _paths(tree: Any) -> dict[str, str]:
+    """The arrays of a pytree: where -> what."""
+    return {
+        jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def check_layout(algorithm: Algorithm, layout: Layout) -> None:

@@ -24,13 +24,16 @@ from fedjax_sim.simulation.block import (
 from fedjax_sim.simulation.compilations import CompilationCounter
 from fedjax_sim.simulation.faults import explained
 from fedjax_sim.simulation.feeding import FedBlocks, Feed, stays_on_host
+from fedjax_sim.simulation.identity import NOT_COMPARED, check_config, check_evaluations, identify
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import Result
 from fedjax_sim.simulation.settings import (
     EvaluationFn,
     as_evaluators,
+    check_counters,
     check_data,
+    check_initial_params,
     check_layout,
     check_one_run,
     merge_hparams,
@@ -79,6 +82,8 @@ def simulate(
     workdir: str | pathlib.Path | None = None,
     config: Mapping[str, Any] | None = None,
     checkpoint_seconds: float = 10.0,
+    initial_params: Any = None,
+    allow_version_change: bool = False,
     progress: bool = False,
 ) -> Result:
     """Runs rounds of a federated algorithm, evaluating, logging and saving between blocks of them.
@@ -105,18 +110,25 @@ def simulate(
         memory maps, for data that would fill more than half of a device's memory, and for several
         processes, each of which then reads the rows of its own clients alone; otherwise "device".
       workdir: for metrics.jsonl, config.json and checkpoints. A run that finds its own configuration
-        there continues from its last checkpoint, and ends as it would have without interruption.
+        there continues from its last checkpoint, and ends as it would have without interruption. It is
+        recognised by what it computes: the programs of the algorithm and of the evaluations, the data,
+        the settings and `config`. Only `num_rounds` may be larger than before.
       config: what else identifies the run, kept in config.json; JSON values.
       checkpoint_seconds: the least time between two checkpoints (the last state is always saved).
+      initial_params: where training begins, like the parameters of the algorithm's state; by default
+        what the algorithm makes of the key.
+      allow_version_change: whether the workdir of a run that began with another version of JAX or of
+        this package may be continued. Its programs are then not compared.
       progress: shows a bar on a terminal, lines elsewhere.
 
     Returns:
       The final state, the rows, timing and counts.
 
     Raises:
-      ValueError: a setting is out of its range, the workdir is another run's, the algorithm needs data
-        that stays on the host, a file of the data has shrunk, or the processes of a job differ in their
-        settings or data.
+      ValueError: a setting is out of its range, the workdir is another run's, the data is malformed or
+        needed on the devices, a round is too long for its counters, or the processes of a job differ in
+        their settings or data.
+      OSError: the disk of the workdir is full.
       DivergenceError: a parameter or the loss is no longer a finite number.
       OutOfMemoryError: a device's memory does not hold the lanes.
       ProcessLostError: another process of the job has ended.
@@ -127,10 +139,14 @@ def simulate(
     num_rounds = check_count("num_rounds", num_rounds)
     eval_every = check_count("eval_every", eval_every)
     check_data(algorithm, data, num_rounds)
+    check_initial_params(algorithm, hparams, initial_params)
     layout = layout or layout_for(algorithm, data)
     check_layout(algorithm, layout)
+    check_counters(algorithm, data, size, layout)
     check_one_run(algorithm.num_learners or size, layout)
     on_host = stays_on_host(data_placement, algorithm, data, layout)
+    check_config(config or {})
+    capacity = min(eval_every, num_rounds)
     home = None if workdir is None else pathlib.Path(workdir)
     settings = {
         "num_rounds": num_rounds,
@@ -147,20 +163,38 @@ def simulate(
         stack.enter_context(explained(algorithm, data, layout))
         if home is not None or several():
             settings["data_digest"] = data.digest()
-        here = {"workdir": home is not None, "on_host": on_host, "evaluations": len(evaluators)}
+            settings |= identify(algorithm, data, size, hparams, evaluators, initial_params)
+        here = {"workdir": home is not None, "on_host": on_host, "num_evaluations": len(evaluators)}
         agree(settings | here | layout.describe())
         if home is not None:
-            stack.enter_context(files.at_home(home, settings))
+            claim = stack.enter_context(
+                files.claimed(
+                    home,
+                    settings,
+                    not_compared=NOT_COMPARED,
+                    allow_version_change=allow_version_change,
+                )
+            )
         compiled = stack.enter_context(CompilationCounter())
         if on_host:
             feed = Feed(data, split_key(key).cohorts, size, layout, num_rounds)
-            blocks = FedBlocks(algorithm, stack.enter_context(feed), size, layout, eval_every)
+            blocks = FedBlocks(algorithm, stack.enter_context(feed), size, layout, capacity)
         else:
-            blocks = Blocks.on_devices(algorithm, data, size, layout, eval_every)
-        start, keys = blocks.start(key, hparams)
+            blocks = Blocks.on_devices(algorithm, data, size, layout, capacity)
+        ((start, keys),) = blocks.starts([(key, hparams)], initial_params)
         sizes = blocks.message_bytes(start)
         journal = stack.enter_context(Journal(home, start, checkpoint_seconds))
         done = journal.rows[-1]["round"] if journal.rows else 0
+        if done > num_rounds:
+            raise ValueError(
+                f"num_rounds is {num_rounds}, but the run in {home} has done {done} rounds; wanted at "
+                "least as many, or another workdir"
+            )
+        if home is not None and journal.rows and not claim.evaluations_known:
+            check_evaluations(evaluators, journal.rows[0], start.params, home)
+            check_evaluations(evaluators, journal.rows[-1], journal.state.params, home)
+        if home is not None:
+            files.confirm(home, claim)
         bar = stack.enter_context(Progress(num_rounds, done)) if progress and is_first() else None
         earlier = journal.rows[-1]["seconds"] if journal.rows else 0.0
         started = time.perf_counter()

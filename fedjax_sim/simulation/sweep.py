@@ -19,6 +19,7 @@ from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.block import Blocks
 from fedjax_sim.simulation.compilations import CompilationCounter
 from fedjax_sim.simulation.faults import explained
+from fedjax_sim.simulation.identity import NOT_COMPARED, check_evaluations, identify
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.race import Race, Running, run_on_cores, run_stacked
@@ -26,7 +27,9 @@ from fedjax_sim.simulation.result import SweepResult
 from fedjax_sim.simulation.settings import (
     EvaluationFn,
     as_evaluators,
+    check_counters,
     check_data,
+    check_initial_params,
     check_layout,
     merge_hparams,
 )
@@ -55,17 +58,19 @@ def sweep(
     stacked: bool | None = None,
     workdir: str | pathlib.Path | None = None,
     go_on: Callable[[], bool] | None = None,
+    initial_params: Any = None,
+    allow_version_change: bool = False,
     progress: bool = False,
 ) -> SweepResult:
     """Runs every combination of hyper-parameters and seeds, with one compilation for all of them.
 
     A run here is the run that `simulate` makes on the same layout with the same hyper-parameters and
-    `key=jax.random.key(seed)`: the same rows, apart from the clock. One that diverges is frozen there
-    and marked, and the others go on.
+    `key=jax.random.key(seed)`. One that diverges is frozen there and marked, and the others go on.
 
     On a CPU each core takes one run at a time and trains its clients alone, so that no core waits for
-    another. On an accelerator the runs are one more axis of the compiled program: R runs of L lanes
-    train R * L clients side by side.
+    another; rows and parameters are those of `simulate`, to the bit. On an accelerator the runs are one
+    more axis of the compiled program: R runs of L lanes train R * L clients side by side. Such stacked
+    programs add in another order, so that their rows equal those of `simulate` up to rounding.
 
     Args:
       algorithm: such as `fed_avg(...)`.
@@ -89,14 +94,16 @@ def sweep(
         have without interruption.
       go_on: asked before each block of rounds, such as `lambda: time.monotonic() < end`. Once it says
         no, none is begun any more, all runs are saved in the workdir, and `UnfinishedError` is raised.
+      initial_params: where every run begins, see `simulate`.
+      allow_version_change: see `simulate`.
       progress: shows a bar on a terminal, lines elsewhere.
 
     Returns:
       The runs, in the order of the combinations, seeds varying fastest.
 
     Raises:
-      ValueError: a setting is out of its range, a grid is empty or holds a value twice, the workdir is
-        another sweep's.
+      ValueError: a setting is out of its range, a grid is empty or holds a value twice, the data is
+        malformed, a round is too long for its counters, the workdir is another sweep's.
       DivergenceError: a loss is not a finite number before any training.
       UnfinishedError: `go_on` has said no; the same call continues.
     """
@@ -130,10 +137,13 @@ def sweep(
     layout = with_fewer_parts(layout, len(combinations))
     check_layout(algorithm, layout)
     size = cohort_size(data.num_clients, client_fraction)
+    check_counters(algorithm, data, size, layout)
+    check_initial_params(algorithm, combinations[0][0], initial_params)
+    num_rounds = int(num_rounds)
     home = None if workdir is None else pathlib.Path(workdir)
     settings = {
         "runs": [_name(*combination) for combination in combinations],
-        "num_rounds": int(num_rounds),
+        "num_rounds": num_rounds,
         "client_fraction": client_fraction,
         "eval_every": int(eval_every),
         "target_accuracy": stop_at,
@@ -149,22 +159,40 @@ def sweep(
         stack.enter_context(explained(algorithm, data, layout, runs_here))
         if home is not None or processes.several():
             settings["data_digest"] = data.digest()
-        here = {"workdir": home is not None, "evaluations": len(evaluators)}
+            first, _ = combinations[0]
+            settings |= identify(algorithm, data, size, first, evaluators, initial_params)
+        here = {"workdir": home is not None, "num_evaluations": len(evaluators)}
         processes.agree(settings | here | layout.describe())
         if home is not None:
-            stack.enter_context(files.at_home(home, settings))
+            claim = stack.enter_context(
+                files.claimed(
+                    home,
+                    settings,
+                    not_compared=NOT_COMPARED,
+                    allow_version_change=allow_version_change,
+                )
+            )
         compiled = stack.enter_context(CompilationCounter())
-        blocks = Blocks.on_devices(algorithm, data, size, layout, int(eval_every))
+        capacity = min(int(eval_every), num_rounds)
+        blocks = Blocks.on_devices(algorithm, data, size, layout, capacity)
+        starts = blocks.starts(
+            [(jax.random.key(seed), values) for values, seed in combinations], initial_params
+        )
         runs = [
-            Running(values, seed, *blocks.start(jax.random.key(seed), values))
-            for values, seed in combinations
+            Running(*combination, *start)
+            for combination, start in zip(combinations, starts, strict=True)
         ]
         if home is not None:
+            before = runs[0].state.params
             for run in runs:
                 run.keep_in(stack.enter_context(_journal(home, run, len(runs))))
+            _check_done(runs, num_rounds, home)
+            if runs[0].rows and not claim.evaluations_known:
+                check_evaluations(evaluators, runs[0].rows[0], before, home)
+            files.confirm(home, claim)
         total, done = num_rounds * len(runs), sum(run.done for run in runs)
         bar = stack.enter_context(Progress(total, done)) if progress and processes.is_first() else None
-        race = Race(blocks, evaluators, runs, int(num_rounds), stop_at, bar, _agreed(go_on))
+        race = Race(blocks, evaluators, runs, num_rounds, stop_at, bar, _agreed(go_on))
         (run_stacked if stacked else run_on_cores)(race)
         race.keep(last=True)
         if any(map(race.is_open, runs)):
@@ -178,6 +206,20 @@ def sweep(
             time.perf_counter() - started,
             compiled.count,
             compiled.seconds,
+        )
+
+
+def _check_done(runs: Sequence[Running], num_rounds: int, home: pathlib.Path) -> None:
+    """Refuses fewer rounds than a sweep has done.
+
+    Raises:
+      ValueError: some run has more.
+    """
+    done = max(run.done for run in runs)
+    if done > num_rounds:
+        raise ValueError(
+            f"num_rounds is {num_rounds}, but the sweep in {home} has done {done} rounds; wanted at "
+            "least as many, or another workdir"
         )
 
 

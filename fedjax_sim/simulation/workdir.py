@@ -1,70 +1,165 @@
 """The files of a run: its configuration, and a row of metrics for each evaluation."""
 
 import contextlib
+import errno
 import json
+import logging
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from fedjax_sim import processes
 
 _PARTIAL = ".partial"  # what a run killed while writing may leave
-# Told but not compared: where a run runs changes no more than the order of its sums.
-_PLACES = ("lanes", "stacked")
+_LOCK = ".lock"
+_VERSIONS = ("versions", "earlier_versions")  # compared apart from settings
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_log = logging.getLogger(__name__)
 
 
-def claim(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
-    """Makes `workdir` the home of a run with this configuration, or checks that it is.
+class Claim(NamedTuple):
+    """A workdir that a process holds.
+
+    Attributes:
+      evaluations_known: whether the run's evaluations are known to be those it began with. Nothing can
+        be said of plain functions, see `identity.check_evaluations`.
+      config: to be kept once the run is known to be the one there; None where nothing changes.
+    """
+
+    evaluations_known: bool
+    config: dict[str, Any] | None
+
+
+@contextlib.contextmanager
+def claimed(
+    workdir: pathlib.Path,
+    config: Mapping[str, Any],
+    *,
+    not_compared: Collection[str] = (),
+    allow_version_change: bool = False,
+) -> Iterator[Claim]:
+    """Makes `workdir` the home of a run, or continues the one there, and keeps others out meanwhile.
+
+    Of several processes the first does so for all. The lock comes first, so that of two that begin in
+    the same folder one is refused before it has changed anything.
+
+    Args:
+      workdir: made if absent.
+      config: by which the run is recognised, JSON values.
+      not_compared: names of what is kept in config.json but may differ.
+      allow_version_change: whether a run that began with other versions may be continued; its programs
+        are then not compared.
+
+    Yields:
+      The claim; whoever has looked at the run there calls `confirm`.
 
     Raises:
-      ValueError: it belongs to a run of another configuration, or holds other files.
+      ValueError: the folder belongs to a run of another configuration or versions, holds other files,
+        or another process is at work there.
     """
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> Claim:
+            _refuse_strangers(workdir)
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(workdir))
+            return _claim(workdir, _as_json(config), set(not_compared), allow_version_change)
+
+        yield Claim(*processes.first_does(enter))
+
+
+def confirm(workdir: pathlib.Path, claim: Claim) -> None:
+    """Keeps what a run has been told anew, such as more rounds."""
+    if claim.config is not None:
+        write_json(workdir / "config.json", claim.config)
+
+
+def _claim(
+    workdir: pathlib.Path, config: dict[str, Any], not_compared: set[str], allow_version_change: bool
+) -> Claim:
     path = workdir / "config.json"
-    config = json.loads(json.dumps({name: _plain(value) for name, value in config.items()}))
-    if path.exists():
-        try:
-            known = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON ({error}); choose another workdir") from error
-        different = [
-            f"  {name}: {known.get(name, 'absent')!r} there, {config.get(name, 'absent')!r} now"
-            for name in sorted((known.keys() | config.keys()) - {*_PLACES})
-            if known.get(name) != config.get(name)
-        ]
-        if different:
-            raise ValueError(
-                f"{workdir} belongs to a run of another configuration:\n"
-                + "\n".join(different)
-                + "\nRepeat that configuration to continue it, or choose another workdir."
-            )
+    if not path.exists():
+        write_json(path, config)
+        return Claim(True, None)
+    known = _read_config(path)
+    new_versions = known.get("versions") != config.get("versions")
+    if new_versions and not allow_version_change:
+        raise ValueError(
+            f"{workdir} was begun with {_told(known)}, and this is {_told(config)}: its programs cannot "
+            "be compared and may round otherwise. Give allow_version_change=True "
+            "(--allow_version_change) to continue all the same, or choose another workdir."
+        )
+    there, now = known.get("evaluations"), config.get("evaluations")
+    unsure = isinstance(there, list) and len(there) == len(now or ())
+    unsure = unsure and (new_versions or None in there + now)
+    left_out = not_compared | {*_VERSIONS}
+    left_out |= ({"programs"} if new_versions else set()) | ({"evaluations"} if unsure else set())
+    different = _differences(known, config, left_out)
+    if different:
+        raise ValueError(
+            f"{workdir} belongs to a run of another configuration:\n"
+            + "\n".join(f"  {line}" for line in different)
+            + "\nRepeat that configuration to continue it, or choose another workdir."
+        )
+    if new_versions:
+        _log.warning("%s was begun with %s; continuing with %s.", workdir, _told(known), _told(config))
+        earlier = [*known.get("earlier_versions", []), known.get("versions")]
+        config = config | {"earlier_versions": earlier}
+    elif "earlier_versions" in known:
+        config = config | {"earlier_versions": known["earlier_versions"]}
+    return Claim(not unsure, config if config != known else None)
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # of JSON, or of UTF-8
+        raise ValueError(f"{path} is not JSON ({error}); choose another workdir") from error
+    if not isinstance(known, dict):
+        raise ValueError(
+            f"{path} holds a {type(known).__name__}, not the settings of a run; choose another workdir"
+        )
+    return known
+
+
+def _differences(known: Mapping[str, Any], config: Mapping[str, Any], left_out: set[str]) -> list[str]:
+    """A line for each setting that is not the same; a mapping's entries count one by one."""
+    lines = []
+    for name in sorted((known.keys() | config.keys()) - left_out):
+        there, now = known.get(name, "absent"), config.get(name, "absent")
+        if isinstance(there, dict) and isinstance(now, dict):
+            lines += [f"{name}, {line}" for line in _differences(there, now, set())]
+        elif there != now:
+            lines.append(f"{name}: {there!r} there, {now!r} now")
+    return lines
+
+
+def _told(config: Mapping[str, Any]) -> str:
+    versions = config.get("versions")
+    if not isinstance(versions, dict):
+        return "unknown versions"
+    return " and ".join(f"{package} {version}" for package, version in sorted(versions.items()))
+
+
+def _refuse_strangers(workdir: pathlib.Path) -> None:
+    """Refuses a folder of other files."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ValueError(f"{workdir} is not a folder; choose another workdir")
+    if (workdir / "config.json").exists():
         return
-    strangers = [p for p in workdir.glob("*") if not p.name.endswith(_PARTIAL)]
-    if strangers:
+    own = (_PARTIAL, _LOCK)
+    if any(not path.name.endswith(own) for path in workdir.glob("*")):
         raise ValueError(
             f"{workdir} is not empty and holds no config.json, so it is not a run's; "
             "choose another workdir"
         )
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, config)
 
 
-@contextlib.contextmanager
-def at_home(workdir: pathlib.Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """Claims and locks a workdir for a run; of several processes the first does so for all.
-
-    Raises:
-      ValueError: see `claim` and `locked`.
-    """
-    with contextlib.ExitStack() as stack:
-
-        def enter() -> None:
-            claim(workdir, config)
-            stack.enter_context(locked(workdir))
-
-        processes.first_does(enter)
-        yield
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps({name: _plain(value) for name, value in config.items()}))
 
 
 def _plain(value: Any) -> Any:
@@ -84,7 +179,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     except ImportError:  # no such locks on Windows
         yield
         return
-    with (workdir / ".lock").open("w") as file:
+    with (workdir / _LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -92,6 +187,27 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                 f"another process is running in {workdir}; wait for its end, or choose another workdir"
             ) from None
         yield
+
+
+@contextlib.contextmanager
+def full_disk_explained(path: pathlib.Path) -> Iterator[None]:
+    """Says of a full disk that it is full, however deep in a library it showed.
+
+    Raises:
+      OSError: it is; the message tells the path and the free bytes.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in _FULL
+        if not full and os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+        raise OSError(
+            errno.ENOSPC,
+            f"the disk of {path} is full: {free} bytes are free. Free some and repeat the run: with the "
+            "same workdir it continues from its last checkpoint",
+        ) from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -108,7 +224,7 @@ def append_row(path: pathlib.Path, row: dict) -> None:
     """Adds a row to a file of JSON lines."""
     if not processes.is_first():
         return
-    with path.open("a") as file:
+    with full_disk_explained(path), path.open("a") as file:
         file.write(_line(row))
 
 
@@ -121,8 +237,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
     if not processes.is_first():
         return
     partial = path.with_name(path.name + _PARTIAL)
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with full_disk_explained(path):
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)

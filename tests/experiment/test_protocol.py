@@ -255,7 +255,7 @@ def test_where_every_rate_diverges_lower_ones_are_tried(widened):
 
 def test_a_rate_that_diverges_does_not_end_a_sweep(task, data):
     runs = fs.experiment.sweep_rates(
-        fs.fed_avg(task, local_epochs=1, batch_size=4),
+        fs.fed_avg(task, client_lr=1.0, local_epochs=1, batch_size=4),
         data,
         rates=[0.1, 0.5, 1e30],
         seeds=[0, 1],

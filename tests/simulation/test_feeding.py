@@ -230,7 +230,7 @@ class Device:
 def test_auto_looks_at_files_and_at_the_devices_memory(task, data, tmp_path, monkeypatch):
     fs.data.save_federated(data, tmp_path)
     stored = fs.data.open_federated(tmp_path)
-    chosen, sgd = algorithm(task), fs.sgd(task, batch_size=4)
+    chosen, sgd = algorithm(task), fs.sgd(task, client_lr=1.0, batch_size=4)
 
     def auto(data, algorithm=chosen):
         return stays_on_host("auto", algorithm, data, fs.Layout())

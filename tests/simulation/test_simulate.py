@@ -59,7 +59,7 @@ def test_a_run_depends_on_its_key_alone(task, data):
 
 
 def test_messages_without_sizes_and_sizes_without_messages_are_refused(task, data):
-    chosen = fs.fed_avg(task, local_epochs=1, batch_size=4)
+    chosen = fs.fed_avg(task, client_lr=1.0, local_epochs=1, batch_size=4)
     with pytest.raises(ValueError, match="wanted the same kinds in both"):
         run(task, data, chosen=chosen._replace(message_bytes=lambda state: {}))
 

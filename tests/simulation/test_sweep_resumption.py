@@ -61,7 +61,8 @@ def test_a_sweep_told_not_to_go_on_continues_where_it_was(
     resumed, parts = in_parts(task, data, each, **settings)
     assert parts > 1
     assert_same_sweep(resumed, whole)
-    again = sweep(task, data, evaluate=killed_after(task, 0), go_on=blocks(0), **settings)
+    # A plain function judges one model again, so that another one is noticed.
+    again = sweep(task, data, evaluate=killed_after(task, 1), go_on=blocks(0), **settings)
     assert_same_sweep(again, whole)
     assert [one.rows for one in again.runs] == [one.rows for one in resumed.runs]
 
@@ -94,9 +95,12 @@ def test_a_sweep_that_may_not_begin_trains_nothing_and_keeps_its_settings(task, 
     assert sorted(path.name for path in home.iterdir() if path.is_dir()) == sorted(NAMES)
     for change, message in (
         ({"seeds": (3, 5)}, "runs: "),
-        ({"num_rounds": 9}, "num_rounds: 8 there, 9 now"),
+        ({"eval_every": 4}, "eval_every: 3 there, 4 now"),
         ({"stop_at": 0.9}, "target_accuracy: None there, 0.9 now"),
-        ({"chosen": fs.fed_avg(task, local_epochs=2, batch_size=4)}, "local_epochs: 1 there, 2 now"),
+        (
+            {"chosen": fs.fed_avg(task, client_lr=0.3, local_epochs=2, batch_size=4)},
+            "local_epochs: 1 there, 2 now",
+        ),
     ):
         with pytest.raises(ValueError, match=f"belongs to a run of another configuration:\n  {message}"):
             sweep(task, data, workdir=home, **(PLAIN | change))

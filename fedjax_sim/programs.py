@@ -1,0 +1,145 @@
+"""Programs as content: what a function computes, whatever it and its parts are called."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+_CALLS = ("jit", "pjit")
+
+
+def digest(fn: Callable, *args: Any) -> str:
+    """Identifies what `fn` computes of arguments of these shapes.
+
+    The digest covers the operations in their order, the shapes and dtypes of their operands, and the
+    values of all constants, arrays that the function has closed over included. It does not cover names,
+    so that the same function built anew has the same digest. It may change with the version of JAX.
+
+    Args:
+      fn: a pure function.
+      *args: pytrees of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      16 hexadecimal digits.
+    """
+    return trace(fn, *args).digest[:16]
+
+
+class Program:
+    """A traced function, equal to any other that computes the same.
+
+    Equality leaves out the values of the constants: they are arguments of `run`, so that a function
+    that has closed over other arrays of the same shapes is compiled once.
+
+    Attributes:
+      digest: covers the constants as well.
+    """
+
+    def __init__(self, closed: ClosedJaxpr, out_tree: Any):
+        self._closed, self._out_tree = closed, out_tree
+        structure = hashlib.sha256(str(out_tree).encode())
+        _add_jaxpr(structure, closed.jaxpr)
+        self._structure = structure.digest()
+        for const in closed.consts:
+            _add(structure, const)
+        self.digest = structure.hexdigest()
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Program) and self._structure == other._structure
+
+    def __hash__(self) -> int:
+        return hash(self._structure)
+
+    @property
+    def consts(self) -> list[Any]:
+        """The arrays that the function has closed over."""
+        return self._closed.consts
+
+    def run(self, consts: list[Any], *args: Any) -> Any:
+        """What the function returns, of these constants and arguments."""
+        fn = jaxpr_as_fun(ClosedJaxpr(self._closed.jaxpr, consts))
+        return jax.tree.unflatten(self._out_tree, fn(*jax.tree.leaves(args)))
+
+
+def trace(fn: Callable, *args: Any) -> Program:
+    """Traces `fn` anew, so that what it has closed over is read now."""
+    # A function of its own each time: JAX keeps the traces of functions that it has seen.
+    closed, shape = jax.make_jaxpr(lambda *args: fn(*args), return_shape=True)(*args)
+    return Program(closed, jax.tree.structure(shape))
+
+
+def shapes_of(tree: Any) -> Any:
+    """The arrays of a pytree as shapes and dtypes."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def digest_arrays(tree: Any) -> str:
+    """Identifies the values of a pytree of arrays; 16 hexadecimal digits."""
+    whole = hashlib.sha256(str(jax.tree.structure(tree)).encode())
+    for leaf in jax.tree.leaves(tree):
+        _add(whole, leaf)
+    return whole.hexdigest()[:16]
+
+
+def _add_jaxpr(whole: Any, jaxpr: Jaxpr) -> None:
+    numbers: dict[Any, int] = {}
+
+    def define(variables):
+        for variable in variables:
+            numbers[variable] = len(numbers)
+            _say(whole, variable.aval.str_short())
+
+    define((*jaxpr.constvars, *jaxpr.invars))
+    for equation in jaxpr.eqns:
+        _say(whole, equation.primitive.name)
+        for operand in equation.invars:
+            if isinstance(operand, Literal):
+                _add(whole, operand.val)
+            else:
+                _say(whole, numbers[operand])
+        # Where a call runs and what it is called do not change what it computes.
+        is_call = equation.primitive.name in _CALLS
+        for name in ("jaxpr",) if is_call else sorted(equation.params):
+            _say(whole, name)
+            _add(whole, equation.params[name])
+        define(equation.outvars)
+    for result in jaxpr.outvars:
+        if isinstance(result, Literal):
+            _add(whole, result.val)
+        else:
+            _say(whole, numbers[result])
+
+
+def _add(whole: Any, value: Any) -> None:
+    """Adds a constant or a parameter of an operation."""
+    if isinstance(value, ClosedJaxpr):
+        _add_jaxpr(whole, value.jaxpr)
+        _add(whole, list(value.consts))
+    elif isinstance(value, Jaxpr):
+        _add_jaxpr(whole, value)
+    elif isinstance(value, Mapping):
+        _add(whole, sorted(value.items()))
+    elif isinstance(value, tuple | list):
+        _say(whole, len(value))
+        for item in value:
+            _add(whole, item)
+    elif isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        _say(whole, jax.random.key_impl(value))
+        _add(whole, jax.random.key_data(value))
+    elif isinstance(value, jax.Array | np.ndarray | np.generic):
+        array = np.ascontiguousarray(value)
+        _say(whole, f"{array.dtype} {np.shape(value)}")
+        whole.update(array.tobytes())
+    elif callable(value) and not isinstance(value, type | jnp.dtype):
+        # Rules for a derivative or for lanes: the operations themselves are in the program if used.
+        _say(whole, type(value).__name__)
+    else:
+        _say(whole, f"{type(value).__name__} {value}")
+
+
+def _say(whole: Any, word: Any) -> None:
+    whole.update(f"{word};".encode())

@@ -1,0 +1,121 @@
+"""What a run is recognised by: its programs, what it judges on, and the versions that it began with."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim import programs
+from fedjax_sim.base import Algorithm, Cohort
+from fedjax_sim.simulation.settings import EvaluationFn
+from fedjax_sim.version import VERSION
+
+# Told in config.json but not compared: where a run runs changes no more than the order of its sums, and
+# how long it is to last changes none of its rounds.
+NOT_COMPARED = ("lanes", "stacked", "num_rounds")
+_NAMES = (
+    "versions",
+    "earlier_versions",
+    "programs",
+    "evaluations",
+    "initial_params",
+    "data_digest",
+)
+# Of the values that a plain function gives for the same model again, perhaps on another machine.
+_TOLERANCE = 1e-3
+
+
+def identify(
+    algorithm: Algorithm,
+    data: Any,
+    size: int,
+    hparams: Mapping[str, float],
+    evaluators: Sequence[EvaluationFn],
+    initial_params: Any = None,
+) -> dict[str, Any]:
+    """What a run computes, as entries of its config.json.
+
+    Args:
+      algorithm: whose rounds; they are traced on one device, wherever the run takes place.
+      data: a `FederatedData`.
+      size: `K`, clients of a round.
+      hparams: the algorithm's hyper-parameters.
+      evaluators: the run's evaluations.
+      initial_params: where it begins, or None.
+
+    Returns:
+      "versions"; "programs", what each part is called -> its digest; "evaluations", a digest each, None
+      of a plain function; "initial_params", a digest or None.
+    """
+    key, examples, rates = jax.random.key(0), data.examples, as_rates(hparams)
+    start = (key, rates) if initial_params is None else (key, rates, programs.shapes_of(initial_params))
+    state = jax.eval_shape(lambda *start: algorithm.init(*start), *start)
+    cohort = Cohort(jax.ShapeDtypeStruct((size,), np.int32))
+    parts = dict(algorithm.parts(examples)) | {
+        "init": (algorithm.init, *start),
+        "round": (algorithm.round, key, state, programs.shapes_of(data), cohort),
+    }
+    params = jax.eval_shape(lambda state: state.params, state)
+    return {
+        "versions": versions(),
+        "programs": {name: programs.digest(*part) for name, part in parts.items()},
+        "evaluations": [_digest(evaluation, params) for evaluation in evaluators],
+        "initial_params": None if initial_params is None else programs.digest_arrays(initial_params),
+    }
+
+
+def versions() -> dict[str, str]:
+    """The versions that a run may depend on."""
+    return {"fedjax_sim": VERSION, "jax": jax.__version__}
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Refuses names in a user's configuration that a workdir has a meaning of its own for.
+
+    Raises:
+      ValueError: there is one.
+    """
+    taken = sorted(config.keys() & {*_NAMES})
+    if taken:
+        raise ValueError(
+            f"config has the name {taken[0]!r}, which config.json uses itself; wanted any but "
+            f"{', '.join(_NAMES)}"
+        )
+
+
+def as_rates(hparams: Mapping[str, float]) -> dict[str, np.float32]:
+    """Hyper-parameters as a compiled program takes them."""
+    return {name: np.float32(value) for name, value in hparams.items()}
+
+
+def _digest(evaluation: EvaluationFn, params: Any) -> str | None:
+    return evaluation.digest(params) if hasattr(evaluation, "digest") else None
+
+
+def check_evaluations(
+    evaluators: Sequence[EvaluationFn], known: Mapping[str, Any], params: Any, where: Any
+) -> None:
+    """Refuses to continue a run with evaluations that judge otherwise than those it began with.
+
+    What a plain function computes cannot be seen, so it judges a model again that was judged before.
+
+    Args:
+      evaluators: as of now.
+      known: a row of the run.
+      params: the model of that row.
+      where: the workdir, for the error.
+
+    Raises:
+      ValueError: the values differ from the row's, or have other names.
+    """
+    found = {name: float(v) for evaluation in evaluators for name, v in evaluation(params).items()}
+    for name, value in found.items():
+        before = known.get(name, "absent")
+        if before == "absent" or not math.isclose(before, value, rel_tol=_TOLERANCE, abs_tol=1e-9):
+            raise ValueError(
+                f"{where} belongs to a run of another evaluation: {name} of the model of round "
+                f"{known['round']} is {before} there, {value} now. Repeat that evaluation, a function "
+                "of the parameters alone, to continue it, or choose another workdir."
+            )
