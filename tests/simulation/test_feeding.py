@@ -52,10 +52,14 @@ def adding():
     return fs.Algorithm(init, round_fn, lambda state: {}, {"scale": 1.0}, {})
 
 
+def fed_sgd(task):
+    return fs.fed_sgd(task, client_lr=1.0)
+
+
 @pytest.mark.parametrize("name", ["fed_avg", "fed_sgd"])
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_run_is_the_same_to_the_bit(task, data, name, devices):
-    chosen = {"fed_avg": algorithm, "fed_sgd": fs.fed_sgd}[name](task)
+    chosen = {"fed_avg": algorithm, "fed_sgd": fed_sgd}[name](task)
     settings = {"chosen": chosen, "layout": toys.layout(devices=devices), "eval_every": 4}
     on_device, on_host = (run(task, data, data_placement=p, **settings) for p in ("device", "host"))
     toys.assert_same(on_host.state, on_device.state)
