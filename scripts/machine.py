@@ -59,6 +59,13 @@ _MAX_UNPACKED_GB = define(
     "times as much memory. Errors call it max_unpacked_bytes. By default about 1.",
 )
 
+ALLOW_VERSION_CHANGE = flags.DEFINE_bool(
+    "allow_version_change",
+    False,
+    "Continue in a workdir that was begun with another version of JAX or of fedjax_sim, where programs "
+    "cannot be compared and may round otherwise.",
+)
+
 _LAST_WORDS = 2.0  # seconds
 
 # They change no result, beyond the order of a float sum.
@@ -70,6 +77,7 @@ NAMES = (
     "num_processes",
     "process_id",
     "max_unpacked_gb",
+    "allow_version_change",
 )
 
 

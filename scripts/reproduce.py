@@ -291,6 +291,7 @@ def _run(named, records, seeds, asked) -> None:
             workdir=records.under_way(name),
             go_on=going,
             layout=machine.layout,
+            allow_version_change=machine.ALLOW_VERSION_CHANGE.value,
             progress=True,
             report=say,
         )
@@ -326,6 +327,7 @@ def _run_figure(named, records, seeds, asked) -> None:
             workdir=records.under_way(name),
             go_on=going,
             layout=machine.layout,
+            allow_version_change=machine.ALLOW_VERSION_CHANGE.value,
             progress=True,
         )
         _save(records, name, record, test)

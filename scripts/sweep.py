@@ -141,7 +141,8 @@ def _sweep() -> None:
         say(f"{clients.describe()}\nWriting to {workdir}")
     records = fs.experiment.Records(workdir)
     config = _settings() | {"data_digest": clients.digest()}
-    with fs.experiment.claimed_workdir(workdir, config):
+    allow = machine.ALLOW_VERSION_CHANGE.value
+    with fs.experiment.claimed_workdir(workdir, config, allow_version_change=allow):
         clock = _Clock(cells, clients.num_clients)
         for number, cell in enumerate(cells, 1):
             if (record := records.load(cell.name)) is not None:
@@ -194,6 +195,7 @@ def _run(cell, clients, task, evaluate, rates, seeds, kept) -> dict:
         eval_every=_EVAL_EVERY.value,
         layout=machine.layout(algorithm, clients, num_runs=len(rates) * len(seeds)),
         workdir=kept,
+        allow_version_change=machine.ALLOW_VERSION_CHANGE.value,
         progress=True,
         report=say,
     )

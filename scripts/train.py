@@ -190,6 +190,7 @@ def _train() -> None:
         workdir=workdir,
         config=_settings(),
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,
+        allow_version_change=machine.ALLOW_VERSION_CHANGE.value,
         progress=True,
     )
     if not fs.is_first():

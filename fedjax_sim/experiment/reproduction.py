@@ -125,6 +125,7 @@ def run_cell(
     report: Callable[[str], None] | None = None,
     workdir: str | pathlib.Path | None = None,
     go_on: Callable[[], bool] | None = None,
+    allow_version_change: bool = False,
     layout: Callable[[Algorithm, FederatedData, int], Layout | None] | None = None,
 ) -> dict[str, Any]:
     """Finds a cell's best rate and its rounds to the target, or its curves at given rates.
@@ -145,6 +146,7 @@ def run_cell(
       report: receives lines of text.
       workdir: where an interrupted cell continues.
       go_on: asked before each block of rounds, see `sweep`.
+      allow_version_change: see `sweep`.
       layout: from the algorithm, the clients and a number of runs to a layout, where there are wishes.
 
     Returns:
@@ -179,6 +181,7 @@ def run_cell(
             layout=Layout() if cell.algorithm == "sgd" else chosen,
             workdir=workdir,
             go_on=go_on,
+            allow_version_change=allow_version_change,
             progress=progress,
             report=report,
         )

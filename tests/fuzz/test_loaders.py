@@ -10,7 +10,7 @@ import shakespeare_corpus as corpus
 from hypothesis import given
 from hypothesis import strategies as st
 from message_corpus import lines
-from mutations import altered, bounded, damaged, json_values, result_of
+from damage import altered, bounded, damaged, json_values, result_of
 
 from fedjax_sim.data import federate, messages, natural, read_messages
 from fedjax_sim.data.cifar import read_cifar10

@@ -1,0 +1,239 @@
+"""What a run cannot do right, it refuses before any training."""
+
+import errno
+import math
+import multiprocessing
+import os
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+import fedjax_sim as fs
+from fedjax_sim.base import ABSENT
+from fedjax_sim.lanes import weighted
+from fedjax_sim.simulation import workdir as files
+from fedjax_sim.simulation.feeding import Feed
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def fed_avg(task, **settings):
+    return fs.fed_avg(task, **({"client_lr": 0.1, "local_epochs": 1, "batch_size": 4} | settings))
+
+
+def simulate(algorithm, data, **settings):
+    settings = {"key": jax.random.key(3), "num_rounds": 2, "client_fraction": 1.0} | settings
+    return fs.simulate(algorithm, data, **settings)
+
+
+def reporting(algorithm, **more):
+    """The algorithm, whose rounds report more."""
+
+    def round_fn(key, state, data, cohort):
+        state, info = algorithm.round(key, state, data, cohort)
+        return state, info | {name: make(state, cohort) for name, make in more.items()}
+
+    return algorithm._replace(round=round_fn)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 2**22},
+        {"local_epochs": 2**30, "shuffle": "never"},
+        {"local_epochs": 2**31 - 1, "batch_size": 2**31 - 1},
+        {"local_epochs": 2**28, "batch_size": math.inf},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("run", [fs.simulate, fs.sweep])
+def test_rounds_beyond_their_counters_are_refused(task, settings, run):
+    data = toys.federation((1,) * 520)
+    settings = {"simulate": {"key": jax.random.key(0)}, "sweep": {"hparams": {}}}[run.__name__] | {
+        "algorithm": fed_avg(task, **settings)
+    }
+    with pytest.raises(ValueError, match=r"may execute .* example slots, padding included; wanted"):
+        run(settings.pop("algorithm"), data, num_rounds=1, client_fraction=1.0, **settings)
+
+
+def test_rounds_that_their_counters_hold_are_counted(task):
+    data = toys.federation((1,) * 20)
+    result = simulate(fed_avg(task, batch_size=2**12), data, num_rounds=1)
+    assert result.rows[-1]["slots"] == 20 * 2**12
+
+
+def test_counters_of_sequential_sgd_and_learners_are_looked_at(task, data):
+    with pytest.raises(ValueError, match="a round of 1048576 steps of 4096 examples is too long"):
+        fs.sgd(task, client_lr=0.1, batch_size=2**12, steps_per_round=2**20)
+    long = fs.sgd(task, client_lr=0.1, batch_size=1, steps_per_round=2**20)
+    with pytest.raises(ValueError, match="4096 rounds of 1048576 steps are too many"):
+        simulate(long, data, num_rounds=2**12)
+
+
+def test_infos_are_scalars(task, data):
+    ids = reporting(fed_avg(task), ids=lambda state, cohort: cohort.ids)
+    with pytest.raises(ValueError, match=r"info holds 'ids' of shape \(10,\); wanted a scalar"):
+        simulate(ids, data)
+
+
+def test_a_reported_rate_stays_a_rate_and_counts_add_up(task, data):
+    more = {
+        "rate": lambda state, cohort: state.hparams["client_lr"],
+        "round_number": lambda state, cohort: state.round.astype(jnp.float32),
+        "clients": lambda state, cohort: jnp.int32(cohort.num_clients),
+        "cumulative_work": lambda state, cohort: jnp.float32(0.5),
+    }
+    result = simulate(reporting(fed_avg(task), **more), data, num_rounds=4, eval_every=2)
+    history = result.history()
+    np.testing.assert_allclose(history["rate"][1:], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(history["round_number"][1:], [1.5, 3.5])
+    np.testing.assert_array_equal(history["clients"][1:], [20, 40])
+    np.testing.assert_array_equal(history["cumulative_work"][1:], [1.0, 2.0])
+
+
+def test_integers_in_an_update_are_refused():
+    output = fs.ClientOutput({"w": jnp.ones(2), "n": jnp.uint32(3)}, jnp.float32(2.0), {})
+    with pytest.raises(ValueError, match="update holds uint32, and updates are multiplied"):
+        weighted(output, jnp.asarray(True))
+
+
+def test_nobody_s_id_overwrites_no_client(data):
+    """Where each device has clients of its own, ids have room for more than there are."""
+    with Feed(data, jax.random.key(5), 7, toys.layout(1, 2), num_rounds=1, spread=True) as feed:
+        ids = jnp.asarray(np.asarray(feed.cohort(0).cohort.ids))
+    assert int((ids == ABSENT).sum()) == 7
+    visited = jnp.zeros(data.num_clients, jnp.int32).at[ids].set(1)
+    present = np.asarray(ids)[np.asarray(ids) != ABSENT]
+    np.testing.assert_array_equal(np.flatnonzero(visited), np.sort(present))
+
+
+def test_what_init_has_closed_over_is_read_anew(task, data):
+    """A warm start in a loop, by one function that stays the same."""
+    algorithm, params = fed_avg(task), task.init(jax.random.key(0))
+
+    def init(key, hparams):
+        return algorithm.init(key, hparams)._replace(params=params)
+
+    warm = algorithm._replace(init=init)
+    starts = []
+    for _ in range(3):
+        judge = fs.accuracy(task, toys.dataset(31, seed=9), layout=toys.layout())
+        result = simulate(warm, data, num_rounds=1, evaluate=judge)
+        starts.append(result.rows[0]["test_loss"])
+        assert starts[-1] == pytest.approx(judge(params)["test_loss"])
+        params = result.params
+    assert len(set(starts)) == 3
+
+
+def test_a_run_begins_with_the_parameters_that_it_is_given(task, data):
+    judge = fs.accuracy(task, toys.dataset(31, seed=9), layout=toys.layout())
+    first = simulate(fed_avg(task), data, evaluate=judge)
+    given = first.params
+    with fs.CompilationCounter() as counter:
+        second = simulate(fed_avg(task), data, evaluate=judge, initial_params=given)
+        third = simulate(fed_avg(task), data, evaluate=judge, initial_params=second.params)
+    assert second.rows[0]["test_loss"] == first.rows[-1]["test_loss"]
+    assert third.rows[0]["test_loss"] == second.rows[-1]["test_loss"]
+    assert counter.count  # each algorithm compiles its own rounds
+    jax.block_until_ready(given)  # a state is donated, what was given is not
+    runs = fs.sweep(
+        fed_avg(task), data, hparams={}, num_rounds=1, evaluate=judge, initial_params=given
+    ).runs
+    assert runs[0].rows[0]["test_loss"] == pytest.approx(first.rows[-1]["test_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda params: jax.tree.leaves(params), "initial_params"),
+        (lambda params: jax.tree.map(lambda w: w[..., :1], params), r"initial_params holds float32\["),
+        (lambda params: jax.tree.map(lambda w: w * jnp.nan, params), "holds a NaN or an infinity"),
+        (lambda params: jax.tree.map(lambda w: w.astype(jnp.bfloat16), params), "holds bfloat16"),
+    ],
+)
+def test_parameters_of_another_model_are_refused(task, data, change, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(fed_avg(task), data, initial_params=change(task.init(jax.random.key(0))))
+
+
+def test_parameters_for_an_algorithm_that_takes_none_are_refused(task, data):
+    algorithm = fed_avg(task)
+    plain = algorithm._replace(init=lambda key, hparams: algorithm.init(key, hparams))
+    with pytest.raises(ValueError, match=r"init takes none; wanted init\(key, hparams, params=None\)"):
+        simulate(plain, data, initial_params=task.init(jax.random.key(0)))
+
+
+def test_a_block_is_no_longer_than_the_run(task, data):
+    """Room for 10^8 rounds took 6 GB."""
+    result = simulate(fed_avg(task), data, eval_every=10**8)
+    assert [row["round"] for row in result.rows] == [0, 2]
+
+
+def hold(home, inside, leave):
+    with files.claimed(home, {"rate": 0.1}):
+        inside.set()
+        leave.wait(60)
+
+
+def test_of_two_that_begin_in_a_folder_one_is_refused_before_it_changes_anything(tmp_path):
+    home, context = tmp_path / "run", multiprocessing.get_context("spawn")
+    inside, leave = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(home, inside, leave))
+    other.start()
+    try:
+        assert inside.wait(60)
+        with (
+            pytest.raises(ValueError, match="another process is running in"),
+            files.claimed(home, {"rate": 0.9}),
+        ):
+            pass
+        assert "0.1" in (home / "config.json").read_text()
+    finally:
+        leave.set()
+        other.join()
+    with (
+        pytest.raises(ValueError, match=r"rate: 0\.1 there, 0\.9 now"),
+        files.claimed(home, {"rate": 0.9}),
+    ):
+        pass
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A disk of 400 kB, where the system lets us have one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk]
+    done = subprocess.run(mount, capture_output=True)
+    if done.returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_says_so(task, data, tiny_disk):
+    """It was reported as a device out of memory."""
+    home = tiny_disk / "run"
+    with pytest.raises(OSError, match=r"the disk of .* is full: \d+ bytes are free") as full:
+        simulate(fed_avg(task), data, num_rounds=300, workdir=home, checkpoint_seconds=0.0)
+    assert full.value.errno == errno.ENOSPC
+    assert str(home) in str(full.value)
+
+
+def test_a_full_disk_is_told_wherever_it_shows(tmp_path):
+    def fail(error):
+        with files.full_disk_explained(tmp_path / "file"):
+            raise error
+
+    texts = [f"RESOURCE_EXHAUSTED: writing failed: {os.strerror(errno.ENOSPC)}"]
+    for error in (OSError(errno.ENOSPC, "x"), OSError(errno.EDQUOT, "x"), *map(ValueError, texts)):
+        with pytest.raises(OSError, match=f"the disk of {tmp_path}.* bytes are free"):
+            fail(error)
+    for error in (OSError(errno.EACCES, "x"), ValueError("RESOURCE_EXHAUSTED: out of memory")):
+        with pytest.raises(type(error)) as same:
+            fail(error)
+        assert same.value is error

@@ -1,0 +1,91 @@
+"""Learning rates: given once, to an optimizer that keeps what it is given."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+import toys
+
+import fedjax_sim as fs
+
+FACTORIES = {
+    "fed_avg": lambda task, *optimizer, **settings: fs.fed_avg(
+        task, *optimizer, local_epochs=1, batch_size=4, **settings
+    ),
+    "fed_sgd": fs.fed_sgd,
+    "sgd": functools.partial(fs.sgd, batch_size=4),
+    "dynamic_averaging": lambda task, *optimizer, **settings: fs.dynamic_averaging(
+        task, fs.protocols.none(period=2), *optimizer, num_learners=10, batch_size=4, **settings
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_rate_that_is_not_given_is_asked_for(task, name):
+    for optimizer in ((), (optax.adam,), (functools.partial(optax.sgd, momentum=0.9),)):
+        with pytest.raises(ValueError, match="client_lr is not given; wanted the learning rate"):
+            FACTORIES[name](task, *optimizer)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_rate_given_twice_is_refused(task, name):
+    with pytest.raises(ValueError, match=r"client_lr is 0\.1, but the optimizer is already built"):
+        FACTORIES[name](task, optax.adam(1e-4), client_lr=0.1)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_an_optimizer_already_built_has_no_rate_to_sweep(task, data, name):
+    algorithm = FACTORIES[name](task, optax.sgd(0.1))
+    assert "client_lr" not in algorithm.hparams
+    with pytest.raises(ValueError, match="no hyper-parameter client_lr"):
+        fs.simulate(algorithm, data, key=jax.random.key(0), num_rounds=1, hparams={"client_lr": 0.2})
+
+
+def test_the_server_s_rate_is_one_for_sgd_and_asked_for_otherwise(task):
+    settings = {"client_lr": 0.1, "local_epochs": 1, "batch_size": 4}
+    assert fs.fed_avg(task, **settings).hparams["server_lr"] == 1.0
+    with pytest.raises(ValueError, match="server_lr is not given"):
+        fs.fed_avg(task, optax.sgd, optax.adam, **settings)
+    with pytest.raises(ValueError, match=r"server_lr is 0\.5, but the optimizer is already built"):
+        fs.fed_avg(task, optax.sgd, optax.adam(1e-3), server_lr=0.5, **settings)
+    assert "server_lr" not in fs.fed_avg(task, optax.sgd, optax.adam(1e-3), **settings).hparams
+
+
+SCHEDULE = optax.piecewise_constant_schedule(0.1, {3: 0.5})
+
+
+@pytest.mark.parametrize("batch_size", [4, math.inf])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.sgd(SCHEDULE),
+        optax.chain(optax.clip(1.0), optax.masked(optax.sgd(SCHEDULE), True)),
+        optax.inject_hyperparams(optax.sgd)(learning_rate=SCHEDULE),
+    ],
+    ids=["plain", "inside others", "injected"],
+)
+def test_a_schedule_that_would_begin_again_in_each_round_is_refused(task, data, optimizer, batch_size):
+    algorithm = fs.fed_avg(task, optimizer, local_epochs=1, batch_size=batch_size)
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        pytest.raises(ValueError, match="has a schedule, which counts local steps and begins again"),
+    ):
+        fs.simulate(algorithm, data, key=jax.random.key(0), num_rounds=1)
+
+
+def test_a_schedule_of_an_optimizer_that_persists_is_followed(task, data):
+    """Steps of the server are rounds."""
+
+    def schedule(step):
+        return jnp.where(step < 1, jnp.float32(0.5), jnp.float32(0.0))
+
+    server = fs.fed_avg(
+        task, optax.sgd, optax.sgd(schedule), client_lr=0.1, local_epochs=1, batch_size=4
+    )
+    after_one, _ = toys.play(server, data, rounds=1)
+    after_two, _ = toys.play(server, data, rounds=2)
+    assert toys.largest_difference(after_one.params, toys.init(server).params) > 0
+    toys.assert_same(after_one.params, after_two.params)
