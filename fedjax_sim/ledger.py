@@ -4,6 +4,19 @@ A kind of message is named `up_KIND` (to the server) or `down_KIND` (to a client
 `update` of one, a `violation` (a model that its learner sends unasked), or a `request` for a model. A
 round counts messages inside the compiled program; their sizes follow from shapes, and counts become
 bytes on the host, in Python's integers, which do not overflow.
+
+Two conventions, and what the papers say:
+
+* An empty client is charged like any other. Whoever is drawn receives the model and sends an
+  update, since the server cannot know that there will be nothing in it; so does algorithm 1 of
+  McMahan et al. (2017), whose clients in S_t all return a model. A deployed system may let such
+  clients decline; then these are upper bounds.
+* A number that stays the same during a run costs nothing, one that changes costs 4 bytes each time.
+  FedAvg's n_k is known to the server from the start, as the weights n_k / n of McMahan et al. take
+  it to be; the B^i of dynamic averaging, the examples since a learner's last meeting, travels with
+  each model under example weights, as Kamp et al. (2018) have learners send (f^i, B^i) in their
+  algorithm 2 (unverified: from notes on the paper). Headers are not counted. McMahan et al. count
+  rounds, not bytes.
 """
 
 from collections.abc import Iterable, Mapping

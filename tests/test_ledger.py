@@ -1,5 +1,6 @@
 """Messages counted by hand: their sizes, their totals, and what each algorithm sends."""
 
+import averaging_toys as toy
 import jax
 import jax.numpy as jnp
 import pytest
@@ -127,3 +128,23 @@ def test_a_sweep_counts_what_simulate_counts(task, data):
     for run in swept.runs:
         assert [ledger_of(row) for row in run.rows] == [ledger_of(row) for row in alone.rows]
         assert run.rows[-1]["bytes_up"] == 3 * 4 * MODEL
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_empty_clients_send_and_receive_like_any_other(task, data, name):
+    """The ledger's first convention; sizes of data cost nothing, its second."""
+    assert 0 in toys.SIZES
+    result = fs.simulate(
+        ALGORITHMS[name](task), data, key=jax.random.key(0), num_rounds=2, client_fraction=1.0
+    )
+    everybody = 2 * len(toys.SIZES)
+    assert result.rows[-1]["messages_up"] == result.rows[-1]["messages_down"] == everybody
+    assert result.rows[-1]["bytes_up"] == result.rows[-1]["bytes_down"] == everybody * MODEL
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "examples"])
+def test_a_count_that_changes_costs_four_bytes_each_time(weighting):
+    algorithm = toy.algorithm(fs.protocols.periodic(period=2), weighting=weighting)
+    sizes = algorithm.message_bytes(toys.init(algorithm))
+    assert sizes["up_model"] == MODEL + {"uniform": 0, "examples": 4}[weighting]
+    assert sizes["down_model"] == MODEL

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim import processes
-from fedjax_sim.simulation.workdir import full_disk_explained
+from fedjax_sim.simulation.workdir import full_disk_explained, write_json
 
 _KEEP = 3
 _ALONE = "alone"  # barriers of processes that write alone need a name
@@ -48,6 +48,8 @@ class Checkpoints:
         self._ocp = ocp
         self._directory = directory.absolute()
         self._directory.mkdir(exist_ok=True)
+        self._digests = self._directory.with_name(self._directory.name + "_digests")
+        self._digests.mkdir(exist_ok=True)
         self._manager = self._open()
 
     def _open(self):
@@ -76,6 +78,11 @@ class Checkpoints:
         composite = args.Composite(state=args.StandardSave(leaves), meta=args.JsonSave(meta))
         with full_disk_explained(self._directory):
             self._manager.save(checkpoint.round, args=composite)
+        write_json(self._digests / f"{checkpoint.round}.json", self._digest_files(checkpoint.round))
+        kept = {f"{step}.json" for step in self._manager.all_steps()}
+        for path in self._digests.glob("*.json"):
+            if path.name not in kept:
+                path.unlink()
 
     def restore(self, like: dict[str, np.ndarray]) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None.
@@ -97,7 +104,32 @@ class Checkpoints:
                 self._move_aside(step, error)
         return None
 
+    def _digest_files(self, step: int) -> dict[str, str]:
+        """The digest of each file of a checkpoint, by its path in it."""
+        root = self._directory / str(step)
+        files = sorted(path for path in root.rglob("*") if path.is_file())
+        return {
+            str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+        }
+
+    def _check_files(self, step: int) -> None:
+        """Looks at the files before orbax does, which prints a traceback for each array it gives up.
+
+        A run killed between a checkpoint and its digests leaves none; the state has a digest as well.
+
+        Raises:
+          ValueError: a file is missing, has been added, or is not as it was written.
+        """
+        path = self._digests / f"{step}.json"
+        if not path.exists():
+            return
+        known, found = json.loads(path.read_text()), self._digest_files(step)
+        different = [name for name in sorted(known | found) if known.get(name) != found.get(name)]
+        if different:
+            raise ValueError(f"its file {different[0]} is not as it was written")
+
     def _read(self, step: int, like: dict[str, np.ndarray]) -> Checkpoint:
+        self._check_files(step)
         args = self._ocp.args
         meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
         if meta["structure"] != _structure(like):

@@ -7,10 +7,10 @@ import lzma
 import numpy as np
 import pytest
 import shakespeare_corpus as corpus
+from damage import altered, bounded, damaged, json_values, result_of
 from hypothesis import given
 from hypothesis import strategies as st
 from message_corpus import lines
-from damage import altered, bounded, damaged, json_values, result_of
 
 from fedjax_sim.data import federate, messages, natural, read_messages
 from fedjax_sim.data.cifar import read_cifar10

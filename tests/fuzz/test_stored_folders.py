@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from damage import altered, bounded, damaged, json_values, result_of
 from hypothesis import given
 from hypothesis import strategies as st
-from damage import altered, bounded, damaged, json_values, result_of
 from stored_files import set_entry, signed
 
 from fedjax_sim.data import Assignment, federate, from_arrays, open_federated, save_federated

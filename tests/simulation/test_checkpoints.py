@@ -54,12 +54,27 @@ def test_the_newest_is_restored_with_its_rows(tmp_path):
 
 @pytest.mark.parametrize(("damage", "what"), [(swap_state, "state"), (edit_rows, "rows")])
 def test_what_does_not_match_its_digest_is_moved_aside(tmp_path, caplog, damage, what):
-    damage(saved(tmp_path, 1, 2) / "2")
+    """Also where a kill came between a checkpoint and the digests of its files."""
+    newest = saved(tmp_path, 1, 2) / "2"
+    (digests,) = tmp_path.glob("checkpoints_digests/2.json")
+    digests.unlink()
+    damage(newest)
     found = restored(tmp_path)
     assert found.round == 1
     assert (found.leaves["00000"] == 1).all()
     assert f"round 2 is not whole (its {what} do" in caplog.text
     assert (tmp_path / "checkpoints_unreadable" / "2").is_dir()
+
+
+@pytest.mark.parametrize("pattern", ["state/d/*", "meta/metadata", "_CHECKPOINT_METADATA"])
+def test_a_damaged_file_is_named_and_orbax_says_nothing(tmp_path, caplog, capfd, pattern):
+    """Orbax printed a traceback for each array that it gave up reading."""
+    newest = saved(tmp_path, 1, 2) / "2"
+    path = next(newest.glob(pattern))
+    path.write_bytes(path.read_bytes()[:5])
+    assert restored(tmp_path).round == 1
+    assert f"its file {path.relative_to(newest)} is not as it was written" in caplog.text
+    assert capfd.readouterr().err.count("\n") <= 1
 
 
 def test_arrays_of_another_run_are_refused_and_stay(tmp_path):
