@@ -12,8 +12,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 import toys  # noqa: E402  (after the devices are chosen)
 
 # A worker takes whole files in the order of collection, and one that begins a long file last keeps the
-# others waiting. These take the most CPU seconds; those of `-m slow` are among them.
-LONGEST_FIRST = ("test_scripts.py", "test_sweep.py")
+# others waiting. These take the most CPU seconds, some of them by `-m slow`.
+LONGEST_FIRST = (
+    "test_accelerator.py",
+    "test_processes.py",
+    "test_scripts.py",
+    "test_reproduce_script.py",
+    "test_identities.py",
+    "test_communication.py",
+    "test_sweep_script.py",
+    "test_sweep.py",
+    "test_simulate.py",
+    "test_documents.py",
+)
 
 
 def pytest_collection_modifyitems(items):

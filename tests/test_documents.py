@@ -42,3 +42,10 @@ def test_the_readmes_example_runs():
     assert names["result"].rows[-1]["round"] == 3
     sent = [run.rows[-1]["bytes_up"] for run in names["thrifty"].runs]
     assert sent[0] > sent[1] >= sent[2] == 0
+
+
+def test_the_examples_of_tests_are_there():
+    rows = re.findall(r"`(test_\w+)` in `(tests/\S+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(rows) == 8
+    for name, path in rows:
+        assert f"def {name}(" in (ROOT / path).read_text(), (name, path)

@@ -80,6 +80,7 @@ def test_what_is_no_variant_is_refused(benchmark, text):
 
 
 @needs("mnist")
+@pytest.mark.slow
 def test_a_round_of_the_benchmark_reports_what_it_promises(tmp_path):
     out = tmp_path / "out.json"
     flags = (f"--data_dir={data_root() / 'mnist'}", "--variants=glorot/unit", f"--out={out}")

@@ -225,6 +225,7 @@ def test_a_cell_run_in_parts_leaves_the_record_of_one_run_in_one_go(plays, lstm,
     assert record["seconds"] > record["runs"][0]["seconds"]
 
 
+@pytest.mark.slow
 def test_many_local_epochs_are_followed_at_the_papers_rate(plays, tmp_path):
     flags = ("--figure=3", "--partition=noniid", "--rows=E=5/B=10", "--rounds_limit=1")
     name, record, out, err = run_small(plays, *flags, cwd=tmp_path)
@@ -246,6 +247,7 @@ def images(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_sequential_sgd_is_read_at_three_targets(images, tmp_path):
     flags = ("--table=3", "--rows=SGD/B=100", "--client_lrs=0.1", "--most_rates=1", "--rounds_limit=2")
     name, record, out, err = run_small(images, *flags, cwd=tmp_path)
@@ -274,6 +276,7 @@ def test_sequential_sgd_is_read_at_three_targets(images, tmp_path):
         ),
     ],
 )
+@pytest.mark.slow
 def test_figures_of_cifar_10_have_runs_of_their_own(images, tmp_path, flags, name, rates, rounds):
     found, record, _, _ = run_small(images, *flags, cwd=tmp_path)
     assert found == name
@@ -289,6 +292,7 @@ def chats(tmp_path_factory):
     return message_corpus.write(tmp_path_factory.mktemp("chats"), said)
 
 
+@pytest.mark.slow
 def test_words_race_for_the_target_asked_for(chats, tmp_path):
     flags = ("--figure=5", "--rows=E=1/B=inf", "--target=0.9", "--client_lrs=9,18", "--most_rates=2")
     name, record, _, err = run_small(chats, *flags, "--rounds_limit=1", "--report", cwd=tmp_path)

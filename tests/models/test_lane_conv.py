@@ -202,6 +202,7 @@ def test_the_table_is_what_the_benchmark_wrote():
     assert [row for row in lane_conv.ROWS if row.backend == "cpu"] == rows
 
 
+@pytest.mark.slow
 def test_a_small_benchmark_reports_what_it_promises(tmp_path):
     out = tmp_path / "out.json"
     script = ROOT / "benchmarks" / "lane_convolutions.py"

@@ -10,6 +10,8 @@ from test_simulate import run, without_clock
 
 import fedjax_sim as fs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 class KilledError(Exception):
     """Stands for the end of a process."""
