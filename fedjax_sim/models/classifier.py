@@ -1,8 +1,7 @@
 """Turns any model that maps inputs to logits into a `Task`."""
 
-import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,17 +10,8 @@ import optax
 from flax import nnx
 
 from fedjax_sim.base import Batch, Params, Task
+from fedjax_sim.models.modules import Model, from_linen, from_nnx
 from fedjax_sim.models.precision import follow
-
-
-class Model(NamedTuple):
-    """A model as the engine needs it: `init(key) -> params`, `apply(params, x, key) -> logits`.
-
-    `apply` gets a key in training and None in evaluation, where dropout is off.
-    """
-
-    init: Callable[[jax.Array], Params]
-    apply: Callable[[Params, jax.Array, jax.Array | None], jax.Array]
 
 
 def classifier(
@@ -34,11 +24,16 @@ def classifier(
 
     The model gets its inputs in the dtype of its parameters; the loss is float32.
 
+    A flax module whose `__call__` takes `train`, `training`, `is_training`, `is_train` (True in
+    training) or `deterministic` (False in training) gets that flag; nnx modules are also switched by
+    `train()` and `eval()`. flax's own dropout must then be on in training and off in evaluation.
+
     Args:
       model: one of
         a flax linen module;
         a function that takes `nnx.Rngs` and returns a flax nnx module;
-        a pair `(init, apply)` with `init(key) -> params` and `apply(params, x) -> logits [B, classes]`.
+        a pair `(init, apply)` with `init(key) -> params` and `apply(params, x) -> logits [B, classes]`,
+          which gets no key and so cannot drop anything.
       input_shape: the shape of one example, as stored.
       decode: stored inputs `[B, *input_shape]` -> the model's floats, inside the compiled step; it may
         change the shape. The default scales integers to [0, 1] by 255 and leaves floats alone.
@@ -49,7 +44,8 @@ def classifier(
     Raises:
       ValueError: the model is of another kind, keeps state beside its parameters (such as running
         batch statistics, which have no meaning as an average over clients), or does not return
-        one vector of logits for each example.
+        one vector of logits for each example; a flax module takes another argument that is required
+        or a bool, or has dropout that stays off in training or on in evaluation.
     """
     decode = decode or scale_pixels
     decoded = jax.eval_shape(decode, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
@@ -91,7 +87,7 @@ def scale_pixels(x: jax.Array) -> jax.Array:
 
 def _as_model(model: Any, example: jax.Array) -> Model:
     if isinstance(model, nn.Module):
-        return _from_linen(model, example)
+        return from_linen(model, example)
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
         init, apply = model
         return Model(init, lambda params, x, key: apply(params, x))
@@ -103,73 +99,8 @@ def _as_model(model: Any, example: jax.Array) -> Model:
     if isinstance(model, type) and issubclass(model, nn.Module):
         raise ValueError(f"got the class {model.__name__}; pass a module, such as {model.__name__}(...)")
     if callable(model):
-        return _from_nnx(model)
+        return from_nnx(model, example)
     raise ValueError(
         f"got a model of type {type(model).__name__}; wanted a flax linen module, a function from "
         "nnx.Rngs to an nnx module, or a pair of functions (init, apply)"
     )
-
-
-def _from_linen(module: nn.Module, example: jax.Array) -> Model:
-    # By convention linen modules with dropout take one of these flags in __call__.
-    accepted = inspect.signature(module.__call__).parameters
-    training = {"train": True, "training": True, "deterministic": False}
-    training = {name: value for name, value in training.items() if name in accepted}
-    evaluation = {name: not value for name, value in training.items()}
-
-    def variables(key):
-        return module.init(key, example, **evaluation)
-
-    _reject_state(set(jax.eval_shape(variables, jax.random.key(0))) - {"params"})
-
-    def apply(params, x, key):
-        if key is None:
-            return module.apply({"params": params}, x, **evaluation)
-        return module.apply({"params": params}, x, rngs={"dropout": key}, **training)
-
-    return Model(lambda key: variables(key)["params"], apply)
-
-
-def _from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
-    if not isinstance(abstract, nnx.Module):
-        raise ValueError(
-            f"the function given as a model returned {type(abstract).__name__}; wanted an nnx module"
-        )
-    graph, _, streams, other = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
-    _reject_state({type(variable).__name__ for _, variable in nnx.to_flat_state(other)})
-
-    def init(key):
-        return nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)[1]
-
-    def apply(params, x, key):
-        # Random streams are made anew from each step's key, so that they are no state of the client.
-        module = nnx.merge(graph, params, _fresh_streams(streams, key))
-        if key is None:
-            module.eval()
-        else:
-            module.train()
-        return module(x)
-
-    return Model(init, apply)
-
-
-def _fresh_streams(streams: nnx.State, key: jax.Array | None) -> nnx.State:
-    leaves, structure = jax.tree.flatten(streams)
-    key = jax.random.key(0) if key is None else key
-    fresh = [
-        jax.random.fold_in(key, i)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else jnp.zeros(leaf.shape, leaf.dtype)
-        for i, leaf in enumerate(leaves)
-    ]
-    return jax.tree.unflatten(structure, fresh)
-
-
-def _reject_state(kinds: set[str]) -> None:
-    if kinds:
-        raise ValueError(
-            f"the model keeps state beside its parameters: {', '.join(sorted(kinds))}; averaging it "
-            "over clients has no meaning. Use a layer without state, such as GroupNorm or LayerNorm "
-            "in place of BatchNorm"
-        )
