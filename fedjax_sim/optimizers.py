@@ -8,11 +8,8 @@ import optax
 
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
 
-_SCHEDULED = (
-    optax.ScaleByScheduleState,
-    optax.InjectHyperparamsState,
-    optax.InjectStatefulHyperparamsState,
-)
+# States that count steps for a schedule. By name, since optax does not export all of them.
+_COUNTERS = ("ScaleByScheduleState", "WeightDecaySchedule", "InjectStatefulHyperparamsState")
 
 
 def as_factory(optimizer: Any) -> OptimizerFactory:
@@ -75,8 +72,12 @@ def refuse_schedule(state: Any) -> None:
     Raises:
       ValueError: the optimizer counts steps for a schedule.
     """
-    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, _SCHEDULED))
-    if any(isinstance(node, _SCHEDULED) for node in nodes):
+
+    def counts(node: Any) -> bool:
+        # Hyper-parameters that are injected may be constants, which have no state.
+        return type(node).__name__ in _COUNTERS and bool(getattr(node, "hyperparams_states", True))
+
+    if any(map(counts, jax.tree.leaves(state, is_leaf=counts))):
         raise ValueError(
             "the clients' optimizer has a schedule, which counts local steps and begins again in every "
             "round; wanted a constant rate: lr_decay lowers it from round to round"

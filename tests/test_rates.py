@@ -64,8 +64,9 @@ SCHEDULE = optax.piecewise_constant_schedule(0.1, {3: 0.5})
         optax.sgd(SCHEDULE),
         optax.chain(optax.clip(1.0), optax.masked(optax.sgd(SCHEDULE), True)),
         optax.inject_hyperparams(optax.sgd)(learning_rate=SCHEDULE),
+        optax.chain(optax.add_decayed_weights(SCHEDULE), optax.sgd(0.1)),
     ],
-    ids=["plain", "inside others", "injected"],
+    ids=["plain", "inside others", "injected", "weight decay"],
 )
 def test_a_schedule_that_would_begin_again_in_each_round_is_refused(task, data, optimizer, batch_size):
     algorithm = fs.fed_avg(task, optimizer, local_epochs=1, batch_size=batch_size)
@@ -74,6 +75,14 @@ def test_a_schedule_that_would_begin_again_in_each_round_is_refused(task, data, 
         pytest.raises(ValueError, match="has a schedule, which counts local steps and begins again"),
     ):
         fs.simulate(algorithm, data, key=jax.random.key(0), num_rounds=1)
+
+
+def test_injected_constants_are_no_schedule(task, data):
+    injected = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+    with jax.numpy_dtype_promotion("standard"):
+        given, _ = toys.play(fs.fed_avg(task, injected, local_epochs=2, batch_size=4), data)
+        plain, _ = toys.play(fs.fed_avg(task, optax.sgd(0.1), local_epochs=2, batch_size=4), data)
+    toys.assert_close(given.params, plain.params)
 
 
 def test_a_schedule_of_an_optimizer_that_persists_is_followed(task, data):
