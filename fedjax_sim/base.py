@@ -36,11 +36,14 @@ class Task(NamedTuple):
         model. A batch's loss is `sum(total) / sum(count)` over its real examples.
       metrics: `metrics(params, batch) -> {name: (total [B], count [B])}`, deterministic; evaluation
         adds both over all examples and divides.
+      num_classes: how many labels the model tells apart, where `batch["y"]` holds labels; others are
+        refused before any training. None where nothing is known.
     """
 
     init: Callable[[jax.Array], Params]
     loss: Callable[[Params, Batch, jax.Array], Ratio]
     metrics: Callable[[Params, Batch], dict[str, Ratio]]
+    num_classes: int | None = None
 
 
 class Client(NamedTuple):
@@ -186,6 +189,7 @@ class Algorithm(NamedTuple):
         alone; None where nobody knows.
       most_slots: `most_slots(sizes [K] float64) -> [K]`, the example slots that clients of these sizes
         execute in a round, so that a round too long for its counters is refused; None without check.
+      num_classes: of the task, see there.
       parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that the round is made
         of, with the shapes of their arguments. A workdir of another run names those that differ.
     """
@@ -203,4 +207,5 @@ class Algorithm(NamedTuple):
     check_hparams: Callable[[Mapping[str, float]], None] = check_rates
     lane_bytes: Callable[[Batch], int] | None = None
     most_slots: Callable[[Any], Any] | None = None
+    num_classes: int | None = None
     parts: Callable[[Batch], Mapping[str, tuple]] = _no_parts

@@ -15,8 +15,9 @@ def check_count(name: str, value: Any) -> int:
     Raises:
       ValueError: `value` is not a whole number from 1 to 2147483647, the largest int32.
     """
-    if isinstance(value, bool) or not 1 <= value <= _LARGEST_INT32 or value != math.floor(value):
-        raise ValueError(f"{name} is {value}; wanted a whole number from 1 to {_LARGEST_INT32}")
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 1 <= value <= _LARGEST_INT32 or value != math.floor(value):
+        raise ValueError(f"{name} is {value!r}; wanted a whole number from 1 to {_LARGEST_INT32}")
     return int(value)
 
 

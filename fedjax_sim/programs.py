@@ -17,7 +17,8 @@ def digest(fn: Callable, *args: Any) -> str:
 
     The digest covers the operations in their order, the shapes and dtypes of their operands, and the
     values of all constants, arrays that the function has closed over included. It does not cover names,
-    so that the same function built anew has the same digest. It may change with the version of JAX.
+    so that the same function built anew has the same digest, nor what a callback to the host does.
+    It may change with the version of JAX.
 
     Args:
       fn: a pure function.

@@ -30,17 +30,11 @@ def rows_of(workdir):
 
 @contextlib.contextmanager
 def loaded(script):
-    """A script as a module that reads no data. Its flags are gone afterwards; others may follow."""
-
-    def read(*args, **kwargs):
-        pytest.fail("flags are to be checked before any data is read")
-
+    """A script as a module. Its flags are gone afterwards; others may follow."""
     before = {*flags.FLAGS}
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(SCRIPTS)
         patch.setattr(sys, "argv", [script])
-        for name in ("load", "open_federated", "synthetic", "random_graphical_model"):
-            patch.setattr(fs.data, name, read)
         try:
             yield importlib.import_module(script)
         finally:
@@ -50,11 +44,18 @@ def loaded(script):
 
 
 def check(module, *given):
-    """What a script says of flags, all others having their defaults."""
+    """What a script says of flags, all others having their defaults; it may read no data for it."""
+
+    def read(*args, **kwargs):
+        pytest.fail("flags are to be checked before any data is read")
+
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
     flags.FLAGS([module.__name__, *given])
-    return module.check()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("load", "open_federated", "synthetic", "random_graphical_model"):
+            patch.setattr(fs.data, name, read)
+        return module.check()
 
 
 def refusal(module, *given):

@@ -57,7 +57,7 @@ def federation(sizes):
 
 def fed_avg(**settings):
     settings = {"local_epochs": 3, "batch_size": 5, "shuffle": "each_epoch"} | settings
-    return fs.fed_avg(TASK, momentum, momentum, client_lr=0.3, lr_decay=0.5, **settings)
+    return fs.fed_avg(TASK, momentum, momentum, client_lr=0.3, server_lr=1.0, lr_decay=0.5, **settings)
 
 
 def averaging(protocol, **settings):
@@ -120,7 +120,7 @@ def in_numpy(name):
     clients = [{name: column[own] for name, column in columns.items()} for own in rows]
     cohort = {k: clients[k] for k in COHORT if algorithm.num_learners is None}
     begin = jax.tree.map(lambda w: np.asarray(w, np.float64), toys.init(algorithm).params)
-    beta = 0.8 if "momentum" in "".join(map(str, settings.values())) else 0.0
+    beta = 0.0 if name == "fed_sgd, uniform" else 0.8
     model = numpy_rounds.Descent(begin, beta)
     learners = [numpy_rounds.Descent(dict(begin), beta) for _ in clients]
     totals = []

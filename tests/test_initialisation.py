@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from data_files import data_root, needs
 
 import fedjax_sim as fs
@@ -21,8 +22,10 @@ SCRIPT = pathlib.Path(__file__).parent.parent / "benchmarks" / "initialisation.p
 def benchmark():
     spec = importlib.util.spec_from_file_location("initialisation", SCRIPT)
     module = importlib.util.module_from_spec(spec)
+    before = {*flags.FLAGS}
     spec.loader.exec_module(module)
-    return module
+    yield module
+    flags.FLAGS.remove_flag_values({*flags.FLAGS} - before)
 
 
 # A layer of 784 x 200; the deviation of a normal truncated at two of its own is 0.8796 of it.

@@ -236,6 +236,7 @@ def dynamic_averaging(
         check=check,
         check_hparams=check_hparams,
         lane_bytes=functools.partial(lane_bytes, task, make_optimizer, streams.slots),
+        num_classes=task.num_classes,
         parts=functools.partial(parts, task, {"optimizer": make_optimizer}),
     )
 

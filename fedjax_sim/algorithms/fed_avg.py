@@ -111,5 +111,6 @@ def fed_avg(
         settings,
         lane_bytes=functools.partial(lane_bytes, task, make_client, batch_size),
         most_slots=functools.partial(most_slots, local_epochs=local_epochs, batch_size=batch_size),
+        num_classes=task.num_classes,
         parts=functools.partial(parts, task, optimizers),
     )

@@ -84,5 +84,6 @@ def fed_sgd(
         # Clients have no optimizer; plain descent has no memory either.
         lane_bytes=functools.partial(lane_bytes, task, optax.sgd, math.inf),
         most_slots=functools.partial(most_slots, local_epochs=1, batch_size=math.inf),
+        num_classes=task.num_classes,
         parts=functools.partial(parts, task, {"optimizer": make_optimizer}),
     )

@@ -130,5 +130,6 @@ def sgd(
         settings,
         needs_all_data=True,
         check=check,
+        num_classes=task.num_classes,
         parts=functools.partial(parts, task, {"optimizer": make_optimizer}),
     )

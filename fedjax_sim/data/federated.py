@@ -151,21 +151,27 @@ class FederatedData:
         for column in self.examples.values():
             mapped.check_length(column)
 
-    def check(self) -> None:
+    def check(self, num_classes: int | None = None) -> None:
         """Looks at every value that a client owns, some rows at a time, and at the structure again.
 
         * Columns of `open_federated` are compared with their digests, once in the life of the object.
         * Floats must be finite, and 64-bit numbers must fit the type in which devices hold them.
-        * Integers in a column `"y"` must be labels in `[0, num_classes)`, unless `num_classes` is None.
+        * Integers in a column `"y"` must be labels in `[0, num_classes)`, where the attribute or the
+          argument of this name says how many there are.
 
         Columns on devices are copied to the host one at a time; those that other processes hold parts
         of are passed over.
+
+        Args:
+          num_classes: how many labels the model tells apart.
 
         Raises:
           ValueError: a file has shrunk or is not what was written, or a value cannot be used; the error
             names the column, the row and its client.
         """
-        check_examples(*self._all())
+        known = [n for n in (self.num_classes, num_classes) if n is not None]
+        whole = dataclasses.replace(self, num_classes=min(known)) if known else self
+        check_examples(*whole._all())
 
     def digest(self) -> str:
         """Identifies the examples and their owners, so that a run never continues on other data.

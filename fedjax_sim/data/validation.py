@@ -161,7 +161,7 @@ def _limits(column: str, dtype: np.dtype, num_classes: int | None) -> tuple[Any,
     kept = jax.dtypes.canonicalize_dtype(dtype)
     if jnp.issubdtype(dtype, jnp.integer):
         if column == "y" and num_classes is not None:
-            cure = "number the labels anew, or give num_classes"
+            cure = "number the labels anew, or take a model and a num_classes of more"
             return 0, num_classes - 1, f"labels from 0 to {num_classes - 1}: {cure}"
         if kept == dtype:
             return None

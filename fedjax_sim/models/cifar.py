@@ -164,4 +164,4 @@ def cifar_cnn(
     def metrics(params: Params, batch: Batch):
         return prepared.metrics(params, dict(batch, x=central(batch["x"])))
 
-    return Task(prepared.init, loss, metrics)
+    return prepared._replace(loss=loss, metrics=metrics)

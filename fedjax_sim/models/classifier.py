@@ -75,7 +75,7 @@ def classifier(
         ones = jnp.ones_like(total)
         return {"accuracy": (correct, ones), "loss": (total, ones)}
 
-    return Task(init, loss, metrics)
+    return Task(init, loss, metrics, logits.shape[-1])
 
 
 def scale_pixels(x: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ def bfloat16(task: Task) -> Task:
         total, count = task.loss(_cast(params, jnp.bfloat16), batch, key)
         return total.astype(jnp.float32), count.astype(jnp.float32)
 
-    return Task(task.init, loss, task.metrics)
+    return task._replace(loss=loss)
 
 
 def follow(x: jax.Array, params: Params) -> jax.Array:

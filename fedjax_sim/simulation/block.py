@@ -21,7 +21,8 @@ from fedjax_sim.simulation.identity import as_rates
 from fedjax_sim.simulation.parts import send_learners
 from fedjax_sim.simulation.settings import EvaluationFn
 
-_OWN = ("train_loss", "finite")  # infos that rows treat in a way of their own
+_OWN = ("train_loss", "finite")  # infos that neither add up nor are averaged over rounds
+_RESERVED = ("round", "seconds", "round_seconds", "messages_up", "messages_down")
 _CUMULATIVE = "cumulative_"  # floats that add up over rounds, as integers do
 
 
@@ -215,10 +216,17 @@ def evaluate_into(
       Whether all of the row is finite.
 
     Raises:
-      ValueError: no evaluation gives the accuracy that `stop_at` is compared with.
+      ValueError: no evaluation gives the accuracy that `stop_at` is compared with, or one gives a name
+        that the row has already.
     """
+    own = {*row, *_RESERVED}
     for evaluation in evaluators:
         found = {name: float(value) for name, value in evaluation(params).items()}
+        taken = sorted(found.keys() & own)
+        if taken:
+            raise ValueError(
+                f"an evaluation gives {taken[0]!r}, a column of every row; wanted another name"
+            )
         # Whether to go on follows from it, in all processes alike.
         row |= first_does(lambda found=found: found)
     if stop_at is not None and "test_accuracy" not in row:
@@ -287,15 +295,24 @@ def _check_info(info: Mapping[str, Any]) -> None:
     """Refuses a round's info that cannot be a row.
 
     Raises:
-      ValueError: a value is no scalar.
+      ValueError: a value is no real scalar, or has a name that rows use themselves.
     """
     for name, value in info.items():
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
-        if shapes != [()]:
+        if name in _RESERVED or name.startswith("bytes_"):
             raise ValueError(
-                f"a round's info holds {name!r} of shape {', '.join(map(str, shapes))}; wanted a "
-                "scalar: keep arrays in the state, or report their mean or their sum"
+                f"a round's info holds {name!r}, a column that rows have themselves; wanted another name"
             )
+        dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+        if shape != () or not (jnp.issubdtype(dtype, jnp.bool_) or _is_real(dtype)):
+            got = type(value).__name__ if dtype is None else f"{dtype} of shape {shape}"
+            raise ValueError(
+                f"a round's info holds {name!r} ({got}); wanted a scalar array, real: keep arrays in "
+                "the state, or report their mean or their sum"
+            )
+
+
+def _is_real(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
 def _begin(program: programs.Program, consts: list[Any], *arguments: Any) -> Any:

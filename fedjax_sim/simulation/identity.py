@@ -1,7 +1,7 @@
 """What a run is recognised by: its programs, what it judges on, and the versions that it began with."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from fedjax_sim.version import VERSION
 # Told in config.json but not compared: where a run runs changes no more than the order of its sums, and
 # how long it is to last changes none of its rounds.
 NOT_COMPARED = ("lanes", "stacked", "num_rounds")
+# Entries of config.json that are no settings.
 _NAMES = (
     "versions",
     "earlier_versions",
@@ -95,7 +96,11 @@ def _digest(evaluation: EvaluationFn, params: Any) -> str | None:
 
 
 def check_evaluations(
-    evaluators: Sequence[EvaluationFn], known: Mapping[str, Any], params: Any, where: Any
+    evaluators: Sequence[EvaluationFn],
+    known: Mapping[str, Any],
+    params: Any,
+    where: Any,
+    others: Collection[str] | None = None,
 ) -> None:
     """Refuses to continue a run with evaluations that judge otherwise than those it began with.
 
@@ -106,16 +111,22 @@ def check_evaluations(
       known: a row of the run.
       params: the model of that row.
       where: the workdir, for the error.
+      others: the names in the row that no evaluation gives, if they are known.
 
     Raises:
       ValueError: the values differ from the row's, or have other names.
     """
     found = {name: float(v) for evaluation in evaluators for name, v in evaluation(params).items()}
-    for name, value in found.items():
-        before = known.get(name, "absent")
-        if before == "absent" or not math.isclose(before, value, rel_tol=_TOLERANCE, abs_tol=1e-9):
+    names = found.keys() if others is None else found.keys() | known.keys() - set(others)
+    for name in sorted(names):
+        before, now = known.get(name, "absent"), found.get(name, "absent")
+        if "absent" in (before, now) or not _is_close(before, now):
             raise ValueError(
                 f"{where} belongs to a run of another evaluation: {name} of the model of round "
-                f"{known['round']} is {before} there, {value} now. Repeat that evaluation, a function "
-                "of the parameters alone, to continue it, or choose another workdir."
+                f"{known['round']} is {before} there, {now} now. Repeat that evaluation, a function of "
+                "the parameters alone, to continue it, or choose another workdir."
             )
+
+
+def _is_close(before: float, now: float) -> bool:
+    return math.isclose(before, now, rel_tol=_TOLERANCE, abs_tol=1e-9)

@@ -12,7 +12,7 @@ from fedjax_sim.base import Algorithm, Layout
 
 EvaluationFn = Callable[[Any], Mapping[str, float]]
 
-# Of an int32, half, since planners add up the loads of lanes above lanes that take no part.
+# Half of what an int32 counts: the planner marks lanes that take no part by a load of that size.
 _MOST_SLOTS = 2**30
 _IDLE = 1.05  # what idle lanes may add to the work of a round
 
@@ -58,7 +58,7 @@ def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
     """
     if int(data.offsets[-1]) == 0:
         raise ValueError("no client of the federation has any data; wanted at least one example")
-    data.check()
+    data.check(algorithm.num_classes)
     if algorithm.num_learners not in (None, data.num_clients):
         raise ValueError(
             f"the algorithm has {algorithm.num_learners} learners, the federation {data.num_clients} "

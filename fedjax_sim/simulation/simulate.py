@@ -112,8 +112,11 @@ def simulate(
       workdir: for metrics.jsonl, config.json and checkpoints. A run that finds its own configuration
         there continues from its last checkpoint, and ends as it would have without interruption. It is
         recognised by what it computes: the programs of the algorithm and of the evaluations, the data,
-        the settings and `config`. Only `num_rounds` may be larger than before.
-      config: what else identifies the run, kept in config.json; JSON values.
+        the settings and `config`. Only `num_rounds` may be larger than before. What a plain function in
+        `evaluate` computes, or a callback to the host, cannot be seen: such an evaluation judges the
+        first and the last model again, and has to find what it found before.
+      config: what else identifies the run, kept in config.json; JSON values. The run's own settings take
+        precedence over entries of the same name.
       checkpoint_seconds: the least time between two checkpoints (the last state is always saved).
       initial_params: where training begins, like the parameters of the algorithm's state; by default
         what the algorithm makes of the key.
@@ -157,7 +160,8 @@ def simulate(
         "matmul_precision": jax.config.jax_default_matmul_precision,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
     }
-    settings |= hparams | dict(algorithm.settings) | dict(config or {})
+    # What the run does say of itself comes last, so that no name in `config` hides it.
+    settings = dict(config or {}) | settings | hparams | dict(algorithm.settings)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(explained(algorithm, data, layout))
@@ -191,7 +195,8 @@ def simulate(
                 "least as many, or another workdir"
             )
         if home is not None and journal.rows and not claim.evaluations_known:
-            check_evaluations(evaluators, journal.rows[0], start.params, home)
+            own = blocks.first_row(sizes).keys() | {"seconds"}
+            check_evaluations(evaluators, journal.rows[0], start.params, home, own)
             check_evaluations(evaluators, journal.rows[-1], journal.state.params, home)
         if home is not None:
             files.confirm(home, claim)

@@ -183,12 +183,13 @@ def sweep(
             for combination, start in zip(combinations, starts, strict=True)
         ]
         if home is not None:
-            before = runs[0].state.params
             for run in runs:
                 run.keep_in(stack.enter_context(_journal(home, run, len(runs))))
             _check_done(runs, num_rounds, home)
-            if runs[0].rows and not claim.evaluations_known:
-                check_evaluations(evaluators, runs[0].rows[0], before, home)
+            own = blocks.first_row(blocks.message_bytes(runs[0].state)).keys() | {"seconds"}
+            for run, (start, _) in zip(runs, starts, strict=True):
+                if run.rows and not claim.evaluations_known:
+                    check_evaluations(evaluators, run.rows[0], start.params, home, own)
             files.confirm(home, claim)
         total, done = num_rounds * len(runs), sum(run.done for run in runs)
         bar = stack.enter_context(Progress(total, done)) if progress and processes.is_first() else None

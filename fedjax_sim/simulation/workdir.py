@@ -26,7 +26,7 @@ class Claim(NamedTuple):
     Attributes:
       evaluations_known: whether the run's evaluations are known to be those it began with. Nothing can
         be said of plain functions, see `identity.check_evaluations`.
-      config: to be kept once the run is known to be the one there; None where nothing changes.
+      config: what `confirm` writes, such as more rounds; None where nothing changes.
     """
 
     evaluations_known: bool
@@ -120,7 +120,8 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON ({error}); choose another workdir") from error
     if not isinstance(known, dict):
         raise ValueError(
-            f"{path} holds a {type(known).__name__}, not the settings of a run; choose another workdir"
+            f"{path} holds JSON of type {type(known).__name__}, not the settings of a run; choose "
+            "another workdir"
         )
     return known
 
@@ -159,11 +160,20 @@ def _refuse_strangers(workdir: pathlib.Path) -> None:
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps({name: _plain(value) for name, value in config.items()}))
+    for name, value in config.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"config holds {name!r}, which is no JSON ({error})") from error
+    return json.loads(json.dumps(_plain(dict(config))))
 
 
 def _plain(value: Any) -> Any:
     """A value that JSON has; it has no infinity, which a threshold may be."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -205,8 +215,8 @@ def full_disk_explained(path: pathlib.Path) -> Iterator[None]:
         free = shutil.disk_usage(path if path.is_dir() else path.parent).free
         raise OSError(
             errno.ENOSPC,
-            f"the disk of {path} is full: {free} bytes are free. Free some and repeat the run: with the "
-            "same workdir it continues from its last checkpoint",
+            f"the disk of {path} is full: {free} bytes are free. Free some and repeat the run with the "
+            "same workdir: it continues from its last checkpoint, if it has one",
         ) from error
 
 

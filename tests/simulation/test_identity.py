@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import shutil
 
 import flax.linen as nn
 import jax
@@ -89,7 +90,10 @@ OTHERS = {
     "two evaluations": ("evaluations", {"evaluate": lambda task: (judge(task), judge(task))}),
     "metric": ("evaluations", {"evaluate": lambda task: judge(with_metric(task))}),
     "plain function": ("test_accuracy of the model of round 0", {"evaluate": lambda task: half}),
-    "name of a metric": ("test_loss2 of the model of round 0", {"evaluate": lambda task: renamed}),
+    "name of a metric": (
+        "test_accuracy of the model of round 0 is .* there, absent now",
+        {"evaluate": lambda task: renamed},
+    ),
 }
 
 
@@ -200,13 +204,59 @@ def test_another_version_is_told_in_one_line_and_continued_only_where_told_to(
 @pytest.mark.parametrize("content", [b"[1]", b"3", b"\xff\xfe", b"{", b"[" * 100_000])
 def test_a_config_that_is_none_is_refused_by_name(task, data, tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"config\.json (is not JSON|holds a)"):
+    with pytest.raises(ValueError, match=r"config\.json (is not JSON|holds JSON of type)"):
         play(task, data, tmp_path)
 
 
 def test_a_config_of_ones_own_may_not_take_our_names(task, data, tmp_path):
     with pytest.raises(ValueError, match="config has the name 'programs'"):
         play(task, data, tmp_path / "run", config={"programs": 1})
+
+
+def test_no_name_of_a_config_hides_a_setting(task, data, tmp_path):
+    """`config` came last and was compared in place of the key and the rate."""
+    hiding = {"client_lr": 0.1, "key": 0}
+    play(task, data, tmp_path / "run", config=hiding)
+    with pytest.raises(ValueError, match="key: "):
+        play(task, data, tmp_path / "run", config=hiding, key=jax.random.key(7))
+    with pytest.raises(ValueError, match=r"client_lr: 0\.1 there, 0\.9 now"):
+        play(task, data, tmp_path / "run", config=hiding, hparams={"client_lr": 0.9})
+
+
+@pytest.mark.parametrize(
+    "value", [np.float32(1), {1, 2}, {"a": [object()]}], ids=["float32", "set", "object"]
+)
+def test_a_config_that_is_no_json_is_refused_by_name(task, data, tmp_path, value):
+    with pytest.raises(ValueError, match="config holds 'mine', which is no JSON"):
+        play(task, data, tmp_path / "run", config={"mine": value})
+    play(task, data, tmp_path / "run", config={"mine": [float("nan"), {"a": float("inf")}]})
+
+
+def test_an_evaluation_that_says_less_is_another(task, data, tmp_path):
+    def evaluation(**more):
+        return lambda params: {"test_accuracy": 0.5} | more
+
+    play(task, data, tmp_path / "run", evaluate=evaluation(f1=0.3))
+    for other in (evaluation(), evaluation(f1=0.3, f2=0.1)):
+        with pytest.raises(ValueError, match=r"f[12] of the model of round 0 is (0\.3|absent) there"):
+            play(task, data, tmp_path / "run", evaluate=other, num_rounds=4)
+
+
+def test_every_run_of_a_sweep_is_looked_at(task, data, tmp_path):
+    """A kill may have left any of them without a checkpoint."""
+    home = tmp_path / "sweep"
+
+    def sweep(value):
+        algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)
+        settings = {"hparams": {"lr_decay": [1.0, 0.9]}, "num_rounds": 2, "stacked": False}
+        judge_all = {"evaluate": lambda params: {"test_accuracy": value}}
+        return fs.sweep(algorithm, data, workdir=home, **judge_all, **settings)
+
+    sweep(0.1)
+    (first,) = home.glob("*lr_decay=1.0*")
+    shutil.rmtree(first)
+    with pytest.raises(ValueError, match=r"test_accuracy of the model of round 0 is 0\.1 there, 0\.5"):
+        sweep(0.5)
 
 
 def test_digests_cover_closed_over_arrays_and_constants_but_no_names():

@@ -76,8 +76,49 @@ def test_counters_of_sequential_sgd_and_learners_are_looked_at(task, data):
 
 def test_infos_are_scalars(task, data):
     ids = reporting(fed_avg(task), ids=lambda state, cohort: cohort.ids)
-    with pytest.raises(ValueError, match=r"info holds 'ids' of shape \(10,\); wanted a scalar"):
+    with pytest.raises(
+        ValueError, match=r"info holds 'ids' \(int32 of shape \(10,\)\); wanted a scalar"
+    ):
         simulate(ids, data)
+
+
+@pytest.mark.parametrize("name", ["round", "seconds", "round_seconds", "bytes_up", "messages_down"])
+def test_infos_and_evaluations_leave_our_columns_alone(task, data, name):
+    """A round's info called "round" made the run endless."""
+    taken = reporting(fed_avg(task), **{name: lambda state, cohort: state.round})
+    with pytest.raises(ValueError, match=f"info holds '{name}', a column that rows have themselves"):
+        simulate(taken, data)
+    with pytest.raises(ValueError, match=f"an evaluation gives '{name}', a column of every row"):
+        simulate(fed_avg(task), data, evaluate=lambda params: {name: 1.0})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda s, c: {"a": s.round}, lambda s, c: None, lambda s, c: "x", lambda s, c: jax.random.key(0)],
+    ids=["dict", "None", "text", "key"],
+)
+def test_infos_are_numbers(task, data, make):
+    with pytest.raises(ValueError, match=r"info holds 'mine' \(.*\); wanted a scalar array"):
+        simulate(reporting(fed_avg(task), mine=make), data)
+
+
+@pytest.mark.parametrize("label", [-1, 3, 250])
+def test_labels_beyond_the_model_are_refused_and_not_the_rate_blamed(task, label):
+    """Also where the federation says of no number of classes, or of more."""
+    data = toys.federation()
+    labels = data.examples["y"].copy()
+    labels[8] = label
+    for num_classes in (None, 300):
+        examples = data.examples | {"y": labels}
+        wrong = fs.data.FederatedData(examples, data.offsets, num_classes=num_classes)
+        with pytest.raises(ValueError, match=f"column 'y' holds {label} at row 8, row 0 of client"):
+            simulate(fed_avg(task), wrong)
+
+
+@pytest.mark.parametrize("value", ["5", None, [1]])
+def test_counts_are_numbers(task, data, value):
+    with pytest.raises(ValueError, match="wanted a whole number from 1"):
+        simulate(fed_avg(task), data, num_rounds=value)
 
 
 def test_a_reported_rate_stays_a_rate_and_counts_add_up(task, data):
