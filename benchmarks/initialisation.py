@@ -110,7 +110,7 @@ METHOD = (
 
 
 class Variant(NamedTuple):
-    """What is varied; `name` is the three others as they are given."""
+    """A choice of each thing that is varied; `name` joins the three others."""
 
     name: str
     init: str

@@ -26,7 +26,7 @@ def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
 def client_rate(hparams: Mapping[str, jax.Array], round: jax.Array) -> jax.Array:
     """`eta_t = client_lr * lr_decay ** t`, the clients' rate in round t.
 
-    Of an optimizer that has a rate of its own, whose updates it multiplies, `client_lr` is absent and 1.
+    An optimizer that is already built has no `client_lr`; its updates are multiplied by the decay alone.
     """
     return hparams.get("client_lr", 1.0) * hparams["lr_decay"] ** round.astype(jnp.float32)
 

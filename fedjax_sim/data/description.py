@@ -1,4 +1,4 @@
-"""What a federation holds, counted."""
+"""Counts of what a federation holds."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Description:
-    """What a federation holds; `str` of it is readable.
+    """The counts of a federation; `str` of it is readable.
 
     Attributes:
       name: the data set's.

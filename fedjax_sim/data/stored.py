@@ -181,7 +181,7 @@ class _NpyFile:
 
     @property
     def entry(self) -> Entry:
-        """What the index says of the file once it is closed.
+        """The entry of the closed file in the index.
 
         Raises:
           ValueError: more or fewer rows were written than announced.

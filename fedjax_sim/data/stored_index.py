@@ -30,7 +30,7 @@ _LARGEST = 2**20  # bytes of an index, enough for thousands of columns
 _MOST_AXES = 32
 _MOST_CLASSES = 2**31 - 1
 _COLUMN = re.compile(r"column_(\w+)\.npy")
-# What each file may hold; little-endian, so that it can be mapped.
+# Dtypes that a file may hold, little-endian so that it can be mapped.
 _NUMBERS = re.compile(r"\|b1|\|[iu]1|<[iu][248]|<f[248]")
 _IDS = re.compile(r"\|[iu]1|<[iu][248]|<U[1-9][0-9]{0,2}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -38,7 +38,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What the index says of a `.npy` file.
+    """The entry of a `.npy` file in an index.
 
     Attributes:
       dtype: as NumPy spells it, such as "<i4".
@@ -54,13 +54,13 @@ class Entry:
 
     @property
     def header(self) -> bytes:
-        """What the file begins with."""
+        """Returns the header of the file."""
         return npy_header(np.dtype(self.dtype), self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What an index says.
+    """The contents of an index.
 
     Attributes:
       files: by name: the offsets, the clients' ids, and the columns.
@@ -194,7 +194,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether a file of a federation may be called so; no path is."""
+    """Returns whether `name` may name a file of a federation; paths may not."""
     column = _COLUMN.fullmatch(name)
     return name in (OFFSETS, CLIENT_IDS) or (column is not None and len(name.encode()) <= 255)
 

@@ -103,7 +103,7 @@ def synthetic(
             examples = {name: np.concatenate([piece[name] for piece in drawn]) for name in ("x", "y")}
             return FederatedData(examples, offsets, np.arange(clients), **about)
         write_federated(pathlib.Path(folder) / part, pieces, offsets, np.arange(clients), **about)
-        # What was written a moment ago is compared when it is first used.
+        # Files that were just written are verified when they are first used.
         return open_federated(pathlib.Path(folder) / part, verify=False)
 
     test_rows = max(num_test_clients, round(num_examples / num_clients * num_test_clients))
