@@ -34,7 +34,7 @@ def client_rate(hparams: Mapping[str, jax.Array], round: jax.Array) -> jax.Array
 def parts(
     task: Task, optimizers: Mapping[str, OptimizerFactory], examples: Batch
 ) -> dict[str, tuple[Any, ...]]:
-    """What a round is made of, see `Algorithm.parts`.
+    """Returns the pure functions that a round is made of, see `Algorithm.parts`.
 
     Args:
       task: what is learned.
