@@ -125,7 +125,7 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", ["dynamic", pytest.param("fed_avg", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("promotion")
 def test_lanes_and_devices_change_nothing(name):
     protocol, settings = WHOLE[name]

@@ -139,6 +139,7 @@ def working_memory(cohort_size, lanes, devices):
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_lanes_and_not_with_the_cohort():
     few, many = (working_memory(size, 2, devices=2) for size in (10, 100))
     assert few > 0

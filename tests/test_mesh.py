@@ -128,7 +128,7 @@ def test_a_round_out_of_memory_says_what_to_lower(task, data):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
-@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_clients_of_a_device_s_own_learn_the_same(task, data, lanes):
     chosen, layout = algorithm(task), toys.layout(lanes, 2)
     with Feed(data, jax.random.key(5), 7, layout, num_rounds=2, spread=True) as feed:

@@ -191,6 +191,7 @@ def lstm(plays, tmp_path_factory):
     return cwd / "w", *run_small(plays, *flags, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_a_cell_of_shakespeare_is_run_at_one_rate(lstm):
     workdir, name, record, out, err = lstm
     assert name == LSTM_CELL
@@ -203,6 +204,7 @@ def test_a_cell_of_shakespeare_is_run_at_one_rate(lstm):
     assert not list((workdir / "under_way").iterdir())
 
 
+@pytest.mark.slow
 def test_a_cell_run_in_parts_leaves_the_record_of_one_run_in_one_go(plays, lstm, tmp_path):
     _, _, whole, printed, _ = lstm
     flags = (*LSTM_FLAGS, "--most_rates=1", "--rounds_limit=1", "--time_budget_s=0.001")

@@ -123,6 +123,7 @@ def test_the_target_ends_the_run(tmp_path):
     assert rows[-2]["round"] < summary["rounds_to_target"] <= rows[-1]["round"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
     [
@@ -404,6 +405,7 @@ def state_of(workdir):
     return newest.name, meta["state_digest"]
 
 
+@pytest.mark.slow
 def test_a_synthetic_population_trains_and_its_placement_is_no_setting(tmp_path):
     flags = ("--dataset=synthetic", "--num_clients=60", "--num_examples=300", "--model=small_word_lstm")
     flags += ("--num_rounds=2", "--local_epochs=1", "--workdir=w")
@@ -430,6 +432,7 @@ def test_stored_clients_train_from_their_files(tmp_path):
     assert (tmp_path / "w" / "clients.png").exists()
 
 
+@pytest.mark.slow
 @needs("mnist")
 def test_real_mnist_with_natural_clients_where_it_is_present(tmp_path):
     flags = ("--dataset=qmnist", f"--data_dir={data_root()}", "--partition=natural")

@@ -36,10 +36,10 @@ def cells_of(workdir):
     return {path.stem: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+@pytest.fixture
+def killed(tmp_path):
     """A sweep killed when its first cell was finished: its workdir, and the cells at that moment."""
-    cwd = tmp_path_factory.mktemp("sweep")
+    cwd = tmp_path
     process = start("sweep.py", *FLAGS, cwd=cwd)
     deadline = time.monotonic() + 120
     while not cells_of(cwd / "w") and process.poll() is None and time.monotonic() < deadline:
@@ -51,12 +51,9 @@ def killed(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(killed):
-    """The same command once more, until its end: the workdir, standard output and error.
-
-    Beside it lies `train`, the workdir of a run of train.py.
-    """
-    workdir, _ = killed
+def finished(tmp_path_factory):
+    """A sweep: its workdir, standard output and error. Beside it lies `train`, a run of train.py."""
+    workdir = tmp_path_factory.mktemp("sweep") / "w"
     processes = (
         start("sweep.py", *FLAGS, cwd=workdir.parent),
         start("train.py", *TRAIN, cwd=workdir.parent),
@@ -75,9 +72,11 @@ def runs_of(workdir, name):
     return json.loads((workdir / "cells" / f"{name}.json").read_text())["runs"]
 
 
-def test_after_a_kill_finished_cells_are_not_run_again(killed, finished):
-    _, before = killed
-    workdir, _, err = finished
+@pytest.mark.slow
+def test_after_a_kill_finished_cells_are_not_run_again(killed):
+    workdir, before = killed
+    code, _, err = finish(start("sweep.py", *FLAGS, cwd=workdir.parent))
+    assert code == 0, err
     assert before.keys() == {NAMES[0]}
     after = cells_of(workdir)
     assert after.keys() == set(NAMES)

@@ -1,5 +1,6 @@
 """Runs: blocks, evaluation, stopping, compilations, divergence, files and resumption."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -179,6 +180,10 @@ def test_a_target_needs_the_evaluation_it_speaks_of(task, data):
 def test_labels_beyond_the_models_classes_are_not_blamed_on_the_rate(data):
     narrow = fs.models.classifier(fs.models.MLP((2,)), (toys.FEATURES,))
     evaluate = fs.accuracy(narrow, toys.dataset(31), layout=toys.layout())
+    with pytest.raises(ValueError, match=r"column 'y' holds 2 at row .*; wanted labels from 0 to 1"):
+        run(narrow, data, chosen=algorithm(narrow), evaluate=evaluate)
+    examples = data.examples | {"y": np.minimum(data.examples["y"], 1)}
+    data = dataclasses.replace(data, examples=examples)  # now the test set alone has more
     with pytest.raises(fs.DivergenceError, match="before any training: do the labels go beyond"):
         run(narrow, data, chosen=algorithm(narrow), evaluate=evaluate)
 

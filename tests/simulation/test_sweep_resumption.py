@@ -61,8 +61,9 @@ def test_a_sweep_told_not_to_go_on_continues_where_it_was(
     resumed, parts = in_parts(task, data, each, **settings)
     assert parts > 1
     assert_same_sweep(resumed, whole)
-    # A plain function judges one model again, so that another one is noticed.
-    again = sweep(task, data, evaluate=killed_after(task, 1), go_on=blocks(0), **settings)
+    # A plain function judges the first model of each run again, so that another one is noticed.
+    judged = killed_after(task, len(whole.runs))
+    again = sweep(task, data, evaluate=judged, go_on=blocks(0), **settings)
     assert_same_sweep(again, whole)
     assert [one.rows for one in again.runs] == [one.rows for one in resumed.runs]
 
