@@ -41,6 +41,22 @@ def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; wanted {' or '.join(map(repr, known))}")
 
 
+def as_float(name: str, value: Any) -> float:
+    """Returns `value` as a float.
+
+    Raises:
+      ValueError: `value` is not a number, or more than a float holds.
+    """
+    if not _is_number(value):
+        raise ValueError(f"{name} is {value}; wanted a number")
+    try:
+        return float(value)
+    except (OverflowError, TypeError, ValueError):  # TypeError and ValueError: of several numbers
+        raise ValueError(
+            f"{name} is {str(value)[:40]}; wanted a single number that floats hold"
+        ) from None
+
+
 def check_rates(rates: Mapping[str, float]) -> None:
     """Checks hyper-parameters that are rates.
 
@@ -48,7 +64,7 @@ def check_rates(rates: Mapping[str, float]) -> None:
       ValueError: one is negative, not a number, or beyond the largest finite float32.
     """
     for name, value in rates.items():
-        if not _is_number(value) or not math.isfinite(value) or value < 0:
+        if not _is_number(value) or not 0 <= as_float(name, value) < math.inf:
             raise ValueError(f"{name} is {value}; wanted a finite number, at least 0")
         if value > _LARGEST_FLOAT32:
             raise ValueError(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.base import Algorithm, Layout
+from fedjax_sim.checks import as_float
 
 EvaluationFn = Callable[[Any], Mapping[str, float]]
 
@@ -45,7 +46,7 @@ def merge_hparams(algorithm: Algorithm, given: Mapping[str, float]) -> dict[str,
         raise ValueError(
             f"this algorithm has no hyper-parameter {', '.join(unknown)}; it has {', '.join(defaults)}"
         )
-    merged = {name: float(value) for name, value in (dict(defaults) | dict(given)).items()}
+    merged = {name: as_float(name, v) for name, v in (dict(defaults) | dict(given)).items()}
     algorithm.check_hparams(merged)
     return merged
 
