@@ -65,6 +65,7 @@ def sorted_rows(x, y):
 
 @needs_tfds
 @needs("mnist")
+@pytest.mark.slow
 class TestPrepared:
     def test_is_mnist_and_is_read_without_tensorflow(self, prepared, tmp_path):
         done = load_elsewhere(prepared, out=tmp_path / "read.npz")
