@@ -1,6 +1,7 @@
 """Programs as content: what a function computes, whatever it and its parts are called."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,7 +62,7 @@ class Program:
         return self._closed.consts
 
     def run(self, consts: list[Any], *args: Any) -> Any:
-        """What the function returns, of these constants and arguments."""
+        """Returns what the function makes of these constants and arguments."""
         fn = jaxpr_as_fun(ClosedJaxpr(self._closed.jaxpr, consts))
         return jax.tree.unflatten(self._out_tree, fn(*jax.tree.leaves(args)))
 
@@ -136,10 +137,12 @@ def _add(whole: Any, value: Any) -> None:
         _say(whole, f"{array.dtype} {np.shape(value)}")
         whole.update(array.tobytes())
     elif callable(value) and not isinstance(value, type | jnp.dtype):
-        # Rules for a derivative or for lanes: the operations themselves are in the program if used.
+        # Rules for a derivative or for lanes, whose operations are in the program where they are used;
+        # and callbacks to the host, which cannot be looked into.
         _say(whole, type(value).__name__)
     else:
-        _say(whole, f"{type(value).__name__} {value}")
+        # Without addresses, which are others in each process.
+        _say(whole, re.sub(" at 0x[0-9a-f]+", "", f"{type(value).__name__} {value}"))
 
 
 def _say(whole: Any, word: Any) -> None:

@@ -17,9 +17,8 @@ from fedjax_sim.data.cohorts import sample_cohort
 from fedjax_sim.lanes import EVERYWHERE, of_runs, place, shardings
 from fedjax_sim.ledger import balance, check_counts, check_sizes
 from fedjax_sim.processes import fetch, first_does, several
-from fedjax_sim.simulation.identity import as_rates
 from fedjax_sim.simulation.parts import send_learners
-from fedjax_sim.simulation.settings import EvaluationFn
+from fedjax_sim.simulation.settings import EvaluationFn, as_rates
 
 _OWN = ("train_loss", "finite")  # infos that neither add up nor are averaged over rounds
 _RESERVED = ("round", "seconds", "round_seconds", "messages_up", "messages_down")
@@ -242,7 +241,7 @@ def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
 
 
 def _adds_up(name: str, info: np.ndarray) -> bool:
-    """Whether an info is a count or a sum, rather than a rate or another level."""
+    """Returns whether an info is a count or a sum, rather than a rate or another level."""
     return name.startswith(_CUMULATIVE) or not np.issubdtype(info.dtype, np.floating)
 
 

@@ -1,4 +1,4 @@
-"""What a run is recognised by: its programs, what it judges on, and the versions that it began with."""
+"""The identity of a run: its programs, its evaluations, and the versions that it began with."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_sim import programs
 from fedjax_sim.base import Algorithm, Cohort
-from fedjax_sim.simulation.settings import EvaluationFn
+from fedjax_sim.simulation.settings import EvaluationFn, as_rates
 from fedjax_sim.version import VERSION
 
 # Told in config.json but not compared: where a run runs changes no more than the order of its sums, and
@@ -24,7 +24,7 @@ _NAMES = (
     "initial_params",
     "data_digest",
 )
-# Of the values that a plain function gives for the same model again, perhaps on another machine.
+# A plain function may round otherwise when it judges the same model on another machine.
 _TOLERANCE = 1e-3
 
 
@@ -36,7 +36,7 @@ def identify(
     evaluators: Sequence[EvaluationFn],
     initial_params: Any = None,
 ) -> dict[str, Any]:
-    """What a run computes, as entries of its config.json.
+    """Returns what a run computes, as entries of its config.json.
 
     Args:
       algorithm: whose rounds; they are traced on one device, wherever the run takes place.
@@ -86,11 +86,6 @@ def check_config(config: Mapping[str, Any]) -> None:
         )
 
 
-def as_rates(hparams: Mapping[str, float]) -> dict[str, np.float32]:
-    """Hyper-parameters as a compiled program takes them."""
-    return {name: np.float32(value) for name, value in hparams.items()}
-
-
 def _digest(evaluation: EvaluationFn, params: Any) -> str | None:
     return evaluation.digest(params) if hasattr(evaluation, "digest") else None
 
@@ -104,7 +99,7 @@ def check_evaluations(
 ) -> None:
     """Refuses to continue a run with evaluations that judge otherwise than those it began with.
 
-    What a plain function computes cannot be seen, so it judges a model again that was judged before.
+    The workdir cannot see inside a plain function, so the function judges a model of the run once more.
 
     Args:
       evaluators: as of now.

@@ -51,6 +51,11 @@ def merge_hparams(algorithm: Algorithm, given: Mapping[str, float]) -> dict[str,
     return merged
 
 
+def as_rates(hparams: Mapping[str, float]) -> dict[str, np.float32]:
+    """Returns hyper-parameters as a compiled program takes them."""
+    return {name: np.float32(value) for name, value in hparams.items()}
+
+
 def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
     """Refuses data without examples, in files that have shrunk, or not made for the algorithm.
 
@@ -110,7 +115,7 @@ def check_initial_params(
             "initial_params is given, but the algorithm's init takes none; wanted "
             "init(key, hparams, params=None)"
         )
-    rates = {name: np.float32(value) for name, value in hparams.items()}
+    rates = as_rates(hparams)
     like = jax.eval_shape(lambda: algorithm.init(jax.random.key(0), rates).params)
     got, wanted = (_paths(tree) for tree in (initial_params, like))
     for path in sorted(got.keys() | wanted.keys()):

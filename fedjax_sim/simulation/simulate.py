@@ -112,9 +112,9 @@ def simulate(
       workdir: for metrics.jsonl, config.json and checkpoints. A run that finds its own configuration
         there continues from its last checkpoint, and ends as it would have without interruption. It is
         recognised by what it computes: the programs of the algorithm and of the evaluations, the data,
-        the settings and `config`. Only `num_rounds` may be larger than before. What a plain function in
-        `evaluate` computes, or a callback to the host, cannot be seen: such an evaluation judges the
-        first and the last model again, and has to find what it found before.
+        the settings and `config`. Only `num_rounds` may be larger than before. A plain function in
+        `evaluate` judges the first and the last model again, and has to find what it found before, up
+        to one part in a thousand. Callbacks to the host inside a program are not compared.
       config: what else identifies the run, kept in config.json; JSON values. The run's own settings take
         precedence over entries of the same name.
       checkpoint_seconds: the least time between two checkpoints (the last state is always saved).
@@ -160,7 +160,7 @@ def simulate(
         "matmul_precision": jax.config.jax_default_matmul_precision,
         "key": np.asarray(jax.random.key_data(key)).tolist(),
     }
-    # What the run does say of itself comes last, so that no name in `config` hides it.
+    # The run's own settings come last, so that no name in `config` hides one.
     settings = dict(config or {}) | settings | hparams | dict(algorithm.settings)
 
     with contextlib.ExitStack() as stack:

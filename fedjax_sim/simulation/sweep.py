@@ -263,7 +263,7 @@ def check_sweep(
     Raises:
       ValueError: a setting is out of its range, a grid is empty or holds a value twice.
     """
-    cohort_size(data.num_clients, client_fraction)
+    size = cohort_size(data.num_clients, client_fraction)
     as_evaluators(evaluate, stop_at)
     grids = [_check_grid(name, grid, numbers.Real) for name, grid in hparams.items()]
     seeds = _check_grid("seeds", seeds, numbers.Integral)
@@ -273,6 +273,7 @@ def check_sweep(
     num_rounds = check_count("num_rounds", num_rounds)
     check_count("eval_every", eval_every)
     check_data(algorithm, data, num_rounds)
+    check_counters(algorithm, data, size, Layout())
     combinations = [
         merge_hparams(algorithm, dict(zip(hparams, values, strict=True)))
         for values in itertools.product(*grids)
