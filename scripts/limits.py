@@ -1,4 +1,4 @@
-"""How far numbers of flags may go together: what float32 holds and int32 counts."""
+"""How far numbers of flags may go together: what float32 holds and the engine counts."""
 
 import math
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from kinds import LARGEST, LARGEST_FLOAT32
 
 _EXAMPLES_EACH = 20  # of a synthetic client, by default
+_MOST_SLOTS = 500_000_000  # example slots of a round: with idle lanes, the engine's counters hold 2**30
 
 
 def check_population(num_clients: int, num_examples: int | None) -> None:
@@ -45,7 +46,7 @@ def check_decay(decay: float, rates: Sequence[float], num_rounds: int) -> None:
 
 
 def check_work(local_epochs: int, batch_size: float, clients: int) -> None:
-    """Checks that int32 counts what a round executes.
+    """Checks that the engine's counters hold the example slots of a round.
 
     Args:
       local_epochs: `E`.
@@ -53,13 +54,12 @@ def check_work(local_epochs: int, batch_size: float, clients: int) -> None:
       clients: of a round, with at least one example each.
 
     Raises:
-      ValueError: it does not.
+      ValueError: a round has more than 500 million, whatever the data.
     """
     # A batch that is not full is executed all the same.
-    slots = 0 if batch_size == math.inf else clients * local_epochs * batch_size
-    if slots > LARGEST:
+    slots = clients * local_epochs * (1 if batch_size == math.inf else batch_size)
+    if slots > _MOST_SLOTS:
         raise ValueError(
             f"local_epochs={local_epochs} with batch_size={batch_size} make at least {slots} examples a "
-            f"round, of {clients} clients; wanted {LARGEST} at most: lower them, or let batch_size be "
-            "inf, for all examples of a client at once"
+            f"round, of {clients} clients; wanted {_MOST_SLOTS} at most: lower them"
         )
