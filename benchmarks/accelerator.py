@@ -131,7 +131,7 @@ class Report:
         """Writes all of it."""
         if self._path:
             known = {"left_out": self.left_out, "failed": self.failed, "part_seconds": self.seconds}
-            fs.experiment.write_text(
+            fs.reporting.write_text(
                 self._path, json.dumps(self._about | known | {"parts": self.rows}, indent=1) + "\n"
             )
 
@@ -243,7 +243,7 @@ def main(_):
         jax.config.update("jax_disable_most_optimizations", True)
     report = Report(
         _OUT.value,
-        **fs.experiment.provenance(),
+        **fs.reporting.provenance(),
         **dict(about()),
         devices=jax.device_count(),
         flags={flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])},

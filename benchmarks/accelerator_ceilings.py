@@ -26,14 +26,14 @@ def best(call, repeats):
 
 def on_each_device(fn):
     """`fn` compiled for all devices, each of which has its part of all arguments' leading axes."""
-    mesh = fs.default_layout().mesh
+    mesh = fs.runtime.default_layout().mesh
     spec = PartitionSpec(mesh.axis_names)
     return jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
 
 
 def drawn(rows, *shape, dtype=jnp.float32):
     """Small numbers `[D * rows, *shape]`, spread over the devices."""
-    mesh = fs.default_layout().mesh
+    mesh = fs.runtime.default_layout().mesh
     where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     make = functools.partial(jax.random.uniform, shape=(mesh.size * rows, *shape))
     # So small that a chain of products stays finite.
@@ -48,7 +48,7 @@ def square_products(size, length, repeats, dtype=jnp.float32, precision=None):
 
     a = drawn(size, size, dtype=dtype)
     seconds = best(functools.partial(on_each_device(chain), a), repeats)
-    flops = fs.default_layout().mesh.size * length * 2 * size**3
+    flops = fs.runtime.default_layout().mesh.size * length * 2 * size**3
     return {"gflops": flops / seconds / 1e9, "size": size, "seconds": seconds}
 
 
@@ -75,7 +75,7 @@ def lane_products(lanes, batch_size, steps, repeats):
     weights = [drawn(lanes, *pair) for pair in pairs]
     x = drawn(lanes, batch_size, _TWO_NN[0])
     seconds = best(functools.partial(on_each_device(chain), x, *weights), repeats) / steps
-    all_lanes = lanes * fs.default_layout().mesh.size
+    all_lanes = lanes * fs.runtime.default_layout().mesh.size
     weights_of_each = sum(a * b for a, b in pairs)
     flops = all_lanes * batch_size * 6 * weights_of_each
     moved = all_lanes * 24 * weights_of_each

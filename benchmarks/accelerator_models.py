@@ -118,7 +118,7 @@ def cost(model, cohort, dtype="float32"):
     params = jax.eval_shape(task.init, jax.random.key(0))
     weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     steps = cohort * math.ceil(model.size / model.batch_size)
-    flops = fs.experiment.training_flops(task, one) * model.size * cohort
+    flops = fs.reporting.training_flops(task, one) * model.size * cohort
     return Cost(flops, steps * (_BYTES[dtype] * weights + 4 * model.reread))
 
 

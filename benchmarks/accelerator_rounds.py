@@ -61,7 +61,7 @@ def rounds(model, data, cohort, left, ceilings, *, lanes=None, dtype="float32"):
         eval_every=block,
         evaluate=Clock(min(left, _MOST_SECONDS)),
         stop_at=0.5,
-        layout=None if lanes is None else fs.default_layout(lanes),
+        layout=None if lanes is None else fs.runtime.default_layout(lanes),
     )
     seconds = [row["round_seconds"] for row in result.rows[2:]]
     return {
@@ -179,7 +179,7 @@ def p1(context, left):
     train, test, origin = p1_data(context.cifar_dir, context.small)
     model = context.model("pfl-cnn")
     task = normalised(model.task(), train.examples["x"])
-    test_accuracy = fs.accuracy(task, test)
+    test_accuracy = fs.evaluator(task, test)
     tests = []
 
     def row():

@@ -86,7 +86,7 @@ def load(name):
     train, test = fs.data.load(dataset(), data_dir=_DATA_DIR.value)
     clients = fs.data.federate(train, fs.data.iid(num_clients=_LEARNERS.value, seed=0))
     task = MODELS[_MODEL.value](10, clients.examples["x"].shape[1:])
-    return task, clients, "shared", fs.accuracy(task, test, layout=fs.Layout())
+    return task, clients, "shared", fs.evaluator(task, test, layout=fs.Layout())
 
 
 def dataset():
@@ -147,7 +147,7 @@ def measure(name):
             eval_every=max(1, every // protocol.period),
             evaluate=evaluate,
         )
-        points += fs.experiment.frontier_points(
+        points += fs.reporting.frontier_points(
             result.runs, protocol=protocol_name, period=protocol.period
         )
         seconds = time.perf_counter() - started
@@ -173,7 +173,7 @@ def headline(compared):
         line = f"- rate {rate:g}: "
         if near:
             best = min(near, key=lambda point: point["bytes"])
-            label, fewer = fs.experiment.point_label(best), best["times_fewer_bytes"]
+            label, fewer = fs.reporting.point_label(best), best["times_fewer_bytes"]
             line += f"{label} sends {fewer:.1f} times fewer bytes at {best['loss_ratio'] - 1:+.1%} loss"
             alike = at_equal_bytes(own, best)
             if alike is not None:
@@ -206,18 +206,18 @@ def main(_):
     for name in _EXPERIMENTS.value:
         points = measure(name)
         points.sort(key=lambda point: point["rate"])
-        report = {**fs.experiment.provenance(), "flags": flag_values, "method": METHOD[name]}
+        report = {**fs.reporting.provenance(), "flags": flag_values, "method": METHOD[name]}
         text = json.dumps(report | {"points": points}, allow_nan=False)
-        fs.experiment.write_text(out / f"{name}.json", text + "\n")
-        compared = fs.experiment.compare_points(points, period=_PERIOD.value)
+        fs.reporting.write_text(out / f"{name}.json", text + "\n")
+        compared = fs.reporting.compare_points(points, period=_PERIOD.value)
         summary = headline(compared)
-        page = ["# " + name, METHOD[name], summary, fs.experiment.frontier_table(compared)]
-        fs.experiment.write_text(out / f"{name}.md", "\n\n".join(part.rstrip() for part in page) + "\n")
+        page = ["# " + name, METHOD[name], summary, fs.reporting.frontier_table(compared)]
+        fs.reporting.write_text(out / f"{name}.md", "\n\n".join(part.rstrip() for part in page) + "\n")
         panels = {
             f"{name}, rate {rate:g}": [point for point in points if point["rate"] == rate]
             for rate in dict.fromkeys(point["rate"] for point in points)
         }
-        fs.experiment.plot_frontier(panels, out / f"{name}.png", axis=_AXIS.value)
+        fs.reporting.plot_frontier(panels, out / f"{name}.png", axis=_AXIS.value)
         if name in SOURCES:
             plot_drift(name, points, out / f"{name}_over_time.png")
         print(f"\n{name}\n{summary}", flush=True)
@@ -239,7 +239,7 @@ def plot_drift(name, points, path):
         if point["protocol"] == "periodic"
         or (point["protocol"] == "dynamic" and point["delta"] in deltas[:3])
     ]
-    fs.experiment.plot_over_time(shown, path, drifts=drifts(name), title=f"{name}, rate {rate:g}")
+    fs.reporting.plot_over_time(shown, path, drifts=drifts(name), title=f"{name}, rate {rate:g}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags, logging
+from papers import fedavg
 
 import fedjax_sim as fs
 
@@ -125,9 +126,9 @@ def named(text):
         parts.append("each_epoch")
     if len(parts) != 3:
         raise ValueError(f"the variant {text!r}; wanted INIT/INPUTS or INIT/INPUTS/SHUFFLE")
-    fs.choose("init", parts[0], INITS)
-    fs.choose("inputs", parts[1], INPUTS)
-    fs.choose("shuffle", parts[2], SHUFFLES)
+    fs.checks.choose("init", parts[0], INITS)
+    fs.checks.choose("inputs", parts[1], INPUTS)
+    fs.checks.choose("shuffle", parts[2], SHUFFLES)
     return Variant(text, *parts)
 
 
@@ -160,7 +161,7 @@ def starting_rates(variant, cell):
     usual = list(cell.starting_rates())
     if variant.inputs == "unit":
         return usual
-    return fs.experiment.rate_grid(usual[0] / 2.5, usual[1], 3)  # a step lower
+    return fs.reporting.rate_grid(usual[0] / 2.5, usual[1], 3)  # a step lower
 
 
 def measure(variant, cell, clients, test, settings):
@@ -179,7 +180,7 @@ def measure(variant, cell, clients, test, settings):
             client_lr=1.0,
             shuffle=variant.shuffle,
         )
-    runs = fs.experiment.sweep_rates(
+    runs = fs.reporting.sweep_rates(
         algorithm,
         clients,
         rates=rates,
@@ -189,15 +190,15 @@ def measure(variant, cell, clients, test, settings):
         stop_at=cell.target,
         most_rates=settings["most_rates"],
         client_fraction=cell.client_fraction,
-        evaluate=fs.experiment.evaluation(task, test, num_runs=len(rates) * len(settings["seeds"])),
+        evaluate=fedavg.evaluation(task, test, num_runs=len(rates) * len(settings["seeds"])),
         report=lambda text: print(f"{variant.name}: {text}", file=sys.stderr),
     )
-    best = fs.experiment.best_of_each_seed(runs)
+    best = fs.reporting.best_of_each_seed(runs)
     kept = ("rate", "seed", "rounds_to_target", "best_accuracy", "diverged")
     return {
         "variant": variant.name,
         "init": INITS[variant.init][2],
-        "rounds": fs.experiment.mean_rounds(best),
+        "rounds": fs.reporting.mean_rounds(best),
         "rounds_of_seeds": [b.rounds for b in best],
         "rates_of_seeds": [b.rate for b in best],
         "interior": all(b.interior for b in best),
@@ -225,16 +226,9 @@ def main(_):
     logging.set_verbosity(logging.WARNING)
     fs.use_all_cores()
     variants = [named(variant) for variant in _VARIANTS.value]
-    cells = fs.experiment.choose_rows(
-        fs.experiment.published(MODELS[_MODEL.value][1], _MODEL.value), [_ROW.value]
-    )
+    cells = fedavg.choose_rows(fedavg.published(MODELS[_MODEL.value][1], _MODEL.value), [_ROW.value])
     (cell,) = (cell for cell in cells if cell.partition == _PARTITION.value)
-    twins = [
-        twin
-        for part in fs.experiment.PARTS
-        for twin in fs.experiment.published(*part)
-        if twin.name == cell.name
-    ]
+    twins = [twin for part in fedavg.PARTS for twin in fedavg.published(*part) if twin.name == cell.name]
     papers = sorted(twin.rounds for twin in twins)
     settings = {
         "rates": None if _RATES.value is None else [float(rate) for rate in _RATES.value],
@@ -243,10 +237,10 @@ def main(_):
         "rounds_limit": _ROUNDS_LIMIT.value or 2 * papers[-1],
         "eval_every": _EVAL_EVERY.value or max(1, papers[-1] // 100),
     }
-    train, test, _ = fs.experiment.paper_data(cell.model, _DATA_DIR.value)
-    clients = fs.experiment.paper_clients(cell, train)
+    train, test, _ = fedavg.paper_data(cell.model, _DATA_DIR.value)
+    clients = fedavg.paper_clients(cell, train)
     report = {
-        **fs.experiment.provenance(),
+        **fs.reporting.provenance(),
         "method": METHOD,
         "cell": cell.identity(),
         "paper": papers,

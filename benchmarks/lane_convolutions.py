@@ -210,7 +210,7 @@ def main(_):
     if unknown := set(_LAYERS.value) - set(LAYERS):
         sys.exit(f"--layers: got {sorted(unknown)}, wanted some of {list(LAYERS)}")
     report = {
-        **fs.experiment.provenance(),
+        **fs.reporting.provenance(),
         "flags": {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])},
         "method": METHOD,
         "rows": [],

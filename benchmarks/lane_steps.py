@@ -76,7 +76,7 @@ def ratio(times):
 
 
 def main(_):
-    report = fs.experiment.provenance() | {"steps": _STEPS.value, "rows": []}
+    report = fs.reporting.provenance() | {"steps": _STEPS.value, "rows": []}
     print("| model:lanes:B | patches, ms a step | chosen, ms | wall ratio | processor ratio |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for case in _CASES.value:

@@ -51,7 +51,7 @@ def protocols():
 
 
 def layout():
-    return fs.default_layout(num_learners=_LEARNERS.value)
+    return fs.runtime.default_layout(num_learners=_LEARNERS.value)
 
 
 def make_data(rows_of_each):
@@ -100,7 +100,7 @@ def main(_):
     fs.use_all_cores()
     task = fs.models.mnist_2nn() if not _SMOKE.value else fs.models.logistic_regression(10, (28, 28, 1))
     data = make_data(60)
-    flops = fs.experiment.training_flops(task, data.examples)
+    flops = fs.reporting.training_flops(task, data.examples)
     algorithms = {
         name: fs.dynamic_averaging(
             task,
@@ -120,7 +120,7 @@ def main(_):
         return result.rows
 
     report = {
-        **fs.experiment.provenance(),
+        **fs.reporting.provenance(),
         "devices": layout().num_devices,
         "flags": {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])},
         "method": METHOD,

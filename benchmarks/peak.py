@@ -38,7 +38,7 @@ def timed(call):
     Raises:
       RuntimeError: it compiled something.
     """
-    with fs.CompilationCounter() as compiled:
+    with fs.runtime.CompilationCounter() as compiled:
         start = time.perf_counter()
         jax.block_until_ready(call())
         seconds = time.perf_counter() - start

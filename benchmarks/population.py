@@ -63,7 +63,7 @@ def measure(folder, placement):
             key=jax.random.key(0),
             num_rounds=num_rounds,
             client_fraction=min(1, _COHORT.value / data.num_clients),
-            layout=fs.default_layout(),
+            layout=fs.runtime.default_layout(),
             data_placement=placement,
         )
 
@@ -94,13 +94,13 @@ def round_bytes(algorithm, data, state, placement):
     """The memory of a compiled round beside the model and data that lies on the devices already."""
     size = min(_COHORT.value, data.num_clients)
     ids = np.linspace(0, data.num_clients - 1, size).astype(np.int32)
-    where, sent = fs.default_layout(), 0
-    cohort = fs.Cohort(fs.place(ids, where), where)
+    where, sent = fs.runtime.default_layout(), 0
+    cohort = fs.Cohort(fs.engine.place(ids, where), where)
     if placement == "host":
         data = data.select(ids)
         sent = sum(column.nbytes for column in data.examples.values())
-        cohort = fs.Cohort(cohort.ids, where, fs.place(np.arange(size, dtype=np.int32), where))
-    key, data = fs.place((jax.random.key(0), data), where)
+        cohort = fs.Cohort(cohort.ids, where, fs.engine.place(np.arange(size, dtype=np.int32), where))
+    key, data = fs.engine.place((jax.random.key(0), data), where)
     compiled = jax.jit(algorithm.round).lower(key, state, data, cohort).compile()
     return compiled.memory_analysis().temp_size_in_bytes + sent
 
@@ -185,7 +185,7 @@ def main(_):
     counts = [200] if _SMOKE.value else [int(n) for n in _CLIENTS.value]
     reference = 200 if _SMOKE.value else _REFERENCE.value
     report = {
-        **fs.experiment.provenance(),
+        **fs.reporting.provenance(),
         "cohort": _COHORT.value,
         "rounds": _ROUNDS.value,
         "method": METHOD,

@@ -73,7 +73,7 @@ def rounds_of(base, cores):
 
 def main(_):
     small = _SMOKE.value
-    cores = list(range(fs.available_cores()))
+    cores = list(range(fs.runtime.available_cores()))
     base = {
         "model": "logistic" if small else "cnn",
         "clients": 20,
@@ -100,7 +100,7 @@ def main(_):
         programs.append({"devices": count, "cohort": cohort, **run(settings)})
 
     report = {
-        **fs.experiment.provenance(),
+        **fs.reporting.provenance(),
         "method": METHOD,
         "settings": base,
         "seconds_per_round": median,

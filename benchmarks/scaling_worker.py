@@ -22,7 +22,7 @@ def settle(settings):
 
     jax.config.update("jax_num_cpu_devices", settings["devices"])
     if settings["processes"] > 1:
-        fs.connect(settings["coordinator"], settings["processes"], settings["process"])
+        fs.runtime.connect(settings["coordinator"], settings["processes"], settings["process"])
 
 
 def make(settings):
@@ -74,11 +74,11 @@ def program(settings):
     import fedjax_sim as fs
 
     algorithm, data = make(settings)
-    layout = fs.default_layout()
+    layout = fs.runtime.default_layout()
     rates = {name: np.float32(value) for name, value in algorithm.hparams.items()}
     key = jax.random.key(0)
-    arguments = fs.place((key, jax.jit(algorithm.init)(key, rates), data), layout)
-    cohort = fs.Cohort(fs.place(jnp.arange(settings["cohort"], dtype=jnp.int32), layout), layout)
+    arguments = fs.engine.place((key, jax.jit(algorithm.init)(key, rates), data), layout)
+    cohort = fs.Cohort(fs.engine.place(jnp.arange(settings["cohort"], dtype=jnp.int32), layout), layout)
     started = time.perf_counter()
     compiled = jax.jit(algorithm.round).lower(*arguments, cohort).compile()
     seconds = time.perf_counter() - started

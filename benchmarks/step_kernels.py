@@ -141,8 +141,8 @@ def main(_):
     print(f"{table(rows)}\n\n{METHOD}")
     if _OUT.value:
         settings = {"model": _MODEL.value, "lanes": _LANES.value, "batch_size": _BATCH_SIZE.value}
-        report = {**fs.experiment.provenance(), **settings, "method": METHOD, "kernels": rows}
-        fs.experiment.write_text(_OUT.value, json.dumps(report, indent=1) + "\n")
+        report = {**fs.reporting.provenance(), **settings, "method": METHOD, "kernels": rows}
+        fs.reporting.write_text(_OUT.value, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -72,12 +72,12 @@ def measure(model, data):
     task = MODELS[model](10, (28, 28, 1))
     batch_size = math.inf if _BATCH_SIZE.value == "inf" else int(_BATCH_SIZE.value)
     algorithm = fs.fed_avg(task, client_lr=1.0, local_epochs=1, batch_size=batch_size)
-    flops = fs.experiment.training_flops(task, data.examples)
+    flops = fs.reporting.training_flops(task, data.examples)
     common = {"client_fraction": 0.1, "eval_every": min(10, _ROUNDS.value)}
     stacked = {"default": None, "true": True, "false": False}[_STACKED.value]
 
     def single(rate, seed, num_rounds=_ROUNDS.value):
-        settings = common | {"num_rounds": num_rounds, "layout": fs.default_layout()}
+        settings = common | {"num_rounds": num_rounds, "layout": fs.runtime.default_layout()}
         key = jax.random.key(seed)
         return fs.simulate(algorithm, data, key=key, hparams={"client_lr": rate}, **settings)
 
@@ -137,7 +137,7 @@ def main(_):
         sys.exit(f"--models: got {sorted(unknown)}, wanted some of {list(MODELS)}")
     num_clients, size = (40, 20) if _SMALL.value else (100, 600)
     report = {
-        **fs.experiment.provenance(),
+        **fs.reporting.provenance(),
         "devices": jax.local_device_count(),
         "flags": {flag.name: flag.value for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])},
         "clients": num_clients,

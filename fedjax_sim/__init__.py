@@ -9,12 +9,13 @@ clients = fs.data.federate(train, fs.data.shards(num_clients=100, shards_per_cli
 task = fs.models.mnist_2nn()
 algorithm = fs.fed_avg(task, optax.sgd, client_lr=0.1, local_epochs=1, batch_size=10)
 result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
-                     evaluate=fs.accuracy(task, test))
+                     evaluate=fs.evaluator(task, test))
 """
 
-from fedjax_sim import data, experiment, models, protocols
-from fedjax_sim.algorithms import dynamic_averaging, fed_avg, fed_sgd, sgd
-from fedjax_sim.base import (
+from fedjax_sim import data, engine, models, reporting, runtime
+from fedjax_sim.algorithms import dynamic_averaging, fed_avg, fed_sgd, protocols, sgd
+from fedjax_sim.core import checks, messages
+from fedjax_sim.core.types import (
     Algorithm,
     Client,
     ClientOutput,
@@ -22,27 +23,20 @@ from fedjax_sim.base import (
     Layout,
     Task,
 )
-from fedjax_sim.client import full_gradient, local_training
-from fedjax_sim.devices import available_cores, default_layout, layout_for, use_all_cores
-from fedjax_sim.lanes import map_clients, place
-from fedjax_sim.ledger import exchange, model_exchange, traffic
-from fedjax_sim.naming import choose
-from fedjax_sim.processes import ProcessLostError, connect, is_first, wait_for_all
-from fedjax_sim.queues import train_clients
+from fedjax_sim.engine import full_gradient, local_training, map_clients, train_clients
+from fedjax_sim.runtime import OutOfMemoryError, ProcessLostError, use_all_cores
 from fedjax_sim.simulation import (
-    CompilationCounter,
     DivergenceError,
     Link,
-    OutOfMemoryError,
     Result,
     SweepResult,
     SweepRun,
     UnfinishedError,
-    accuracy,
-    accuracy_of_each_client,
     check_sweep,
-    client_accuracy,
+    client_evaluator,
     cohort_size,
+    each_client_evaluator,
+    evaluator,
     rounds_to_target,
     simulate,
     sweep,
@@ -56,7 +50,6 @@ __all__ = [
     "Client",
     "ClientOutput",
     "Cohort",
-    "CompilationCounter",
     "DivergenceError",
     "Layout",
     "Link",
@@ -67,36 +60,29 @@ __all__ = [
     "SweepRun",
     "Task",
     "UnfinishedError",
-    "accuracy",
-    "accuracy_of_each_client",
-    "available_cores",
     "check_sweep",
-    "choose",
-    "client_accuracy",
+    "checks",
+    "client_evaluator",
     "cohort_size",
-    "connect",
     "data",
-    "default_layout",
     "dynamic_averaging",
-    "exchange",
-    "experiment",
+    "each_client_evaluator",
+    "engine",
+    "evaluator",
     "fed_avg",
     "fed_sgd",
     "full_gradient",
-    "is_first",
-    "layout_for",
     "local_training",
     "map_clients",
-    "model_exchange",
+    "messages",
     "models",
-    "place",
     "protocols",
+    "reporting",
     "rounds_to_target",
+    "runtime",
     "sgd",
     "simulate",
     "sweep",
-    "traffic",
     "train_clients",
     "use_all_cores",
-    "wait_for_all",
 ]

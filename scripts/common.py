@@ -5,8 +5,8 @@ import traceback
 from collections.abc import Callable
 
 import jax
-import machine
 from absl import app, flags, logging
+from flags import devices
 
 import fedjax_sim as fs
 
@@ -35,30 +35,30 @@ def run(script: str, work: Callable[[], None]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # not every step of JAX and orbax
         try:
-            machine.start()
+            devices.start()
             work()
-            fs.wait_for_all()
+            fs.runtime.wait_for_all()
         except _EXPECTED as error:
-            machine.leave(f"{script}: {error}")
+            devices.leave(f"{script}: {error}")
         except MemoryError as error:
-            machine.leave(
+            devices.leave(
                 f"{script}: this machine's memory does not hold what was asked for ({error}). {_LESS}"
             )
         except Exception:
             if not jax.distributed.is_initialized():
                 raise
-            machine.leave(traceback.format_exc())
+            devices.leave(traceback.format_exc())
 
     app.run(main)
 
 
 def say_idle_lanes(clients: int) -> None:
     """Tells where --lanes asks for more than `clients`, of a round, can use."""
-    if machine.LANES.value is not None and machine.LANES.value > clients:
-        say(f"--lanes={machine.LANES.value}: a round has {clients} clients, and no more lanes are used")
+    if devices.LANES.value is not None and devices.LANES.value > clients:
+        say(f"--lanes={devices.LANES.value}: a round has {clients} clients, and no more lanes are used")
 
 
 def say(text: str) -> None:
     """Tells the person who waits, apart from the results on standard output; once a job."""
-    if fs.is_first():
+    if fs.runtime.is_first():
         print(text, file=sys.stderr, flush=True)

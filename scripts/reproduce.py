@@ -32,16 +32,19 @@ import pathlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-import budget  # before the imports that take seconds
-import kinds
-import machine
 from absl import flags
 from common import run, say
+from flags import (
+    devices,
+    kinds,
+    time_budget,  # before the imports that take seconds
+)
+from papers import fedavg
 
 import fedjax_sim as fs
 
-flags.adopt_module_key_flags(budget)
-flags.adopt_module_key_flags(machine)
+flags.adopt_module_key_flags(time_budget)
+flags.adopt_module_key_flags(devices)
 _TABLE = kinds.define(kinds.whole(1, 4), "table", None, "1, 2, 3 or 4.")
 _FIGURE = kinds.define(kinds.whole(1, 10), "figure", None, "1 to 10.")
 _MODEL = flags.DEFINE_string(
@@ -103,7 +106,7 @@ class Checked(NamedTuple):
       seeds: of the runs.
     """
 
-    named: dict[str, fs.experiment.PublishedCell]
+    named: dict[str, fedavg.PublishedCell]
     own_runs: bool
     rates: list[float] | None
     seeds: list[int]
@@ -118,20 +121,20 @@ def check() -> Checked:
     wanted = [value for value in (_TABLE.value, _FIGURE.value) if value is not None]
     if len(wanted) != 1 and not (_REPORT.value and not wanted):
         raise ValueError("wanted one of --table, --figure and --report (see --help)")
-    figure = fs.experiment.FIGURES.get(_FIGURE.value)
-    own_runs = figure is not None and figure.shows != fs.experiment.BEST
+    figure = fedavg.FIGURES.get(_FIGURE.value)
+    own_runs = figure is not None and figure.shows != fedavg.BEST
     rates = (
         None if _RATES.value is None else kinds.numbers("client_lrs", _RATES.value, kinds.POSITIVE_RATE)
     )
     seeds = kinds.numbers("seeds", _SEEDS.value, kinds.SEED)
     _check_together(figure, own_runs, rates)
     named = {
-        fs.experiment.figure_record(_FIGURE.value, cell) if own_runs else cell.name: cell
+        fedavg.figure_record(_FIGURE.value, cell) if own_runs else cell.name: cell
         for cell in _cells(own_runs)
     }
     if own_runs and _ROUNDS_LIMIT.value is not None:
         _check_rounds(named.values())
-    machine.check()
+    devices.check()
     kinds.check_folder("workdir", _WORKDIR.value)
     if (pathlib.Path(_WORKDIR.value) / "config.json").exists():
         raise ValueError(
@@ -142,7 +145,7 @@ def check() -> Checked:
 
 def _reproduce() -> None:
     named, own_runs, rates, seeds = check()
-    workdir, records = pathlib.Path(_WORKDIR.value), fs.experiment.Records(_WORKDIR.value)
+    workdir, records = pathlib.Path(_WORKDIR.value), fs.reporting.Records(_WORKDIR.value)
     asked = {"rates": rates, "seeds": seeds if flags.FLAGS["seeds"].present else None}
     with contextlib.ExitStack() as stack:
         if named or _FIGURE.value == 1:  # a report alone may be written while cells are run
@@ -154,7 +157,7 @@ def _reproduce() -> None:
                 (_run_figure if own_runs else _run)(named, records, seeds, asked)
             except fs.UnfinishedError as reason:
                 left = [name for name in named if records.load(name) is None]
-                budget.leave_the_rest(reason, len(named), left)
+                time_budget.leave_the_rest(reason, len(named), left)
             say("all done")
     drawn = _write(workdir, records)
     if _FIGURE.value is not None:
@@ -162,51 +165,49 @@ def _reproduce() -> None:
     if _TABLE.value is not None:
         _print_tables(named, records.load_all())
     if _REPORT.value:
-        page = fs.experiment.render_page(records.load_all(), drawn)
-        fs.experiment.write_text(workdir / "report.html", page)
+        page = fedavg.render_page(records.load_all(), drawn)
+        fs.reporting.write_text(workdir / "report.html", page)
         say(f"wrote {workdir / 'report.html'}")
 
 
-def _check_together(
-    figure: fs.experiment.Figure | None, own_runs: bool, rates: list[float] | None
-) -> None:
+def _check_together(figure: fedavg.Figure | None, own_runs: bool, rates: list[float] | None) -> None:
     """Refuses flags that contradict each other."""
     if _ROWS.value is not None and not _ROWS.value:
         raise ValueError("--rows is empty; wanted names of rows with commas between, or no such flag")
-    budget.check()
-    if budget.TIME_BUDGET_S.value is not None and _FIGURE.value == 1:
+    time_budget.check()
+    if time_budget.TIME_BUDGET_S.value is not None and _FIGURE.value == 1:
         raise ValueError("--time_budget_s is given; figure 1 is made in one go, leave it out")
     if _TARGET.value is not None and (own_runs or _FIGURE.value == 1):
         raise ValueError(f"--target={_TARGET.value}; figure {_FIGURE.value} has no runs that end at one")
-    if own_runs and figure.shows == fs.experiment.LOSS and rates is not None and len(rates) != 1:
+    if own_runs and figure.shows == fedavg.LOSS and rates is not None and len(rates) != 1:
         raise ValueError(f"--client_lrs={','.join(_RATES.value)}; figures 6 and 8 want one rate")
 
 
-def _check_rounds(cells: Iterable[fs.experiment.PublishedCell]) -> None:
+def _check_rounds(cells: Iterable[fedavg.PublishedCell]) -> None:
     """Refuses a number of rounds that is too many for a row of a figure that scales it."""
     limit = _ROUNDS_LIMIT.value
-    most = max(fs.experiment.figure_rounds(_FIGURE.value, cell, limit)[0] for cell in cells)
+    most = max(fedavg.figure_rounds(_FIGURE.value, cell, limit)[0] for cell in cells)
     if most > kinds.LARGEST:
         raise ValueError(
             f"--rounds_limit={limit} makes {most} rounds of one row; wanted {kinds.LARGEST} at most"
         )
 
 
-def _cells(own_runs: bool) -> list[fs.experiment.PublishedCell]:
+def _cells(own_runs: bool) -> list[fedavg.PublishedCell]:
     """The cells that the flags ask for."""
     if _TABLE.value is not None:
-        models = [model for number, model in fs.experiment.PARTS if number == _TABLE.value]
-        cells = fs.experiment.published(_TABLE.value, _MODEL.value or next(iter(models), ""))
+        models = [model for number, model in fedavg.PARTS if number == _TABLE.value]
+        cells = fedavg.published(_TABLE.value, _MODEL.value or next(iter(models), ""))
     elif _FIGURE.value is not None and _FIGURE.value != 1:
-        cells = fs.experiment.figure_cells(_FIGURE.value, _MODEL.value)
+        cells = fedavg.figure_cells(_FIGURE.value, _MODEL.value)
     else:
         return []
     try:
-        cells = fs.experiment.choose_rows(cells, _ROWS.value)
+        cells = fedavg.choose_rows(cells, _ROWS.value)
     except ValueError as error:
         raise ValueError(f"--rows={','.join(_ROWS.value)}: {error}") from None
     if not own_runs:
-        cells = fs.experiment.choose_target(cells, _TARGET.value)
+        cells = fedavg.choose_target(cells, _TARGET.value)
     chosen = [cell for cell in cells if _PARTITION.value in (cell.partition, "both")]
     if not chosen:
         known = ", ".join(sorted({cell.partition for cell in cells}))
@@ -214,23 +215,23 @@ def _cells(own_runs: bool) -> list[fs.experiment.PublishedCell]:
     return chosen
 
 
-def _write(workdir: pathlib.Path, records: fs.experiment.Records) -> dict[int, pathlib.Path]:
+def _write(workdir: pathlib.Path, records: fs.reporting.Records) -> dict[int, pathlib.Path]:
     """Writes the tables and draws the figures that follow from what has been run."""
     known = records.load_all()
     if not known:
         raise ValueError(f"nothing has been run in {workdir} yet; begin with --table or --figure")
-    fs.experiment.write_text(workdir / "tables.md", fs.experiment.render_tables(known))
-    drawn = {n: fs.experiment.draw_figure(n, known, workdir) for n in (1, *fs.experiment.FIGURES)}
+    fs.reporting.write_text(workdir / "tables.md", fedavg.render_tables(known))
+    drawn = {n: fedavg.draw_figure(n, known, workdir) for n in (1, *fedavg.FIGURES)}
     return {n: path for n, path in drawn.items() if path}
 
 
 def _print_tables(names: Collection[str], known) -> None:
     """Prints the rows of these cells, at every target for which they were run."""
-    for title, part, rows in fs.experiment.tables_that_ran(known):
+    for title, part, rows in fedavg.tables_that_ran(known):
         shown = [row for cell, row in zip(part, rows, strict=True) if cell.name in names]
         if shown and part[0].table == _TABLE.value and _TARGET.value in (None, part[0].target):
             say(title)
-            print(fs.experiment.markdown(shown), end="", flush=True)
+            print(fs.reporting.markdown(shown), end="", flush=True)
 
 
 def _missing(asked: Mapping[str, Mapping[str, Any]], records) -> list[str]:
@@ -273,30 +274,30 @@ def _run(named, records, seeds, asked) -> None:
     missing = _missing(dict.fromkeys(named, asked), records)
     if not missing:
         return
-    going = budget.Budget()
+    going = time_budget.Budget()
     train, test, task = _paper_data(named[missing[0]].model)
     for number, name in enumerate(going.while_there_is_time(missing), 1):
         cell = named[name]
         say(f"{name}, cell {number} of {len(missing)}; the paper's rounds: {cell.rounds}")
         rates = asked["rates"] or cell.starting_rates()
-        record = fs.experiment.run_cell(
+        record = fedavg.run_cell(
             cell,
             task,
-            fs.experiment.paper_clients(cell, train),
-            fs.experiment.evaluation(task, test, num_runs=len(rates) * len(seeds)),
+            fedavg.paper_clients(cell, train),
+            fedavg.evaluation(task, test, num_runs=len(rates) * len(seeds)),
             rates=rates,
             seeds=seeds,
             num_rounds=_ROUNDS_LIMIT.value,
             most_rates=_MOST_RATES.value,
             workdir=records.under_way(name),
             go_on=going,
-            layout=machine.layout,
-            allow_version_change=machine.ALLOW_VERSION_CHANGE.value,
+            layout=devices.layout,
+            allow_version_change=devices.ALLOW_VERSION_CHANGE.value,
             progress=True,
             report=say,
         )
         _save(records, name, record, test)
-        say(", ".join(map(_outcome, fs.experiment.best_of_each_seed(record["runs"]))))
+        say(", ".join(map(_outcome, fs.reporting.best_of_each_seed(record["runs"]))))
 
 
 def _run_figure(named, records, seeds, asked) -> None:
@@ -304,18 +305,18 @@ def _run_figure(named, records, seeds, asked) -> None:
     number, limit = _FIGURE.value, _ROUNDS_LIMIT.value
     asked_of = {}
     for name, cell in named.items():
-        rounds = None if limit is None else fs.experiment.figure_rounds(number, cell, limit)[0]
+        rounds = None if limit is None else fedavg.figure_rounds(number, cell, limit)[0]
         asked_of[name] = asked | {"num_rounds": rounds}
     missing = _missing(asked_of, records)
     if not missing:
         return
-    going = budget.Budget()
+    going = time_budget.Budget()
     train, test, task = _paper_data(named[missing[0]].model)
     for name in going.while_there_is_time(missing):
         say(name)
         cell = named[name]
-        rates = asked["rates"] or fs.experiment.figure_rates(number, cell, records.load(cell.name))
-        record = fs.experiment.run_curves(
+        rates = asked["rates"] or fedavg.figure_rates(number, cell, records.load(cell.name))
+        record = fedavg.run_curves(
             number,
             cell,
             task,
@@ -326,21 +327,21 @@ def _run_figure(named, records, seeds, asked) -> None:
             seeds=seeds,
             workdir=records.under_way(name),
             go_on=going,
-            layout=machine.layout,
-            allow_version_change=machine.ALLOW_VERSION_CHANGE.value,
+            layout=devices.layout,
+            allow_version_change=devices.ALLOW_VERSION_CHANGE.value,
             progress=True,
         )
         _save(records, name, record, test)
 
 
 def _paper_data(model: str) -> tuple[fs.data.Dataset, fs.data.Dataset, fs.Task]:
-    return fs.experiment.paper_data(model, _DATA_DIR.value, **machine.unpacking())
+    return fedavg.paper_data(model, _DATA_DIR.value, **devices.unpacking())
 
 
 def _average_two_models(records) -> None:
-    if _missing({fs.experiment.FIGURE_1_RECORD: {}}, records):
+    if _missing({fedavg.FIGURE_1_RECORD: {}}, records):
         train, _, task = _paper_data("2nn")
-        records.save(fs.experiment.FIGURE_1_RECORD, fs.experiment.average_two_models(task, train))
+        records.save(fedavg.FIGURE_1_RECORD, fedavg.average_two_models(task, train))
 
 
 def _save(records, name: str, record: dict, test: fs.data.Dataset) -> None:
@@ -348,7 +349,7 @@ def _save(records, name: str, record: dict, test: fs.data.Dataset) -> None:
     _write(pathlib.Path(_WORKDIR.value), records)
 
 
-def _outcome(best: fs.experiment.Best) -> str:
+def _outcome(best: fs.reporting.Best) -> str:
     reached = f"not reached, best accuracy {best.accuracy:.4f}"
     if best.rounds is not None:
         reached = f"{best.rounds:.1f} rounds"

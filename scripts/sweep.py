@@ -21,18 +21,16 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import axes
-import kinds
-import machine
-import workload
 from absl import flags
 from common import run, say, say_idle_lanes
+from flags import devices, kinds, plot, workload
+from papers import fedavg
 
 import fedjax_sim as fs
 
 flags.adopt_module_key_flags(workload)
-flags.adopt_module_key_flags(axes)
-flags.adopt_module_key_flags(machine)
+flags.adopt_module_key_flags(plot)
+flags.adopt_module_key_flags(devices)
 _LOCAL_EPOCHS = flags.DEFINE_list("local_epochs", ["1", "5"], "E, epochs a client trains in a round.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["10", "inf"], "B, examples in a local batch, or inf.")
 _CLIENT_FRACTIONS = flags.DEFINE_list(
@@ -73,7 +71,7 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        batch = fs.experiment.batch_value(self.batch_size)
+        batch = fedavg.batch_value(self.batch_size)
         return f"C{self.client_fraction:g}-E{self.local_epochs}-B{batch}"
 
     @property
@@ -124,25 +122,25 @@ def check() -> Checked:
     workload.check()
     works = [(cell.local_epochs, cell.batch_size, cell.client_fraction) for cell in cells]
     workload.check_training(rates, _NUM_ROUNDS.value, works)
-    machine.check()
+    devices.check()
     workdir = _WORKDIR.value or workload.default_workdir("sweep", _settings())
     kinds.check_folder("workdir", workdir)
-    return Checked(cells, rates, seeds, axes.chosen(), pathlib.Path(workdir))
+    return Checked(cells, rates, seeds, plot.chosen(), pathlib.Path(workdir))
 
 
 def _sweep() -> None:
     cells, rates, seeds, drawn_over, workdir = check()
     clients, test, task = workload.load(seeds[0])
-    evaluate = fs.accuracy(task, test, layout=fs.Layout())
+    evaluate = fs.evaluator(task, test, layout=fs.Layout())
     _check_cells(cells, clients, task, evaluate, rates, seeds)
     most = max(cell.client_fraction for cell in cells)
     say_idle_lanes(fs.cohort_size(clients.num_clients, most))
-    if fs.is_first():
+    if fs.runtime.is_first():
         say(f"{clients.describe()}\nWriting to {workdir}")
-    records = fs.experiment.Records(workdir)
+    records = fs.reporting.Records(workdir)
     config = _settings() | {"data_digest": clients.digest()}
-    allow = machine.ALLOW_VERSION_CHANGE.value
-    with fs.experiment.claimed_workdir(workdir, config, allow_version_change=allow):
+    allow = devices.ALLOW_VERSION_CHANGE.value
+    with fs.reporting.claimed_workdir(workdir, config, allow_version_change=allow):
         clock = _Clock(cells, clients.num_clients)
         for number, cell in enumerate(cells, 1):
             if (record := records.load(cell.name)) is not None:
@@ -159,7 +157,7 @@ def _sweep() -> None:
             _draw(cell, record, records, drawn_over)
             _write(workdir, records, cells, drawn_over)
         table = _write(workdir, records, cells, drawn_over)
-    if fs.is_first():
+    if fs.runtime.is_first():
         print(table, end="")
 
 
@@ -182,7 +180,7 @@ def _check_cells(cells, clients, task, evaluate, rates, seeds) -> None:
 def _run(cell, clients, task, evaluate, rates, seeds, kept) -> dict:
     started = time.perf_counter()
     algorithm = workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0)
-    runs = fs.experiment.sweep_rates(
+    runs = fs.reporting.sweep_rates(
         algorithm,
         clients,
         rates=rates,
@@ -193,37 +191,37 @@ def _run(cell, clients, task, evaluate, rates, seeds, kept) -> dict:
         client_fraction=cell.client_fraction,
         evaluate=evaluate,
         eval_every=_EVAL_EVERY.value,
-        layout=machine.layout(algorithm, clients, num_runs=len(rates) * len(seeds)),
+        layout=devices.layout(algorithm, clients, num_runs=len(rates) * len(seeds)),
         workdir=kept,
-        allow_version_change=machine.ALLOW_VERSION_CHANGE.value,
+        allow_version_change=devices.ALLOW_VERSION_CHANGE.value,
         progress=True,
         report=say,
     )
     n = int(clients.offsets[-1])
-    updates = fs.experiment.expected_updates(cell.local_epochs, cell.batch_size, n, clients.num_clients)
+    updates = fs.reporting.expected_updates(cell.local_epochs, cell.batch_size, n, clients.num_clients)
     identity = {
         "C": cell.client_fraction,
         "E": cell.local_epochs,
-        "B": fs.experiment.batch_value(cell.batch_size),
+        "B": fedavg.batch_value(cell.batch_size),
         "u": round(updates, 2),
         "target": _TARGET_ACCURACY.value,
     }
     seconds = round(time.perf_counter() - started, 1)
-    return {"cell": identity, "seconds": seconds, **fs.experiment.provenance(), "runs": runs}
+    return {"cell": identity, "seconds": seconds, **fs.reporting.provenance(), "runs": runs}
 
 
-def _draw(cell: Cell, record: Mapping, records: fs.experiment.Records, drawn_over: dict) -> None:
+def _draw(cell: Cell, record: Mapping, records: fs.reporting.Records, drawn_over: dict) -> None:
     """Draws the curves of a cell's runs."""
     curves = {}
     for ran in record["runs"]:
-        along, label = fs.experiment.x_axis(fs.experiment.run_history(ran), **drawn_over)
+        along, label = fs.reporting.x_axis(fs.reporting.run_history(ran), **drawn_over)
         curves[f"{ran['rate']:g}, seed {ran['seed']}"] = (along, ran["accuracy"])
     picture = records.path(cell.name).with_suffix(".png")
-    fs.experiment.plot_curves({cell.label: curves}, picture, target=_TARGET_ACCURACY.value, xlabel=label)
+    fs.reporting.plot_curves({cell.label: curves}, picture, target=_TARGET_ACCURACY.value, xlabel=label)
 
 
 def _write(
-    workdir: pathlib.Path, records: fs.experiment.Records, cells: list[Cell], drawn_over: dict
+    workdir: pathlib.Path, records: fs.reporting.Records, cells: list[Cell], drawn_over: dict
 ) -> str:
     """Writes what follows from the finished cells, in the order of the flags."""
     known = records.load_all()
@@ -243,17 +241,17 @@ def _write(
         for _, record in done
         for run in record["runs"]
     ]
-    fs.experiment.write_lines(workdir / "cells.jsonl", rows)
-    table = fs.experiment.sweep_table([record for _, record in done])
-    text = fs.experiment.sweep_markdown(table)
-    fs.experiment.write_text(workdir / "table.md", text)
-    fs.experiment.write_csv(workdir / "table.csv", table)
+    fs.reporting.write_lines(workdir / "cells.jsonl", rows)
+    table = fs.reporting.sweep_table([record for _, record in done])
+    text = fs.reporting.sweep_markdown(table)
+    fs.reporting.write_text(workdir / "table.md", text)
+    fs.reporting.write_csv(workdir / "table.csv", table)
     best = {}
     for cell, record in done:
         runs = record["runs"]
-        best[cell.label] = fs.experiment.envelope(runs, runs[0]["seed"], **drawn_over)
-    _, label = fs.experiment.x_axis(fs.experiment.run_history(runs[0]), **drawn_over)
-    fs.experiment.plot_curves(
+        best[cell.label] = fs.reporting.envelope(runs, runs[0]["seed"], **drawn_over)
+    _, label = fs.reporting.x_axis(fs.reporting.run_history(runs[0]), **drawn_over)
+    fs.reporting.plot_curves(
         {workload.title("fed_avg"): best},
         workdir / "curves.png",
         target=_TARGET_ACCURACY.value,
@@ -297,7 +295,7 @@ def _rates() -> list[float]:
     (low,), (high,) = (kinds.numbers("lr_grid", [part], kinds.POSITIVE_RATE) for part in parts[:2])
     (per_decade,) = kinds.numbers("lr_grid", parts[2:], kinds.COUNT)
     try:
-        return fs.experiment.rate_grid(low, high, per_decade)
+        return fs.reporting.rate_grid(low, high, per_decade)
     except ValueError as error:
         raise ValueError(f"--lr_grid={_LR_GRID.value}: {error}") from None
 

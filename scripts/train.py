@@ -26,22 +26,18 @@ import math
 import pathlib
 from typing import Any, NamedTuple
 
-import averaging
-import axes
 import jax
-import kinds
-import machine
 import optax
-import workload
 from absl import flags
 from common import run, say, say_idle_lanes
+from flags import averaging, devices, kinds, plot, workload
 
 import fedjax_sim as fs
 
 flags.adopt_module_key_flags(workload)
 flags.adopt_module_key_flags(averaging)
-flags.adopt_module_key_flags(axes)
-flags.adopt_module_key_flags(machine)
+flags.adopt_module_key_flags(plot)
+flags.adopt_module_key_flags(devices)
 _ALGORITHM = kinds.define(
     kinds.Word("algorithm", ("fed_avg", "fed_sgd", "sgd", "dynamic_averaging")),
     "algorithm",
@@ -145,12 +141,12 @@ def check() -> Checked:
             )
     works = [(_LOCAL_EPOCHS.value, width, _CLIENT_FRACTION.value)] if algorithm == "fed_avg" else []
     workload.check_training([_CLIENT_LR.value], _NUM_ROUNDS.value, works)
-    if machine.MESH_RUNS.value not in (None, 1):
-        raise ValueError(f"--mesh_runs={machine.MESH_RUNS.value}, and there is one run; leave it out")
-    machine.check(num_learners=learners and workload.known_clients())
+    if devices.MESH_RUNS.value not in (None, 1):
+        raise ValueError(f"--mesh_runs={devices.MESH_RUNS.value}, and there is one run; leave it out")
+    devices.check(num_learners=learners and workload.known_clients())
     workdir = _WORKDIR.value or workload.default_workdir(algorithm, _settings())
     kinds.check_folder("workdir", workdir)
-    return Checked(width, learners, axes.chosen(), pathlib.Path(workdir))
+    return Checked(width, learners, plot.chosen(), pathlib.Path(workdir))
 
 
 def _train() -> None:
@@ -164,7 +160,7 @@ def _train() -> None:
         algorithm = _ALGORITHMS[_ALGORITHM.value](task, clients, width)
     else:
         algorithm = learners.algorithm(task, clients, _CLIENT_LR.value)
-    layout = fs.layout_for(algorithm, clients, machine.LANES.value, **machine.mesh())
+    layout = fs.runtime.layout_for(algorithm, clients, devices.LANES.value, **devices.mesh())
     if learners is not None and learners.drifts:
         say("The concept drifts away from the stored examples, so no model is evaluated on them.")
         evaluate = []
@@ -173,7 +169,7 @@ def _train() -> None:
 
     if _ALGORITHM.value in ("fed_avg", "fed_sgd"):
         say_idle_lanes(fs.cohort_size(clients.num_clients, _CLIENT_FRACTION.value))
-    if fs.is_first():
+    if fs.runtime.is_first():
         say(f"{clients.describe()}\nWriting to {workdir}")
     result = fs.simulate(
         algorithm,
@@ -190,29 +186,29 @@ def _train() -> None:
         workdir=workdir,
         config=_settings(),
         checkpoint_seconds=_CHECKPOINT_SECONDS.value,
-        allow_version_change=machine.ALLOW_VERSION_CHANGE.value,
+        allow_version_change=devices.ALLOW_VERSION_CHANGE.value,
         progress=True,
     )
-    if not fs.is_first():
+    if not fs.runtime.is_first():
         return
-    summary = fs.experiment.write_report(
+    summary = fs.reporting.write_report(
         result,
         workdir,
         title=workload.title(_ALGORITHM.value),
-        flops_per_example=fs.experiment.training_flops(task, clients.examples),
+        flops_per_example=fs.reporting.training_flops(task, clients.examples),
         **drawn_over,
     )
-    fs.experiment.plot_labels(clients, workdir / "clients.png")
+    fs.reporting.plot_labels(clients, workdir / "clients.png")
     print(json.dumps(summary, indent=2))
 
 
 def _evaluations(task, clients, test, layout) -> list:
     """What the flags want to know of each model."""
-    evaluate = [] if test is None else [fs.accuracy(task, test, layout=layout)]
+    evaluate = [] if test is None else [fs.evaluator(task, test, layout=layout)]
     if _EVAL_TRAIN.value:
-        evaluate.append(fs.accuracy(task, clients, prefix="full_train", layout=layout))
+        evaluate.append(fs.evaluator(task, clients, prefix="full_train", layout=layout))
     if _EVAL_CLIENTS.value:
-        evaluate.append(fs.client_accuracy(task, clients, layout=layout))
+        evaluate.append(fs.client_evaluator(task, clients, layout=layout))
     return evaluate
 
 

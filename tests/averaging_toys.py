@@ -24,13 +24,13 @@ def states(algorithm, rounds, *, state=None, where=None, first=0, **hparams):
     """The states after each of some rounds, and what the rounds report."""
     where = where or toys.layout()
     state = toys.init(algorithm, **hparams) if state is None else state
-    state = fs.place(state, where, algorithm.specs)
-    rows = fs.place(jax.tree.map(jnp.asarray, data()), where)
-    cohort = fs.Cohort(fs.place(jnp.arange(M), where), where)
+    state = fs.engine.place(state, where, algorithm.specs)
+    rows = fs.engine.place(jax.tree.map(jnp.asarray, data()), where)
+    cohort = fs.Cohort(fs.engine.place(jnp.arange(M), where), where)
     found, infos = [], []
     round_fn = jax.jit(algorithm.round)
     for r in range(first, first + rounds):
-        key = fs.place(jax.random.fold_in(jax.random.key(1), r), where)
+        key = fs.engine.place(jax.random.fold_in(jax.random.key(1), r), where)
         state, info = round_fn(key, state, rows, cohort)
         found.append(state)
         infos.append(jax.device_get(info))

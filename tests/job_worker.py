@@ -18,7 +18,7 @@ def main():
     folder, devices, *job = sys.argv[1:]
     jax.config.update("jax_num_cpu_devices", int(devices))
     if job:
-        fs.connect(job[0], 2, int(job[1]))
+        fs.runtime.connect(job[0], 2, int(job[1]))
     import toys
 
     task, data = toys.task(), toys.federation((12, 9, 14, 11))
@@ -34,8 +34,8 @@ def main():
             hparams={"client_lr": rates},
             num_rounds=2,
             client_fraction=0.75,
-            evaluate=fs.accuracy(task, toys.dataset(20), layout=fs.Layout()),
-            layout=fs.default_layout(mesh_runs=2),
+            evaluate=fs.evaluator(task, toys.dataset(20), layout=fs.Layout()),
+            layout=fs.runtime.default_layout(mesh_runs=2),
             workdir=pathlib.Path(folder) / f"of{len(rates)}",
         )
         for run in swept.runs:
@@ -51,16 +51,16 @@ def main():
         data,
         key=jax.random.key(0),
         num_rounds=3,
-        evaluate=fs.accuracy(task, toys.dataset(20)),
+        evaluate=fs.evaluator(task, toys.dataset(20)),
         workdir=pathlib.Path(folder) / "learners",
     )
     found["mean"] = taught.params
     found["bytes"] = taught.rows[-1]["bytes_up"]
-    if fs.is_first():
+    if fs.runtime.is_first():
         named = jax.tree_util.tree_leaves_with_path(found)
         arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in named}
         np.savez(pathlib.Path(folder) / "found.npz", **arrays)
-    fs.wait_for_all()
+    fs.runtime.wait_for_all()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.permutation import permutation
+from fedjax_sim.core.permutation import permutation
 
 KEPT = 0.75  # of the inputs, in each step
 

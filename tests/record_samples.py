@@ -19,7 +19,7 @@ def record(*rounds, rates=(0.1, 0.215, 0.464), **cell):
     """Of a cell whose runs cross in these rounds, one for each rate."""
     cell = {"target": 0.97} | cell
     runs = [one(rate, r) for rate, r in zip(rates, rounds, strict=True)]
-    return {"cell": cell, "num_rounds": 115, "seconds": 4.5, **fs.experiment.provenance(), "runs": runs}
+    return {"cell": cell, "num_rounds": 115, "seconds": 4.5, **fs.reporting.provenance(), "runs": runs}
 
 
 def curve_record(rounds, accuracy, *, rates=(0.15,), **cell):
@@ -35,16 +35,16 @@ def curve_record(rounds, accuracy, *, rates=(0.15,), **cell):
         "cell": cell,
         "num_rounds": rounds[-1],
         "seconds": 1.0,
-        **fs.experiment.provenance(),
+        **fs.reporting.provenance(),
         "runs": runs,
     }
 
 
 def loss_record():
     run = {"rate": 0.1, "seed": 0, "seconds": 1.0, "rounds": [0, 2], "full_train_loss": [2.3, 0.4]}
-    return {"cell": {}, **fs.experiment.provenance(), "runs": [run | {"accuracy": [0.1, 0.9]}]}
+    return {"cell": {}, **fs.reporting.provenance(), "runs": [run | {"accuracy": [0.1, 0.9]}]}
 
 
 def figure_1_record():
     losses = {"theta": [-0.2, 0.5, 1.2], "different": [1.0, 2.0, 1.0], "shared": [0.3, 0.2, 0.3]}
-    return {"cell": {"figure": 1}, **losses, "seconds": 2.0, **fs.experiment.provenance(), "runs": []}
+    return {"cell": {"figure": 1}, **losses, "seconds": 2.0, **fs.reporting.provenance(), "runs": []}

@@ -12,7 +12,7 @@ import toys
 
 import fedjax_sim as fs
 from fedjax_sim.algorithms.common import server_step, start_server
-from fedjax_sim.ledger import check_sizes
+from fedjax_sim.core.messages import check_sizes
 
 ALGORITHMS = {
     "dynamic_averaging": lambda task: fs.dynamic_averaging(
@@ -81,7 +81,7 @@ def test_another_rate_another_key_another_cohort_compile_nothing(algorithm, data
         round_fn(jax.random.key(seed), toys.init(algorithm, seed, **hparams), data, cohort)
 
     play(0, [0, 1, 2])
-    with fs.CompilationCounter() as counter:
+    with fs.runtime.CompilationCounter() as counter:
         play(1, [9, 4, 3], client_lr=0.7, lr_decay=0.9)
     assert counter.count == 0
 

@@ -93,11 +93,11 @@ def played(name, lanes, devices):
     learning = algorithm.num_learners is not None
     data = federation(LEARNERS if learning else SIZES)
     ids = jnp.asarray(range(len(LEARNERS)) if learning else COHORT, jnp.int32)
-    state = fs.place(toys.init(algorithm), where, algorithm.specs)
-    data, ids = fs.place((jax.tree.map(jnp.asarray, data), ids), where)
+    state = fs.engine.place(toys.init(algorithm), where, algorithm.specs)
+    data, ids = fs.engine.place((jax.tree.map(jnp.asarray, data), ids), where)
     round_fn, infos = jax.jit(algorithm.round), []
     for r in range(ROUNDS):
-        key = fs.place(round_key(r), where)
+        key = fs.engine.place(round_key(r), where)
         state, info = round_fn(key, state, data, fs.Cohort(ids, where))
         infos.append(jax.device_get(info))
     learners = state.learners if learning else ()

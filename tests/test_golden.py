@@ -30,7 +30,7 @@ def digits():
 def curve(algorithm, task, digits):
     clients, test = digits
     where = toys.layout()
-    evaluate = fs.accuracy(task, test, layout=where)
+    evaluate = fs.evaluator(task, test, layout=where)
     settings = {"key": jax.random.key(0), "num_rounds": 5, "client_fraction": 0.1}
     result = fs.simulate(algorithm, clients, evaluate=evaluate, layout=where, **settings)
     return result.history()

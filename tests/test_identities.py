@@ -11,7 +11,7 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.permutation import permutation
+from fedjax_sim.core.permutation import permutation
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

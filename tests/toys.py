@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import fedjax_sim as fs
-from fedjax_sim.lanes import place
+from fedjax_sim.engine.placement import place
 
 FEATURES, CLASSES = 6, 3
 SIZES = (7, 1, 0, 20, 4, 13, 5, 2, 9, 3)

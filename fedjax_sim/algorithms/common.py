@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.base import Batch, Cohort, Params, Task
-from fedjax_sim.lanes import CohortSums
-from fedjax_sim.ledger import exchange
-from fedjax_sim.optimizers import OptimizerFactory, one_update
+from fedjax_sim.core.messages import exchange
+from fedjax_sim.core.types import Batch, Cohort, Params, Task
+from fedjax_sim.engine.chunks import CohortSums
+from fedjax_sim.engine.optimizers import OptimizerFactory, one_update
 
 
 def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:

@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_sim import trees
 from fedjax_sim.algorithms.common import client_rate, parts
-from fedjax_sim.base import Algorithm, Client, Cohort, Params, Task
-from fedjax_sim.checks import check_choice, check_count, check_rates
-from fedjax_sim.client import descent, no_losses
-from fedjax_sim.lanes import EVERYWHERE, SPREAD
-from fedjax_sim.learners import Group, with_learners
-from fedjax_sim.memory import lane_bytes
-from fedjax_sim.optimizers import as_factory, rate_of
-from fedjax_sim.protocols import Protocol, View
-from fedjax_sim.streams import MODES, Streams, batch_sizes
+from fedjax_sim.algorithms.protocols import Protocol, View
+from fedjax_sim.core import trees
+from fedjax_sim.core.checks import check_choice, check_count, check_rates
+from fedjax_sim.core.types import Algorithm, Client, Cohort, Params, Task
+from fedjax_sim.engine.client import no_losses, train_step
+from fedjax_sim.engine.learners import Group, with_learners
+from fedjax_sim.engine.memory import lane_bytes
+from fedjax_sim.engine.optimizers import as_factory, rate_of
+from fedjax_sim.engine.placement import EVERYWHERE, SPREAD
+from fedjax_sim.engine.streams import MODES, Streams, batch_sizes
 
 WEIGHTINGS = ("uniform", "examples")
 _REQUEST_BYTES = 4  # the number of the round in which a learner is asked for its model
@@ -89,7 +89,7 @@ def dynamic_averaging(
 
     Args:
       task: what is learned.
-      protocol: one of `fedjax_sim.protocols`, such as `dynamic(delta=0.7, period=10)`.
+      protocol: one of `fedjax_sim.algorithms.protocols`, such as `dynamic(delta=0.7, period=10)`.
       optimizer: the learners': an optax optimizer, or a function from a rate to one such as `optax.sgd`.
       num_learners: `m`, at least 2; as many as the federation has clients.
       batch_size: `B`, examples of a step; or `B^i`, one for each learner.
@@ -156,7 +156,7 @@ def dynamic_averaging(
             def learner(own, client: Client, key):
                 f, optimizer_state, seen = own
                 batch, take = streams.open(client, num_rows, t * b, order_key)
-                step = descent(task, make_optimizer(eta), take, batch, key)
+                step = train_step(task, make_optimizer(eta), take, batch, key)
                 carry = (f, optimizer_state, no_losses(), batch(jnp.zeros((), jnp.int32)))
                 f, optimizer_state, losses, _ = jax.lax.fori_loop(0, b, step, carry)
                 # Not at the meeting, when the model has left the cache.

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim import trees
 from fedjax_sim.algorithms.common import (
     ServerState,
     client_rate,
@@ -24,13 +23,14 @@ from fedjax_sim.algorithms.common import (
     server_step,
     start_server,
 )
-from fedjax_sim.base import Algorithm, ClientOutput, Cohort, Task
-from fedjax_sim.checks import check_rates
-from fedjax_sim.client import full_gradient, most_slots
-from fedjax_sim.lanes import map_clients
-from fedjax_sim.ledger import model_exchange
-from fedjax_sim.memory import lane_bytes
-from fedjax_sim.optimizers import as_factory, rate_of
+from fedjax_sim.core import trees
+from fedjax_sim.core.checks import check_rates
+from fedjax_sim.core.messages import model_exchange
+from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.engine.chunks import map_clients
+from fedjax_sim.engine.client import full_gradient, most_slots
+from fedjax_sim.engine.memory import lane_bytes
+from fedjax_sim.engine.optimizers import as_factory, rate_of
 
 
 def fed_sgd(

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.algorithms.common import client_rate, parts
-from fedjax_sim.base import Algorithm, Client, Cohort, Params, Task
-from fedjax_sim.checks import check_count, check_rates
-from fedjax_sim.client import batch_slots, descent, no_losses
-from fedjax_sim.optimizers import as_factory, rate_of
-from fedjax_sim.permutation import permutation
+from fedjax_sim.core.checks import check_count, check_rates
+from fedjax_sim.core.permutation import permutation
+from fedjax_sim.core.types import Algorithm, Client, Cohort, Params, Task
+from fedjax_sim.engine.client import batch_slots, no_losses, train_step
+from fedjax_sim.engine.optimizers import as_factory, rate_of
 
 _LIMIT = 2**31  # what an int32 counts
 
@@ -95,7 +95,9 @@ def sgd(
             return order(slots), real
 
         carry = (state.params, state.optimizer, no_losses(), batch(zero))
-        step = descent(task, make_optimizer(eta), lambda _, chosen: everything.take(chosen), batch, key)
+        step = train_step(
+            task, make_optimizer(eta), lambda _, chosen: everything.take(chosen), batch, key
+        )
         params, optimizer, losses, _ = jax.lax.fori_loop(0, steps_per_round, step, carry)
         info = {
             "train_loss": losses.total / jnp.maximum(losses.count, 1),

@@ -4,9 +4,6 @@ from fedjax_sim.data.dataset import Dataset, from_arrays
 from fedjax_sim.data.description import Description, Spread
 from fedjax_sim.data.drift import Drift, drift_steps, label_drift, rotation_drift
 from fedjax_sim.data.federated import FederatedData, federate
-from fedjax_sim.data.graphical import random_graphical_model
-from fedjax_sim.data.message_files import read_messages
-from fedjax_sim.data.messages import Messages, messages
 from fedjax_sim.data.partition import (
     Assignment,
     Partition,
@@ -17,9 +14,12 @@ from fedjax_sim.data.partition import (
     shards,
 )
 from fedjax_sim.data.sources import load
-from fedjax_sim.data.stored import open_federated, save_federated
-from fedjax_sim.data.synthetic import synthetic
-from fedjax_sim.data.unpacking import MAX_UNPACKED_BYTES
+from fedjax_sim.data.sources.graphical import random_graphical_model
+from fedjax_sim.data.sources.message_files import read_messages
+from fedjax_sim.data.sources.messages import Messages, messages
+from fedjax_sim.data.sources.synthetic import synthetic
+from fedjax_sim.data.storage.stored import open_federated, save_federated
+from fedjax_sim.data.storage.unpacking import MAX_UNPACKED_BYTES
 
 __all__ = [
     "MAX_UNPACKED_BYTES",

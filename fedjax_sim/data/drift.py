@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
 
-from fedjax_sim.base import Batch
-from fedjax_sim.checks import check_count, check_seed
+from fedjax_sim.core.checks import check_count, check_seed
+from fedjax_sim.core.types import Batch
 
 
 class Drift(NamedTuple):

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.data import mapped
 from fedjax_sim.data.dataset import Dataset
 from fedjax_sim.data.description import Description, Spread
 from fedjax_sim.data.partition import Assignment, Partition
+from fedjax_sim.data.storage import mapped
 from fedjax_sim.data.validation import check_examples, check_values, checked_offsets
 
 _PIECE_ROWS = 2**18  # of labels counted at a time

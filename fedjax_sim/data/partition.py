@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fedjax_sim.checks import check_seed
+from fedjax_sim.core.checks import check_seed
 from fedjax_sim.data.dataset import Dataset
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.data import mapped
+from fedjax_sim.data.storage import mapped
 
 _INT32 = np.iinfo(np.int32)
 

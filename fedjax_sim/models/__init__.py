@@ -2,7 +2,6 @@
 
 from fedjax_sim.models.cifar import CifarCNN, cifar_cnn
 from fedjax_sim.models.classifier import classifier, scale_pixels
-from fedjax_sim.models.conv import conv2d, max_pool2, max_pool3
 from fedjax_sim.models.digits import (
     CNN,
     MLP,
@@ -13,7 +12,8 @@ from fedjax_sim.models.digits import (
     mnist_cnn,
 )
 from fedjax_sim.models.language import StackedLSTM, char_lstm, language_model, word_lstm
-from fedjax_sim.models.lstm import LSTM
+from fedjax_sim.models.ops.conv import conv2d, max_pool2, max_pool3
+from fedjax_sim.models.ops.lstm import LSTM
 from fedjax_sim.models.precision import bfloat16
 
 __all__ = [

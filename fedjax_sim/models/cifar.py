@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fedjax_sim.base import Batch, Params, Task
-from fedjax_sim.checks import check_rates
+from fedjax_sim.core.checks import check_rates
+from fedjax_sim.core.types import Batch, Params, Task
 from fedjax_sim.models.classifier import classifier
-from fedjax_sim.models.conv import conv2d, max_pool3
+from fedjax_sim.models.ops.conv import conv2d, max_pool3
 
 CROP = 24  # the images that the network sees are as high and as wide
 

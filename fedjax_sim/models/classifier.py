@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from fedjax_sim.base import Batch, Params, Task
+from fedjax_sim.core.types import Batch, Params, Task
 from fedjax_sim.models.modules import Model, from_linen, from_nnx
 from fedjax_sim.models.precision import follow
 

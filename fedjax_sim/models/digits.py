@@ -9,9 +9,9 @@ code that its authors' group published later.
 import flax.linen as nn
 import jax
 
-from fedjax_sim.base import Task
+from fedjax_sim.core.types import Task
 from fedjax_sim.models.classifier import classifier
-from fedjax_sim.models.conv import conv2d, max_pool2
+from fedjax_sim.models.ops.conv import conv2d, max_pool2
 
 _glorot = nn.initializers.glorot_uniform()
 

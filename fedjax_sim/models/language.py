@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.base import Batch, Params, Task
-from fedjax_sim.models.lstm import LSTM
+from fedjax_sim.core.types import Batch, Params, Task
+from fedjax_sim.models.ops.lstm import LSTM
 
 
 class StackedLSTM(nn.Module):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from fedjax_sim.base import Params
+from fedjax_sim.core.types import Params
 
 _FLAGS = ("train", "training", "is_training", "is_train", "deterministic")
 

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1905.12322, whose numbers have the range of float32, so th
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.base import Batch, Params, Task
+from fedjax_sim.core.types import Batch, Params, Task
 
 
 def bfloat16(task: Task) -> Task:

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import programs, trees
-from fedjax_sim.base import RUNS, Algorithm, Cohort, Layout
-from fedjax_sim.data.cohorts import sample_cohort
-from fedjax_sim.lanes import EVERYWHERE, of_runs, place, shardings
-from fedjax_sim.ledger import balance, check_counts, check_sizes
-from fedjax_sim.processes import fetch, first_does, several
-from fedjax_sim.simulation.parts import send_learners
-from fedjax_sim.simulation.settings import EvaluationFn, as_rates
+from fedjax_sim.core import trees
+from fedjax_sim.core.messages import balance, check_counts, check_sizes
+from fedjax_sim.core.types import RUNS, Algorithm, Cohort, Layout
+from fedjax_sim.engine.placement import EVERYWHERE, of_runs, place, shardings
+from fedjax_sim.participation.uniform import sample_cohort
+from fedjax_sim.runtime.processes import fetch, is_multiprocess, on_first_process
+from fedjax_sim.simulation import programs
+from fedjax_sim.simulation.sharded_cohorts import send_learners
+from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 
 _OWN = ("train_loss", "finite")  # infos that neither add up nor are averaged over rounds
 _RESERVED = ("round", "seconds", "round_seconds", "messages_up", "messages_down")
@@ -53,7 +54,7 @@ class Blocks:
 
         Args: as of the attributes, `size` being `K` and `data` on the host.
         """
-        if several() and algorithm.reads_own_rows and layout.mesh is not None:
+        if is_multiprocess() and algorithm.reads_own_rows and layout.mesh is not None:
             cohort, data = send_learners(data, layout)
             return cls(algorithm, data, size, layout, capacity, cohort)
         # A device could otherwise read the files themselves, which may shrink.
@@ -227,7 +228,7 @@ def evaluate_into(
                 f"an evaluation gives {taken[0]!r}, a column of every row; wanted another name"
             )
         # Whether to go on follows from it, in all processes alike.
-        row |= first_does(lambda found=found: found)
+        row |= on_first_process(lambda found=found: found)
     if stop_at is not None and "test_accuracy" not in row:
         raise ValueError(
             f"a target accuracy needs an evaluation named test_accuracy; there are {list(row)}"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim import processes
+from fedjax_sim.runtime import processes
 from fedjax_sim.simulation.workdir import full_disk_explained, write_json
 
 _KEEP = 3

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim import programs
-from fedjax_sim.base import Layout, Params, Task
-from fedjax_sim.devices import default_layout
-from fedjax_sim.lanes import map_rows, pad_rows, place
-from fedjax_sim.processes import fetch
+from fedjax_sim.core.types import Layout, Params, Task
+from fedjax_sim.engine.placement import map_rows, pad_rows, place
+from fedjax_sim.runtime.devices import default_layout
+from fedjax_sim.runtime.processes import fetch
+from fedjax_sim.simulation import programs
 
 _BATCH_SIZE = 250  # rows a device works on at a time; bounds the memory of activations
 
@@ -83,7 +83,7 @@ def _row_metrics(params, rows, *, metrics, layout, batch_size):
     return map_rows(metrics, params, rows, layout, batch_size=batch_size)
 
 
-def accuracy(
+def evaluator(
     task: Task, dataset: Any, *, prefix: str = "test", layout: Layout | None = None
 ) -> Callable[[Params], dict[str, float]]:
     """An evaluation on a whole data set: every metric of the task, as a mean over all examples.
@@ -111,7 +111,7 @@ def accuracy(
     return Evaluation(evaluate, rows, prefix)
 
 
-def accuracy_of_each_client(
+def each_client_evaluator(
     task: Task, data: Any, *, layout: Layout | None = None
 ) -> Callable[[Params], np.ndarray]:
     """A function of params that judges the model on each client's own examples.
@@ -133,7 +133,7 @@ def accuracy_of_each_client(
 def _of_each_client(
     task: Task, data: Any, layout: Layout | None
 ) -> tuple[Callable[[Params], np.ndarray], RowMetrics]:
-    """`accuracy_of_each_client`, and the rows that it judges on."""
+    """`each_client_evaluator`, and the rows that it judges on."""
     offsets = np.asarray(data.offsets)
     num_clients = len(offsets) - 1
     owned = {name: np.asarray(column[: offsets[-1]]) for name, column in data.examples.items()}
@@ -148,10 +148,10 @@ def _of_each_client(
     return evaluate, rows
 
 
-def client_accuracy(
+def client_evaluator(
     task: Task, data: Any, *, layout: Layout | None = None
 ) -> Callable[[Params], dict[str, float]]:
-    """How accuracy is spread over the clients that have data; see `accuracy_of_each_client`.
+    """How accuracy is spread over the clients that have data; see `each_client_evaluator`.
 
     Returns:
       A function of params with results "client_accuracy_min", "_p10", "_median", "_p90", "_max".

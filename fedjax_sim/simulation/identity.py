@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim import programs
-from fedjax_sim.base import Algorithm, Cohort
-from fedjax_sim.simulation.settings import EvaluationFn, as_rates
+from fedjax_sim.core.types import Algorithm, Cohort
+from fedjax_sim.simulation import programs
+from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 from fedjax_sim.version import VERSION
 
 # Told in config.json but not compared: where a run runs changes no more than the order of its sums, and

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fedjax_sim import processes
+from fedjax_sim.runtime import processes
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.checkpoint import Checkpoint, Checkpoints, from_numpy, to_numpy, zeros_like
 
@@ -40,7 +40,7 @@ class Journal:
         if home is None:
             return
         self._leaves = zeros_like(state)
-        saved = processes.first_does(self._read)
+        saved = processes.on_first_process(self._read)
         if saved is not None:
             self._saved_round, self.rows = saved
             self.state = from_numpy(processes.from_first(self._leaves), state)

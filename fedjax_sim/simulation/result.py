@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim import trees
-from fedjax_sim.base import Layout
+from fedjax_sim.core import trees
+from fedjax_sim.core.types import Layout
 
 _TOTALS = ("cumulative_", "bytes_", "messages_", "trips_")  # how columns of totals begin
 

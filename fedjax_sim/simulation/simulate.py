@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.base import Algorithm, Layout
-from fedjax_sim.checks import check_count
-from fedjax_sim.devices import layout_for
-from fedjax_sim.processes import agree, is_first, several
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.types import Algorithm, Layout
+from fedjax_sim.runtime.compilations import CompilationCounter
+from fedjax_sim.runtime.devices import layout_for
+from fedjax_sim.runtime.errors import device_errors_explained
+from fedjax_sim.runtime.processes import agree, is_first, is_multiprocess
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.block import (
     Blocks,
@@ -21,14 +23,12 @@ from fedjax_sim.simulation.block import (
     first_bad_round,
     split_key,
 )
-from fedjax_sim.simulation.compilations import CompilationCounter
-from fedjax_sim.simulation.faults import explained
-from fedjax_sim.simulation.feeding import FedBlocks, Feed, stays_on_host
+from fedjax_sim.simulation.host_rounds import CohortPrefetcher, HostBlocks, stays_on_host
 from fedjax_sim.simulation.identity import NOT_COMPARED, check_config, check_evaluations, identify
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import Result
-from fedjax_sim.simulation.settings import (
+from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
     check_counters,
@@ -164,8 +164,8 @@ def simulate(
     settings = dict(config or {}) | settings | hparams | dict(algorithm.settings)
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(explained(algorithm, data, layout))
-        if home is not None or several():
+        stack.enter_context(device_errors_explained(algorithm, data, layout))
+        if home is not None or is_multiprocess():
             settings["data_digest"] = data.digest()
             settings |= identify(algorithm, data, size, hparams, evaluators, initial_params)
         here = {"workdir": home is not None, "on_host": on_host, "num_evaluations": len(evaluators)}
@@ -181,8 +181,8 @@ def simulate(
             )
         compiled = stack.enter_context(CompilationCounter())
         if on_host:
-            feed = Feed(data, split_key(key).cohorts, size, layout, num_rounds)
-            blocks = FedBlocks(algorithm, stack.enter_context(feed), size, layout, capacity)
+            feed = CohortPrefetcher(data, split_key(key).cohorts, size, layout, num_rounds)
+            blocks = HostBlocks(algorithm, stack.enter_context(feed), size, layout, capacity)
         else:
             blocks = Blocks.on_devices(algorithm, data, size, layout, capacity)
         ((start, keys),) = blocks.starts([(key, hparams)], initial_params)

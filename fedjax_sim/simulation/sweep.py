@@ -11,20 +11,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim import processes
-from fedjax_sim.base import Algorithm, Layout
-from fedjax_sim.checks import check_count
-from fedjax_sim.devices import layout_for, with_fewer_parts
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.types import Algorithm, Layout
+from fedjax_sim.runtime import processes
+from fedjax_sim.runtime.compilations import CompilationCounter
+from fedjax_sim.runtime.devices import layout_for, with_fewer_parts
+from fedjax_sim.runtime.errors import device_errors_explained
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.block import Blocks
-from fedjax_sim.simulation.compilations import CompilationCounter
-from fedjax_sim.simulation.faults import explained
 from fedjax_sim.simulation.identity import NOT_COMPARED, check_evaluations, identify
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
-from fedjax_sim.simulation.race import Race, Running, run_on_cores, run_stacked
 from fedjax_sim.simulation.result import SweepResult
-from fedjax_sim.simulation.settings import (
+from fedjax_sim.simulation.simulate import cohort_size
+from fedjax_sim.simulation.sweep_runner import RunState, SweepRunner, run_on_cores, run_stacked
+from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
     check_counters,
@@ -33,7 +34,6 @@ from fedjax_sim.simulation.settings import (
     check_layout,
     merge_hparams,
 )
-from fedjax_sim.simulation.simulate import cohort_size
 
 # The least time between two checkpoints of a run; more for many runs, which are saved one by one.
 _CHECKPOINT_SECONDS = 10.0
@@ -123,7 +123,7 @@ def sweep(
     )
     # Programs of several devices wait for each other and must not be run by several threads.
     together = layout is not None and not layout.is_single and len(combinations) > 1
-    together |= processes.several()
+    together |= processes.is_multiprocess()
     if stacked is None:
         stacked = jax.default_backend() != "cpu" or together
     elif not stacked and together:
@@ -156,8 +156,8 @@ def sweep(
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         runs_here = -(-len(combinations) // layout.num_parts) if stacked else 1
-        stack.enter_context(explained(algorithm, data, layout, runs_here))
-        if home is not None or processes.several():
+        stack.enter_context(device_errors_explained(algorithm, data, layout, runs_here))
+        if home is not None or processes.is_multiprocess():
             settings["data_digest"] = data.digest()
             first, _ = combinations[0]
             settings |= identify(algorithm, data, size, first, evaluators, initial_params)
@@ -179,7 +179,7 @@ def sweep(
             [(jax.random.key(seed), values) for values, seed in combinations], initial_params
         )
         runs = [
-            Running(*combination, *start)
+            RunState(*combination, *start)
             for combination, start in zip(combinations, starts, strict=True)
         ]
         if home is not None:
@@ -193,16 +193,16 @@ def sweep(
             files.confirm(home, claim)
         total, done = num_rounds * len(runs), sum(run.done for run in runs)
         bar = stack.enter_context(Progress(total, done)) if progress and processes.is_first() else None
-        race = Race(blocks, evaluators, runs, num_rounds, stop_at, bar, _agreed(go_on))
-        (run_stacked if stacked else run_on_cores)(race)
-        race.keep(last=True)
-        if any(map(race.is_open, runs)):
+        runner = SweepRunner(blocks, evaluators, runs, num_rounds, stop_at, bar, _agreed(go_on))
+        (run_stacked if stacked else run_on_cores)(runner)
+        runner.keep(last=True)
+        if any(map(runner.is_open, runs)):
             raise UnfinishedError(
                 f"{sum(run.done for run in runs)} of at most {total} rounds are done; repeat the sweep "
                 f"to continue from {home}"
             )
         return SweepResult(
-            tuple(race.finished(run) for run in runs),
+            tuple(runner.finished(run) for run in runs),
             stop_at,
             time.perf_counter() - started,
             compiled.count,
@@ -210,7 +210,7 @@ def sweep(
         )
 
 
-def _check_done(runs: Sequence[Running], num_rounds: int, home: pathlib.Path) -> None:
+def _check_done(runs: Sequence[RunState], num_rounds: int, home: pathlib.Path) -> None:
     """Refuses fewer rounds than a sweep has done.
 
     Raises:
@@ -228,10 +228,10 @@ def _agreed(go_on: Callable[[], bool] | None) -> Callable[[], bool]:
     """The same answer in all processes, whose clocks differ."""
     if go_on is None:
         return lambda: True
-    return lambda: bool(processes.first_does(lambda: bool(go_on())))
+    return lambda: bool(processes.on_first_process(lambda: bool(go_on())))
 
 
-def _journal(home: pathlib.Path, run: Running, num_runs: int) -> Journal:
+def _journal(home: pathlib.Path, run: RunState, num_runs: int) -> Journal:
     """Where a run is kept."""
     folder = home / _name(run.hparams, run.seed)
     return Journal(folder, run.state, _CHECKPOINT_SECONDS * max(1, num_runs / 10), at_once=False)

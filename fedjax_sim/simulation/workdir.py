@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from fedjax_sim import processes
+from fedjax_sim.runtime import processes
 
 _PARTIAL = ".partial"  # what a run killed while writing may leave
 _LOCK = ".lock"
@@ -68,7 +68,7 @@ def claimed(
             stack.enter_context(locked(workdir))
             return _claim(workdir, _as_json(config), set(not_compared), allow_version_change)
 
-        yield Claim(*processes.first_does(enter))
+        yield Claim(*processes.on_first_process(enter))
 
 
 def confirm(workdir: pathlib.Path, claim: Claim) -> None:

@@ -7,7 +7,7 @@ import pytest
 from data_files import data_root, needs
 
 from fedjax_sim.data import load
-from fedjax_sim.data.cifar import TEST_FILE, TRAIN_FILES
+from fedjax_sim.data.sources.cifar import TEST_FILE, TRAIN_FILES
 
 FOLDER = "cifar-10-batches-bin"
 

@@ -110,7 +110,7 @@ def test_a_drift_makes_what_was_learned_worthless_until_it_is_learned_anew():
 @pytest.mark.parametrize("piece", [None, 130])
 def test_models_change_exactly_at_their_positions(piece, monkeypatch):
     if piece:  # drawn in pieces that end within streams
-        module = importlib.import_module("fedjax_sim.data.graphical")
+        module = importlib.import_module("fedjax_sim.data.sources.graphical")
         monkeypatch.setattr(module, "_PIECE_VALUES", piece * 50)
 
     def drawn(*drift_at):

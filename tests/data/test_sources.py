@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from data_files import data_root, needs
 
+from fedjax_sim.core.checks import choose
 from fedjax_sim.data import Dataset, from_arrays, load
-from fedjax_sim.data.idx import read_idx
-from fedjax_sim.naming import choose
+from fedjax_sim.data.sources.idx import read_idx
 
 X = np.arange(12, dtype=np.uint8).reshape(4, 3)
 Y = np.array([0, 1, 2, 1])
@@ -268,7 +268,7 @@ for name in ("fedjax_sim", "fedjax_sim.data"):
     sys.modules[name] = package
 importlib.import_module("fedjax_sim.data.sources")
 importlib.import_module("fedjax_sim.data.partition")
-assert "fedjax_sim.data.tfds" in sys.modules
+assert "fedjax_sim.data.sources.tfds" in sys.modules
 print(sorted({"jax", "tensorflow", "tensorflow_datasets"} & set(sys.modules)))
 """
     import fedjax_sim.data

@@ -15,11 +15,11 @@ from fedjax_sim.data import (
     FederatedData,
     federate,
     from_arrays,
-    mapped,
     open_federated,
     save_federated,
 )
-from fedjax_sim.data.stored import write_federated
+from fedjax_sim.data.storage import mapped
+from fedjax_sim.data.storage.stored import write_federated
 
 LABELS = np.array([0, 2, 2, 1, 0, 2])
 DATASET = from_arrays(np.arange(12, dtype=np.uint8).reshape(6, 2), LABELS, name="six")
@@ -65,7 +65,7 @@ def test_the_digest_is_the_same_piece_by_piece(data, folder, monkeypatch):
 
 
 def test_stored_data_can_be_stored_again_piece_by_piece(data, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("fedjax_sim.data.stored._PIECE_ROWS", 2)
+    monkeypatch.setattr("fedjax_sim.data.storage.stored._PIECE_ROWS", 2)
     save_federated(open_federated(folder), tmp_path / "copy")
     for file in folder.iterdir():
         assert (tmp_path / "copy" / file.name).read_bytes() == file.read_bytes()

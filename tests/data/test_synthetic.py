@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fedjax_sim as fs
-from fedjax_sim.data.messages import BEGIN, SPECIAL
+from fedjax_sim.data.sources.messages import BEGIN, SPECIAL
 
 SMALL = {"num_clients": 300, "vocabulary_size": 50, "num_topics": 3, "num_test_clients": 20}
 
@@ -93,7 +93,9 @@ def test_the_seed_decides_everything(population):
 
 
 def test_pieces_are_drawn_alike_in_memory_and_into_files(tmp_path, monkeypatch):
-    module = importlib.import_module("fedjax_sim.data.synthetic")  # not the function of this name
+    module = importlib.import_module(
+        "fedjax_sim.data.sources.synthetic"
+    )  # not the function of this name
     monkeypatch.setattr(module, "_PIECE_CLIENTS", 70)
     monkeypatch.setattr(module, "_PIECE_ROWS", 100)
     in_memory = fs.data.synthetic(**SMALL)

@@ -23,9 +23,9 @@ from fedjax_sim.data import (
     read_messages,
     save_federated,
 )
-from fedjax_sim.data.cifar import read_cifar10
-from fedjax_sim.data.idx import read_idx
-from fedjax_sim.data.shakespeare import read_shakespeare
+from fedjax_sim.data.sources.cifar import read_cifar10
+from fedjax_sim.data.sources.idx import read_idx
+from fedjax_sim.data.sources.shakespeare import read_shakespeare
 
 MiB = 2**20
 SIZE = 24 * MiB

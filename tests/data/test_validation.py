@@ -7,7 +7,8 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.data import FederatedData, federate, from_arrays, mapped, open_federated, save_federated
+from fedjax_sim.data import FederatedData, federate, from_arrays, open_federated, save_federated
+from fedjax_sim.data.storage import mapped
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
 Y = np.array([0, 1, 2, 0, 1, 2], np.int32)

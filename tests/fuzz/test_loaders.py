@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from message_corpus import lines
 
 from fedjax_sim.data import federate, messages, natural, read_messages
-from fedjax_sim.data.cifar import read_cifar10
-from fedjax_sim.data.idx import read_idx
-from fedjax_sim.data.shakespeare import read_shakespeare
+from fedjax_sim.data.sources.cifar import read_cifar10
+from fedjax_sim.data.sources.idx import read_idx
+from fedjax_sim.data.sources.shakespeare import read_shakespeare
 
 pytestmark = pytest.mark.slow
 

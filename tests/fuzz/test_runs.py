@@ -21,7 +21,7 @@ SETTINGS = {"key": jax.random.key(3), "num_rounds": 3, "checkpoint_seconds": 0.0
 
 
 def judge(task):
-    return fs.accuracy(task, toys.dataset(31, seed=9), layout=toys.layout())
+    return fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import toys
 from jax import lax
 
 import fedjax_sim as fs
-from fedjax_sim import trees
+from fedjax_sim.core import trees
 from fedjax_sim.models import CifarCNN, max_pool3
 from fedjax_sim.models.cifar import central, distort, local_response_norm, standardise
 

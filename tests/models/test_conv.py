@@ -11,7 +11,8 @@ import toys
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from fedjax_sim.models import conv2d, lane_conv, max_pool2
+from fedjax_sim.models import conv2d, max_pool2
+from fedjax_sim.models.ops import lane_conv
 
 PADDINGS = ["SAME", "VALID"]
 LANES = 3

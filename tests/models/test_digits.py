@@ -9,7 +9,7 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim import trees
+from fedjax_sim.core import trees
 
 MODELS = {
     "mnist_2nn": (fs.models.mnist_2nn, 199_210),

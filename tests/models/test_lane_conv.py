@@ -14,7 +14,8 @@ import pytest
 import toys
 from jax import lax
 
-from fedjax_sim.models import conv2d, lane_conv
+from fedjax_sim.models import conv2d
+from fedjax_sim.models.ops import lane_conv
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

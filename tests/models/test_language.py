@@ -10,9 +10,9 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.data.messages import PADDING as PAD
-from fedjax_sim.data.messages import UNKNOWN
-from fedjax_sim.models.lstm import LSTM
+from fedjax_sim.data.sources.messages import PADDING as PAD
+from fedjax_sim.data.sources.messages import UNKNOWN
+from fedjax_sim.models.ops.lstm import LSTM
 
 T, B, INPUTS, UNITS = 4, 2, 3, 5
 PADDING = 9
@@ -193,7 +193,7 @@ def test_it_learns_a_rule():
     dataset = fs.data.from_arrays(examples["x"], examples["y"], num_classes=10)
     clients = fs.data.federate(dataset, fs.data.iid(num_clients=4))
     algorithm = fs.fed_avg(task(), client_lr=1.0, local_epochs=20, batch_size=5)
-    evaluate = fs.accuracy(task(), dataset, layout=toys.layout())
+    evaluate = fs.evaluator(task(), dataset, layout=toys.layout())
     result = fs.simulate(
         algorithm,
         clients,

@@ -8,7 +8,7 @@ import toys
 
 import fedjax_sim as fs
 from fedjax_sim.simulation.block import Blocks, first_bad_round
-from fedjax_sim.simulation.race import Race, Running
+from fedjax_sim.simulation.sweep_runner import RunState, SweepRunner
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -90,7 +90,7 @@ def test_an_evaluation_weighs_examples_by_their_terms():
     task = fs.Task(lambda key: jnp.zeros(()), metrics, metrics)
     x, y, terms = np.array([[2.0], [9.0]]), np.zeros(2, np.int32), np.array([1.0, 3.0])
     dataset = fs.data.Dataset({"x": x, "y": y, "terms": terms}, num_classes=2)
-    evaluate = fs.accuracy(task, dataset, layout=toys.layout())
+    evaluate = fs.evaluator(task, dataset, layout=toys.layout())
     assert evaluate(jnp.zeros(())) == {"test_loss": 11 / 4}
 
 
@@ -108,9 +108,9 @@ class Sizes:
 def test_a_race_ends_with_the_first_row_that_reaches_the_target_whoever_comes_later():
     """A run that was one block ahead gives it back: its row, its state, its divergence."""
     states = ("at the end", "a block later")
-    slow, fast, broken = (Running({}, 0, states[1], None, before=states[0]) for _ in range(3))
+    slow, fast, broken = (RunState({}, 0, states[1], None, before=states[0]) for _ in range(3))
     slow.rows, fast.rows, broken.rows = rows(0.1), rows(0.1, 0.2), rows(0.1, 0.3)
-    race = Race(Sizes(), (), [slow, fast, broken], 9, 0.5, None, lambda: True)
+    race = SweepRunner(Sizes(), (), [slow, fast, broken], 9, 0.5, None, lambda: True)
     race.commit(broken, states[1], None, 2)
     race.commit(slow, states[0], rows(0.1, 0.6)[-1], None)
     race.commit(fast, states[1], rows(0.1, 0.2, 0.9)[-1], None)

@@ -13,8 +13,8 @@ from test_resumption import KilledError, killed_after
 from test_simulate import algorithm, run, without_clock
 
 import fedjax_sim as fs
-from fedjax_sim.data.cohorts import sample_cohort
-from fedjax_sim.simulation.feeding import Feed, stays_on_host
+from fedjax_sim.participation.uniform import sample_cohort
+from fedjax_sim.simulation.host_rounds import CohortPrefetcher, stays_on_host
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -137,7 +137,7 @@ def test_cohorts_of_many_sizes_share_few_programs():
 
 def test_the_feed_brings_the_cohorts_that_a_round_would_draw(data):
     key = jax.random.key(5)
-    with Feed(data, key, 4, toys.layout(), num_rounds=40) as feed:
+    with CohortPrefetcher(data, key, 4, toys.layout(), num_rounds=40) as feed:
         for r in (17, 18, 33):
             fed = feed.cohort(r)
             expected = np.asarray(sample_cohort(jax.random.fold_in(key, r), data.num_clients, 4))
@@ -152,7 +152,9 @@ def test_the_feed_brings_the_cohorts_that_a_round_would_draw(data):
 
 
 def test_a_shape_is_new_once_and_has_no_more_rows_than_there_are(data):
-    with Feed(data, jax.random.key(5), data.num_clients, toys.layout(), num_rounds=3) as feed:
+    with CohortPrefetcher(
+        data, jax.random.key(5), data.num_clients, toys.layout(), num_rounds=3
+    ) as feed:
         brought = [feed.cohort(r) for r in range(3)]
     assert [fed.new_shape for fed in brought] == [True, False, False]  # compiled off the clock
     assert {len(fed.data.examples["x"]) for fed in brought} == {sum(toys.SIZES)}
@@ -166,7 +168,7 @@ def test_nobody_is_gathered_for_a_round_after_the_last(data, monkeypatch):
         return select(self, clients, num_rows)
 
     monkeypatch.setattr(fs.data.FederatedData, "select", count)
-    with Feed(data, jax.random.key(5), 4, toys.layout(), num_rounds=2) as feed:
+    with CohortPrefetcher(data, jax.random.key(5), 4, toys.layout(), num_rounds=2) as feed:
         feed.cohort(0)
         feed.cohort(1)
         feed._pool.submit(int).result()  # after whatever else was asked for
@@ -186,7 +188,7 @@ def test_a_file_that_shrinks_during_a_run_ends_it_with_an_error(task, data, tmp_
     stored = fs.data.open_federated(tmp_path)
     path = tmp_path / "column_x.npy"
     size = path.stat().st_size
-    evaluate = fs.accuracy(task, toys.dataset(31, seed=9), layout=toys.layout())
+    evaluate = fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
 
     def shrink(params):
         with path.open("r+b") as file:
@@ -247,4 +249,4 @@ def test_auto_looks_at_files_and_at_the_devices_memory(task, data, tmp_path, mon
         monkeypatch.setattr(jax, "local_devices", lambda limit=limit: [Device(limit)])
         assert auto(data) == on_host
         assert not auto(data, sgd)
-        assert not auto(fs.place(data, fs.Layout()))  # it is there already
+        assert not auto(fs.engine.place(data, fs.Layout()))  # it is there already

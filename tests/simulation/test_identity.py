@@ -16,7 +16,7 @@ from test_resumption import rows_of
 from test_simulate import without_clock
 
 import fedjax_sim as fs
-from fedjax_sim import programs
+from fedjax_sim.simulation import programs
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -24,7 +24,7 @@ RATE = {"client_lr": 0.1}
 
 
 def judge(task, seed=9):
-    return fs.accuracy(task, toys.dataset(31, seed=seed), layout=toys.layout())
+    return fs.evaluator(task, toys.dataset(31, seed=seed), layout=toys.layout())
 
 
 def contents(home):

@@ -46,7 +46,7 @@ def test_a_sweep_over_delta_compiles_one_program_and_is_made_of_simulate_s_runs(
                 assert ours.keys() == theirs.keys()
                 for name in ours.keys() - {"train_loss"}:
                     assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
-    with fs.CompilationCounter() as counter:
+    with fs.runtime.CompilationCounter() as counter:
         simulate(algorithm, hparams={"delta": 0.3}, eval_every=3, key=jax.random.key(7))
     assert counter.count == 0
 

@@ -13,10 +13,10 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.base import ABSENT
-from fedjax_sim.lanes import weighted
+from fedjax_sim.core.types import ABSENT
+from fedjax_sim.engine.chunks import weighted
 from fedjax_sim.simulation import workdir as files
-from fedjax_sim.simulation.feeding import Feed
+from fedjax_sim.simulation.host_rounds import CohortPrefetcher
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -144,7 +144,9 @@ def test_integers_in_an_update_are_refused():
 
 def test_nobody_s_id_overwrites_no_client(data):
     """Where each device has clients of its own, ids have room for more than there are."""
-    with Feed(data, jax.random.key(5), 7, toys.layout(1, 2), num_rounds=1, spread=True) as feed:
+    with CohortPrefetcher(
+        data, jax.random.key(5), 7, toys.layout(1, 2), num_rounds=1, spread=True
+    ) as feed:
         ids = jnp.asarray(np.asarray(feed.cohort(0).cohort.ids))
     assert int((ids == ABSENT).sum()) == 7
     visited = jnp.zeros(data.num_clients, jnp.int32).at[ids].set(1)
@@ -162,7 +164,7 @@ def test_what_init_has_closed_over_is_read_anew(task, data):
     warm = algorithm._replace(init=init)
     starts = []
     for _ in range(3):
-        judge = fs.accuracy(task, toys.dataset(31, seed=9), layout=toys.layout())
+        judge = fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
         result = simulate(warm, data, num_rounds=1, evaluate=judge)
         starts.append(result.rows[0]["test_loss"])
         assert starts[-1] == pytest.approx(judge(params)["test_loss"])
@@ -171,10 +173,10 @@ def test_what_init_has_closed_over_is_read_anew(task, data):
 
 
 def test_a_run_begins_with_the_parameters_that_it_is_given(task, data):
-    judge = fs.accuracy(task, toys.dataset(31, seed=9), layout=toys.layout())
+    judge = fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
     first = simulate(fed_avg(task), data, evaluate=judge)
     given = first.params
-    with fs.CompilationCounter() as counter:
+    with fs.runtime.CompilationCounter() as counter:
         second = simulate(fed_avg(task), data, evaluate=judge, initial_params=given)
         third = simulate(fed_avg(task), data, evaluate=judge, initial_params=second.params)
     assert second.rows[0]["test_loss"] == first.rows[-1]["test_loss"]

@@ -19,7 +19,7 @@ class KilledError(Exception):
 
 def killed_after(task, evaluations):
     """An evaluation that ends the run the n-th time that it is called."""
-    evaluate = fs.accuracy(task, toys.dataset(31, seed=9), layout=toys.layout())
+    evaluate = fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
     left = iter(range(evaluations))
 
     def stop(params):

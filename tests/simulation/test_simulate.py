@@ -23,7 +23,7 @@ def algorithm(task, **settings):
 
 
 def run(task, data, *, chosen=None, **settings):
-    evaluate = fs.accuracy(task, toys.dataset(31, seed=9), layout=toys.layout())
+    evaluate = fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
     defaults = {
         "key": KEY,
         "num_rounds": 6,
@@ -82,7 +82,7 @@ def test_rows_count_bytes_examples_and_slots(task, data):
 def test_the_loss_reported_is_the_cohorts(task, data):
     """With a rate of zero and everybody taking part it is the loss on all data."""
     result = run(task, data, client_fraction=1.0, num_rounds=1, hparams={"client_lr": 0.0})
-    evaluate = fs.accuracy(task, data, prefix="full_train", layout=toys.layout())
+    evaluate = fs.evaluator(task, data, prefix="full_train", layout=toys.layout())
     expected = evaluate(result.params)["full_train_loss"]
     assert result.rows[-1]["train_loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -93,14 +93,14 @@ def test_evaluation_masks_its_padding(task, data):
         test = toys.dataset(n, seed=2)
         logits_metrics = task.metrics(params, test.examples)
         for where in (toys.layout(), toys.layout(1, 2)):
-            got = fs.accuracy(task, test, layout=where)(params)
+            got = fs.evaluator(task, test, layout=where)(params)
             for name, (total, _) in logits_metrics.items():
                 assert got[f"test_{name}"] == pytest.approx(float(np.mean(total)), rel=1e-5)
 
 
 def test_accuracy_of_each_client(task, data):
     params = task.init(jax.random.key(0))
-    values = fs.accuracy_of_each_client(task, data, layout=toys.layout(1, 2))(params)
+    values = fs.each_client_evaluator(task, data, layout=toys.layout(1, 2))(params)
     correct = np.asarray(task.metrics(params, data.examples)["accuracy"][0])
     for k, size in enumerate(toys.SIZES):
         rows = slice(int(data.offsets[k]), int(data.offsets[k + 1]))
@@ -108,7 +108,7 @@ def test_accuracy_of_each_client(task, data):
             assert values[k] == pytest.approx(correct[rows].mean())
         else:
             assert np.isnan(values[k])
-    spread = fs.client_accuracy(task, data, layout=toys.layout())(params)
+    spread = fs.client_evaluator(task, data, layout=toys.layout())(params)
     assert spread["client_accuracy_min"] == pytest.approx(np.nanmin(values))
     assert spread["client_accuracy_median"] == pytest.approx(np.nanmedian(values))
 
@@ -125,13 +125,13 @@ def test_stop_at_ends_at_the_first_evaluation_that_reaches_it(task, data):
 
 def test_nothing_compiles_for_other_cohorts_rates_and_seeds(task, data):
     chosen = algorithm(task)
-    evaluate = fs.accuracy(task, toys.dataset(31, seed=9), layout=toys.layout())
+    evaluate = fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
 
     def play(**settings):
         return run(task, data, chosen=chosen, evaluate=evaluate, eval_every=2, **settings)
 
     play()
-    with fs.CompilationCounter() as counter:
+    with fs.runtime.CompilationCounter() as counter:
         play(key=jax.random.key(99), hparams={"client_lr": 0.3, "server_lr": 0.5})
         play(num_rounds=5, hparams={"lr_decay": 0.9})
         other = toys.federation(tuple(reversed(toys.SIZES)), seed=4)
@@ -172,14 +172,14 @@ def test_bad_settings_are_refused_before_anything_is_written(task, data, tmp_pat
 
 
 def test_a_target_needs_the_evaluation_it_speaks_of(task, data):
-    valid = fs.accuracy(task, toys.dataset(31), prefix="valid", layout=toys.layout())
+    valid = fs.evaluator(task, toys.dataset(31), prefix="valid", layout=toys.layout())
     with pytest.raises(ValueError, match=r"needs an evaluation named test_accuracy; there are .*valid"):
         run(task, data, evaluate=valid, stop_at=0.9)
 
 
 def test_labels_beyond_the_models_classes_are_not_blamed_on_the_rate(data):
     narrow = fs.models.classifier(fs.models.MLP((2,)), (toys.FEATURES,))
-    evaluate = fs.accuracy(narrow, toys.dataset(31), layout=toys.layout())
+    evaluate = fs.evaluator(narrow, toys.dataset(31), layout=toys.layout())
     with pytest.raises(ValueError, match=r"column 'y' holds 2 at row .*; wanted labels from 0 to 1"):
         run(narrow, data, chosen=algorithm(narrow), evaluate=evaluate)
     examples = data.examples | {"y": np.minimum(data.examples["y"], 1)}

@@ -16,7 +16,7 @@ import toys
 from test_simulate import algorithm, run, without_clock
 
 import fedjax_sim as fs
-from fedjax_sim.simulation import race
+from fedjax_sim.simulation import sweep_runner
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -36,14 +36,14 @@ def fresh(task):
     def scale(key, state, data, cohort):
         params = jax.tree.map(lambda w: w * state.hparams["client_lr"], state.params)
         info = {"train_loss": jnp.ones(()), "examples": cohort.ids.size, "slots": cohort.ids.size}
-        info = jax.tree.map(jnp.asarray, info) | fs.exchange(cohort.ids.size)
+        info = jax.tree.map(jnp.asarray, info) | fs.messages.exchange(cohort.ids.size)
         return state._replace(params=params), info
 
     return fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)._replace(round=scale)
 
 
 def settings_of(task, settings):
-    evaluate = fs.accuracy(task, toys.dataset(31, seed=9), layout=toys.layout())
+    evaluate = fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
     defaults = {"num_rounds": 4, "eval_every": 3, "evaluate": evaluate, "layout": fs.Layout()}
     return defaults | settings
 
@@ -135,7 +135,7 @@ def test_a_run_that_diverges_is_marked_and_disturbs_no_other(task, data, stacked
 def test_the_runs_of_a_seed_end_when_one_has_the_target(task, data, monkeypatch, cores, target):
     """Many cores, few or a stack: a winner that is slow lets others run ahead, and even diverge."""
     stacked = not cores
-    monkeypatch.setattr(race, "available_cores", lambda: cores or 2)
+    monkeypatch.setattr(sweep_runner, "available_cores", lambda: cores or 2)
     # With seed 3 and the target 0.5, the growing rates diverge in the block after the end.
     grids = {"client_lr": [0.3] if stacked else [0.03, 0.1, 0.3], "lr_decay": [1.0, 30.0]}
     settings = settings_of(task, {"hparams": grids, "num_rounds": 13})
@@ -171,7 +171,7 @@ def test_one_compilation_serves_all_runs_and_all_later_sweeps(task, data):
     sweep(task, data)  # compiles what does not belong to the algorithms that follow
 
     def compiled(chosen, **settings):
-        with fs.CompilationCounter() as counter:
+        with fs.runtime.CompilationCounter() as counter:
             result = sweep(task, data, chosen=chosen, **settings)
         assert result.compilations == counter.count
         return counter.count
@@ -215,7 +215,7 @@ def test_bad_settings_are_refused_before_any_training(task, data, settings, mess
 
 @pytest.mark.parametrize("stop_at", [None, 1.0], ids=["", "race"])
 def test_an_error_in_a_worker_reaches_the_caller_and_ends_the_others(task, data, monkeypatch, stop_at):
-    monkeypatch.setattr(race, "available_cores", lambda: 5)
+    monkeypatch.setattr(sweep_runner, "available_cores", lambda: 5)
     judge, calls = settings_of(task, {})["evaluate"], itertools.count()
     others = threading.Event()  # has the other run gone on?
 
@@ -258,7 +258,7 @@ def test_the_summary_says_what_each_run_reached(task, data):
 
 def test_a_run_that_is_alone_has_all_devices(task, data):
     (one,) = sweep(task, data, hparams={"client_lr": [0.1]}, seeds=[3], layout=None).runs
-    assert_same_run(one, simulated(task, data, one, layout=fs.default_layout()))
+    assert_same_run(one, simulated(task, data, one, layout=fs.runtime.default_layout()))
 
 
 def test_grids_may_be_arrays(task, data):

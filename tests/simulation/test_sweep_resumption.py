@@ -9,7 +9,7 @@ from test_simulate import without_clock
 from test_sweep import SEEDS, sweep
 
 import fedjax_sim as fs
-from fedjax_sim.simulation import race
+from fedjax_sim.simulation import sweep_runner
 
 SWEEP = importlib.import_module("fedjax_sim.simulation.sweep")
 
@@ -53,7 +53,7 @@ def assert_same_sweep(one, other):
 def test_a_sweep_told_not_to_go_on_continues_where_it_was(
     task, data, tmp_path, monkeypatch, cores, settings, each
 ):
-    monkeypatch.setattr(race, "available_cores", lambda: cores or 2)
+    monkeypatch.setattr(sweep_runner, "available_cores", lambda: cores or 2)
     settings = settings | {"stacked": not cores}
     whole = sweep(task, data, **settings)
     assert {one.diverged is None for one in whole.runs} == {True, False}
@@ -74,7 +74,7 @@ def test_a_killed_sweep_ends_to_the_bit_as_one_that_was_not(
     task, data, tmp_path, monkeypatch, cores, seconds
 ):
     """Also where some runs were saved after a block, and the others not."""
-    monkeypatch.setattr(race, "available_cores", lambda: cores or 2)
+    monkeypatch.setattr(sweep_runner, "available_cores", lambda: cores or 2)
     monkeypatch.setattr(SWEEP, "_CHECKPOINT_SECONDS", seconds)
     settings = RACE | {"stacked": not cores}
     whole = sweep(task, data, **settings)

@@ -1,0 +1,37 @@
+"""Periodic averaging, `sigma_b`: every b steps all models are replaced by their mean.
+
+M. Kamp et al., "Efficient decentralized deep learning by dynamic model averaging", ECML-PKDD 2018,
+https://arxiv.org/abs/1807.03210; with b = 1, continuous averaging, `sigma_1`.
+"""
+
+import jax.numpy as jnp
+
+from fedjax_sim.algorithms.protocols.common import Meeting, Protocol
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.messages import traffic
+
+
+def periodic(*, period: int) -> Protocol:
+    """All learners send their models and receive the mean, after every `period` steps.
+
+    Args:
+      period: `b`.
+
+    Raises:
+      ValueError: it is not a whole number of at least 1.
+    """
+
+    def meet(key, view, hparams):
+        (m,) = view.distances.shape
+        everybody = jnp.ones((m,), bool)
+        mean = view.mean(everybody)
+        sent = traffic("up_model", m) | traffic("down_model", m)
+        return Meeting(everybody, mean, mean, view.violations, sent)
+
+    kinds = ("up_model", "down_model")
+    return Protocol(meet, check_count("period", period), kinds, {}, "periodic")
+
+
+def continuous() -> Protocol:
+    """Periodic averaging after every step."""
+    return periodic(period=1)

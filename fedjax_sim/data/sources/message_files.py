@@ -1,0 +1,165 @@
+"""Messages by author, as they lie in files: JSON lines, and LEAF's JSON.
+
+A name in `.json` is LEAF's format, one in `.jsonl` JSON lines; both may be packed as `.gz` or `.xz`.
+"""
+
+import os
+import pathlib
+from typing import Any, BinaryIO
+
+from fedjax_sim.data.storage import strict_json
+from fedjax_sim.data.storage.unpacking import MAX_UNPACKED_BYTES, unpacked
+
+_LINES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
+_LEAF = (".json", ".json.gz", ".json.xz")
+_WANTED = '{"author": "ada", "messages": ["hello", "bye"]}'
+
+
+def find_messages(path: str | os.PathLike) -> pathlib.Path:
+    """`path` itself if it is a file; of a folder, the one file of messages.
+
+    It is looked for in the folder and, if there is none, in the immediate subfolders.
+
+    Raises:
+      ValueError: there are several.
+      FileNotFoundError: there is none.
+    """
+    path = pathlib.Path(path).expanduser()
+    if path.is_file():
+        return path
+    for pattern in ("*", "*/*"):
+        found = sorted(p for p in path.glob(pattern) if p.name.endswith(_LINES + _LEAF) and p.is_file())
+        if len(found) > 1:
+            raise ValueError(
+                f"{path} holds several files of messages: {', '.join(map(str, found))}; give the path "
+                "of the one that is meant."
+            )
+        if found:
+            return found[0]
+    raise FileNotFoundError(
+        f"{str(path)!r} is no file, and no folder that holds one with a name in "
+        f"{', '.join(_LINES + _LEAF)}, itself or in an immediate subfolder; give the path of a file."
+    )
+
+
+def read_messages(
+    path: str | os.PathLike, *, max_unpacked_bytes: int = MAX_UNPACKED_BYTES
+) -> dict[str, list[str]]:
+    """Reads who wrote what.
+
+    * JSON lines: each line is `{"author": "ada", "messages": ["hello", "bye"]}`; other keys are
+      ignored. The messages of an author on several lines are joined, in the order of the lines.
+    * LEAF's JSON, S. Caldas et al., "LEAF: A benchmark for federated settings",
+      https://arxiv.org/abs/1812.01097: `{"users": ["ada"], "num_samples": [2], "user_data": {"ada":
+      {"x": ["hello", "bye"], "y": [...]}}}`, where x is the messages: texts, or lists of words, which
+      are joined by spaces; y is ignored. Of LEAF's Reddit, that is what its `get_json.py` writes. What
+      its `preprocess.py` makes of that, lists of padded lists with the counts of before its split, is
+      refused. Its Sentiment140 puts a tweet's id, date, query, user and text into each x, all of which
+      would be taken for words: keep the text alone.
+
+    Args:
+      path: a file, its name in `.json`, `.json.gz` or `.json.xz` for LEAF's format; any other name is
+        of JSON lines, unpacked if it ends in `.gz` or `.xz`.
+      max_unpacked_bytes: a file that is larger, or unpacks to more, is refused. Memory of several times
+        the unpacked size is needed.
+
+    Returns:
+      The messages of each author, in the order of the file.
+
+    Raises:
+      ValueError: the file is damaged or too large, has a key twice in one object, or something in it is
+        not as above; the error names the line or the user.
+      FileNotFoundError: there is no such file.
+    """
+    path = pathlib.Path(path)
+    with unpacked(path, max_unpacked_bytes) as stream:
+        return _leaf(path, stream) if path.name.endswith(_LEAF) else _lines(path, stream)
+
+
+def _lines(path, stream: BinaryIO) -> dict[str, list[str]]:
+    said = {}
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            raise ValueError(f"{path}, line {number} is empty; wanted {_WANTED}: remove it.")
+        try:
+            entry = strict_json.loads(line, allow_nan=True)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {number} is not JSON in UTF-8 ({error}); wanted {_WANTED}."
+            ) from error
+        if fault := _fault(entry):
+            raise ValueError(f"{path}, line {number} {fault}; wanted {_WANTED}.")
+        said.setdefault(entry["author"], []).extend(entry["messages"])
+    return said
+
+
+def _fault(entry: Any) -> str | None:
+    """What is wrong with the object of a line."""
+    if not isinstance(entry, dict):
+        return f"holds a {type(entry).__name__}"
+    for key in ("author", "messages"):
+        if key not in entry:
+            leaf = ", as of LEAF's format, whose name must end in .json" if "user_data" in entry else ""
+            return f"has keys {sorted(entry)}, without {key!r}{leaf}"
+    if not isinstance(entry["author"], str):
+        return f"has an author that is a {type(entry['author']).__name__}"
+    if not isinstance(entry["messages"], list):
+        return f"has messages that are a {type(entry['messages']).__name__}"
+    if wrong := _not_text(entry["messages"]):
+        return f"has a message that is a {wrong}"
+    return None
+
+
+def _not_text(items: list) -> str | None:
+    """The type of the first that is no string."""
+    return next((type(item).__name__ for item in items if not isinstance(item, str)), None)
+
+
+def _leaf(path, stream: BinaryIO) -> dict[str, list[str]]:
+    try:
+        content = strict_json.loads(stream.read(), allow_nan=True)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not JSON in UTF-8 ({error}); JSON lines need a name in .jsonl."
+        ) from error
+    kinds = {"users": list, "num_samples": list, "user_data": dict}
+    for key, kind in kinds.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise ValueError(
+                f"{path} has no {kind.__name__} {key!r}; wanted an object with {', '.join(kinds)}, as "
+                "LEAF writes it (JSON lines need a name in .jsonl)."
+            )
+    users, counts, data = (content[key] for key in kinds)
+    if len(users) != len(counts):
+        extra = (
+            f"; user {users[len(counts)]!r} is the first without one" if len(users) > len(counts) else ""
+        )
+        raise ValueError(f"{path} has {len(users)} users and {len(counts)} num_samples{extra}.")
+    said = {}
+    for user, count in zip(users, counts, strict=True):
+        if not isinstance(user, str) or user in said:
+            raise ValueError(f"{path} has user {user!r}; wanted strings, each once.")
+        said[user] = _leaf_messages(path, user, count, data.get(user))
+    if unlisted := [user for user in data if user not in said]:
+        raise ValueError(f"{path} has user_data of {unlisted[0]!r}, who is not among its users.")
+    return said
+
+
+def _leaf_messages(path, user: str, count: Any, data: Any) -> list[str]:
+    messages = data.get("x") if isinstance(data, dict) else None
+    if not isinstance(messages, list):
+        raise ValueError(f"{path} has no list 'x' in user_data of user {user!r}.")
+    texts = []
+    for place, message in enumerate(messages):
+        words = message if isinstance(message, list) else [message]
+        if wrong := _not_text(words):
+            raise ValueError(
+                f"{path}: x[{place}] of user {user!r} holds a {wrong}; wanted a text or a list of "
+                "words. Of Reddit, give what LEAF's get_json.py wrote, not its preprocess.py."
+            )
+        texts.append(" ".join(words))
+    if type(count) is not int or count != len(texts):  # 1 is equal to 1.0 and to True
+        raise ValueError(
+            f"{path}: user {user!r} has {count!r} in num_samples and {len(texts)} messages in x."
+        )
+    return texts

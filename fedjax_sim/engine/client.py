@@ -1,0 +1,326 @@
+"""ONE client: its gradients and its local training, written without any client axis."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fedjax_sim.core import trees
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.permutation import draw, permuted
+from fedjax_sim.core.types import Batch, Client, Params, Task
+from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, refuse_schedule
+
+SHUFFLES = ("each_epoch", "once", "never")
+
+# An infinite batch is worked on in large pieces, where a matrix product runs near its peak, and what
+# is left in smaller ones, so that a small client wastes little.
+PIECES = (200, 50, 10)
+
+
+class LossSums(NamedTuple):
+    """Sums over examples: of their losses, of their terms, and of themselves; `[]` each."""
+
+    total: jax.Array
+    count: jax.Array
+    examples: jax.Array
+
+
+class SteppedWork(NamedTuple):
+    """A client's work taken apart into equal steps, between which a lane may turn to its next client.
+
+    Attributes:
+      begin: `begin(params, client, key, rate) -> carry`.
+      step: `step(i, carry, client, rate) -> carry`, for i from 0.
+      end: `end(carry)`, what `ClientWork.run` returns once all steps are done.
+      count: `count(sizes [K]) -> [K]` int32, how many steps clients of these sizes have.
+      width: `B`, the example slots of a step.
+    """
+
+    begin: Callable
+    step: Callable
+    end: Callable
+    count: Callable[[jax.Array], jax.Array]
+    width: int
+
+
+class ClientWork(NamedTuple):
+    """What a client does in a round, and what it costs.
+
+    Attributes:
+      run: a function of one client.
+      slots: `slots(sizes [K]) -> [K, P]` int32: the example slots, padding included, that clients of
+        these sizes execute in each of their P loops. Lanes walk a loop together.
+      steps: the same work as equal steps, or None where it is not made of such.
+    """
+
+    run: Callable
+    slots: Callable[[jax.Array], jax.Array]
+    steps: SteppedWork | None = None
+
+
+def full_gradient(task: Task) -> ClientWork:
+    """The gradient of a client's mean loss over all its examples, as a sum over pieces.
+
+    `run(params, client, key) -> (gradient, LossSums)`; the gradient of an empty client is zero.
+    """
+
+    def run(params: Params, client: Client, key: jax.Array):
+        def add_piece(i, sums, width, first):
+            gradient, losses = sums
+            chosen, real = batch_slots(i, width, client.size, first)
+            piece_key = jax.random.fold_in(key, first + i * width)
+            more, new = sum_gradient(task, params, client.take(chosen), real, piece_key)
+            return trees.add(gradient, more), trees.add(losses, new)
+
+        sums, done = (trees.zeros_like(params), no_losses()), jnp.zeros((), jnp.int32)
+        for width, count in zip(PIECES, _pieces(client.size), strict=True):
+            add = functools.partial(add_piece, width=width, first=done)
+            sums = jax.lax.fori_loop(0, count, add, sums)
+            done = done + width * count
+        gradient, losses = sums
+        return trees.scale(gradient, 1 / jnp.maximum(losses.count, 1)), losses
+
+    def slots(sizes):
+        return jnp.stack([w * count for w, count in zip(PIECES, _pieces(sizes), strict=True)], axis=-1)
+
+    return ClientWork(run, slots)
+
+
+def local_training(
+    task: Task,
+    optimizer: Any,
+    *,
+    local_epochs: int,
+    batch_size: float,
+    shuffle: str = "each_epoch",
+) -> ClientWork:
+    """ClientUpdate: `E` epochs of mini-batch descent over the client's own examples.
+
+    `run(params, client, key, rate) -> (params, LossSums)`. The last batch of an epoch may be short;
+    its loss is the mean over the examples it has. The optimizer starts afresh from `rate`, which may
+    be whatever an optimizer function of your own takes.
+
+    Args:
+      task: what is learned.
+      optimizer: see `as_factory`.
+      local_epochs: `E`, at least 1.
+      batch_size: `B`, at least 1, or `math.inf` for all of a client's examples at once.
+      shuffle: "each_epoch", "once" (as in the pseudo-code of McMahan et al., 2017) or "never".
+
+    Raises:
+      ValueError: `E`, `B` or `shuffle` is none of these; or, once it is traced, the optimizer has a
+        schedule, which would begin again in every round.
+    """
+    local_epochs = check_count("local_epochs", local_epochs)
+    if shuffle not in SHUFFLES:
+        raise ValueError(f"shuffle is {shuffle!r}; wanted one of {', '.join(SHUFFLES)}")
+    make_optimizer = as_factory(optimizer)
+    if batch_size == math.inf:
+        return _full_steps(task, make_optimizer, local_epochs)
+    width = check_count("batch_size", batch_size)
+
+    def shared(client: Client, key: jax.Array):
+        """What the client's steps share: the orders `[E, ...]`, the batches of an epoch, a key."""
+        orders = None
+        if shuffle != "never":
+            keys = jax.random.fold_in(key, 0)[None]
+            if shuffle == "each_epoch":
+                keys = jax.vmap(jax.random.fold_in, (None, 0))(keys[0], jnp.arange(local_epochs))
+            orders = jax.vmap(draw, (0, None))(keys, jnp.maximum(client.size, 1))
+        per_epoch = jnp.maximum(_ceil_div(client.size, width), 1)
+        return orders, per_epoch, jax.random.fold_in(key, 1)
+
+    def batches(client: Client, orders: jax.Array | None, per_epoch: jax.Array):
+        def batch(i):
+            # Not `//` and `%`, which ask for signs, in kernels of their own.
+            epoch = jax.lax.div(i, per_epoch)
+            chosen, real = batch_slots(i - epoch * per_epoch, width, client.size)
+            if orders is None:
+                return chosen, real
+            # Beyond the last it is the last: the only order there is, or that of a batch nobody uses.
+            order = jax.lax.dynamic_index_in_dim(orders, epoch, keepdims=False)
+            return permuted(order, jnp.maximum(client.size, 1))(chosen), real
+
+        return batch
+
+    def begin(params: Params, client: Client, key: jax.Array, rate: Any):
+        # Carried along: not every backend of XLA moves what does not change out of a loop.
+        *which, step_key = shared(client, key)
+        first = batches(client, *which)(jnp.zeros((), jnp.int32))
+        state = make_optimizer(rate).init(params)
+        refuse_schedule(state)
+        return (params, state, no_losses(), first), (*which, step_key)
+
+    def step(i: jax.Array, carry: Any, client: Client, rate: Any):
+        training, (*which, step_key) = carry
+        optimizer, batch = make_optimizer(rate), batches(client, *which)
+        one_step = train_step(task, optimizer, lambda _, chosen: client.take(chosen), batch, step_key)
+        return one_step(i, training), carry[1]
+
+    def end(carry: Any):
+        (params, _, losses, _), _ = carry
+        return params, losses
+
+    def count(sizes: jax.Array) -> jax.Array:
+        return local_epochs * _ceil_div(sizes, width)
+
+    def run(params: Params, client: Client, key: jax.Array, rate: Any):
+        one_step = functools.partial(step, client=client, rate=rate)
+        carry = begin(params, client, key, rate)
+        return end(jax.lax.fori_loop(0, count(client.size), one_step, carry))
+
+    def slots(sizes: jax.Array) -> jax.Array:
+        return width * count(sizes)[:, None]
+
+    return ClientWork(run, slots, SteppedWork(begin, step, end, count, width))
+
+
+def _full_steps(task: Task, make_optimizer: OptimizerFactory, local_epochs: int) -> ClientWork:
+    """ClientUpdate with B infinite: each epoch is one step on all examples."""
+    whole = full_gradient(task)
+
+    def run(params: Params, client: Client, key: jax.Array, rate: Any):
+        optimizer, step_key = make_optimizer(rate), jax.random.fold_in(key, 1)
+
+        def epoch(e, carry):
+            params, state, losses = carry
+            gradient, new = whole.run(params, client, jax.random.fold_in(step_key, e))
+            updates, state = optimizer.update(gradient, state, params)
+            return optax.apply_updates(params, updates), state, trees.add(losses, new)
+
+        state = optimizer.init(params)
+        refuse_schedule(state)
+        params, _, losses = jax.lax.fori_loop(0, local_epochs, epoch, (params, state, no_losses()))
+        return params, losses
+
+    return ClientWork(run, lambda sizes: local_epochs * whole.slots(sizes))
+
+
+def most_slots(sizes: np.ndarray, *, local_epochs: int, batch_size: float) -> np.ndarray:
+    """The example slots that clients of these sizes execute in `local_training`.
+
+    Args:
+      sizes: `[K]`, `n_k`.
+      local_epochs: `E`.
+      batch_size: `B`, or `math.inf`.
+
+    Returns:
+      `[K]` float64, which does not overflow.
+    """
+    width = PIECES[-1] if batch_size == math.inf else batch_size
+    return float(local_epochs) * width * np.ceil(np.asarray(sizes, np.float64) / width)
+
+
+def train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    take: Callable[[jax.Array, jax.Array], Batch],
+    batch: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    key: jax.Array,
+) -> Callable:
+    """One step of mini-batch descent.
+
+    Args:
+      task: what is learned.
+      optimizer: takes the gradient of a batch's mean loss.
+      take: `take(i, chosen [B]) -> batch`, the rows at these positions as step i sees them.
+      batch: `batch(i) -> (chosen [B] int32, real [B] bool)`, the rows of step i.
+      key: for the task's randomness; each step folds in its number.
+
+    Returns:
+      `step(i, carry) -> carry`, of (params, the optimizer's state, the sums so far, `batch(i)`).
+    """
+
+    def step(i, carry):
+        params, state, losses, (chosen, real) = carry
+        step_key = jax.random.fold_in(key, i)
+        gradient, new = sum_gradient(task, params, take(i, chosen), real, step_key)
+        gradient = trees.scale(gradient, 1 / jnp.maximum(new.count, 1) + _zero_after(gradient))
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        # The next rows are chosen one step ahead: XLA would otherwise fuse the choice into the gather
+        # and repeat it for every feature of every row.
+        return params, state, trees.add(losses, new), batch(i + 1)
+
+    return step
+
+
+def sum_gradient(
+    task: Task, params: Params, batch: Batch, real: jax.Array, key: jax.Array
+) -> tuple[Params, LossSums]:
+    """The gradient of a batch's summed loss, and the batch's sums.
+
+    Args:
+      task: what is learned.
+      params: where.
+      batch: column name -> `[B, ...]`.
+      real: `[B]` bool; other rows pad the batch and count nothing.
+      key: for the task's randomness.
+
+    Returns:
+      The gradient, like `params`, and the sums over the real rows.
+    """
+
+    def summed(params):
+        total, count = task.loss(params, batch, key)
+        losses = LossSums(
+            jnp.sum(jnp.where(real, total, 0)),
+            jnp.sum(jnp.where(real, count, 0)),
+            jnp.sum(real, dtype=jnp.int32),
+        )
+        return losses.total, losses
+
+    return jax.grad(summed, has_aux=True)(params)
+
+
+def _zero_after(tree: Any) -> jax.Array:
+    """Zero, known only when all leaves are.
+
+    Who uses it for an update tells XLA that by then nobody reads the parameters any more. Otherwise
+    it copies them at every step, lest the update of one layer overtake the backward pass through it.
+    """
+    total = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(tree))
+    return 0 * jnp.where(jnp.isfinite(total), total, 0)
+
+
+def batch_slots(
+    i: jax.Array, width: int, size: jax.Array, first: jax.Array | int = 0
+) -> tuple[jax.Array, jax.Array]:
+    """The positions of one batch among a client's examples.
+
+    Args:
+      i: `[]` int32, which batch.
+      width: `B`.
+      size: `[]` int32, `n_k`.
+      first: where batch 0 begins.
+
+    Returns:
+      Positions `[B]` int32, and `[B]` bool, whether they are real. Those beyond the end repeat the last
+      position, so that they gather a row of the same client, always one the model can bear.
+    """
+    slots = first + i * width + jnp.arange(width, dtype=jnp.int32)
+    return jnp.clip(slots, 0, jnp.maximum(size - 1, 0)), slots < size
+
+
+def _pieces(size: jax.Array) -> list[jax.Array]:
+    """How many pieces of each width a client works on; only the last of the narrowest may be short."""
+    counts = []
+    for width in PIECES:
+        counts.append(_ceil_div(size, width) if width == PIECES[-1] else size // width)
+        size = jnp.maximum(size - width * counts[-1], 0)
+    return counts
+
+
+def no_losses() -> LossSums:
+    """Where sums begin."""
+    return LossSums(jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+
+def _ceil_div(a: jax.Array, b: int) -> jax.Array:
+    return (a + (b - 1)) // b

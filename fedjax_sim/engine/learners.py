@@ -1,0 +1,154 @@
+"""Learners, who keep a model each: all of them stacked, spread over the devices, met by a coordinator.
+
+A learner's own things are pytrees with a leading axis `[m, ...]`, of which each device holds a part.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core.types import CLIENTS, Client, Cohort, Layout, Params
+from fedjax_sim.engine.placement import EVERYWHERE, SPREAD
+
+
+class Group(NamedTuple):
+    """The learners of one device, seen from there; all devices do the same at the same time.
+
+    Attributes:
+      size: `m`, all learners there are.
+      layout: the devices that share them, and how many a device trains side by side.
+      own_rows: whether the device has the rows of its learners alone.
+    """
+
+    size: int
+    layout: Layout
+    own_rows: bool
+
+    @property
+    def here(self) -> int:
+        """How many learners this device has."""
+        return self.size // self.layout.num_devices
+
+    @property
+    def first(self) -> jax.Array | int:
+        """`[]` int32, the first of them."""
+        return jax.lax.axis_index(CLIENTS) * self.here if self.layout.num_devices > 1 else 0
+
+    def train(
+        self,
+        fn: Callable[[Any, Client, jax.Array], tuple[Any, Any]],
+        own: Any,
+        data: Any,
+        key: jax.Array,
+    ) -> tuple[Any, Any]:
+        """One learner after the other, or some side by side, does `fn`.
+
+        Args:
+          fn: `fn(own, client, key) -> (own, report)`, of ONE learner.
+          own: `[m / D, ...]`, what the learners here have.
+          data: `(examples, offsets)` of all learners, or of those here.
+          key: of the round; a learner's own key folds in its number.
+
+        Returns:
+          What they have then, and their reports `[m / D, ...]`.
+        """
+        examples, offsets = data
+        lanes = min(self.layout.lanes, self.here)
+
+        def one(own, i):
+            k = jnp.asarray(self.first + i, jnp.int32)
+            place = i if self.own_rows else k
+            client = Client(examples, offsets[place], offsets[place + 1] - offsets[place], k)
+            return fn(own, client, jax.random.fold_in(key, k))
+
+        def chunk(width, first, carry):
+            own, reports = carry
+            mine = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, width), own)
+            if width == 1:  # without a lane axis, under which conv2d would take its other body
+                done = one(jax.tree.map(lambda a: a[0], mine), first)
+                done = jax.tree.map(lambda a: a[None], done)
+            else:
+                done = jax.vmap(one)(mine, first + jnp.arange(width, dtype=jnp.int32))
+            return jax.tree.map(
+                lambda all_, new: jax.lax.dynamic_update_slice_in_dim(all_, new, first, 0),
+                (own, reports),
+                done,
+            )
+
+        alone = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), own)
+        _, report = jax.eval_shape(one, alone, 0)
+        reports = jax.tree.map(lambda a: jnp.zeros((self.here, *a.shape), a.dtype), report)
+        whole, rest = divmod(self.here, lanes)
+        carry = jax.lax.fori_loop(
+            0, whole, lambda c, carry: chunk(lanes, c * lanes, carry), (own, reports)
+        )
+        return chunk(rest, self.here - rest, carry) if rest else carry
+
+    def gather(self, values: Any) -> Any:
+        """`[m / D, ...]` of this device as `[m, ...]` of all."""
+        if self.layout.num_devices == 1:
+            return values
+        return jax.lax.all_gather(values, CLIENTS, tiled=True)
+
+    def weighted_sum(self, models: Params, weights: jax.Array, members: jax.Array) -> Params:
+        """`sum of w_i f_i` over the members, at the cost of reading these alone.
+
+        Args:
+          models: `[m / D, ...]`.
+          weights: `[m]` float32.
+          members: `[m]` bool.
+        """
+
+        def add(i, total):
+            weight = weights[self.first + i]
+            return jax.tree.map(
+                lambda sum_, all_: sum_ + (weight * all_[i]).astype(sum_.dtype), total, models
+            )
+
+        nothing = jax.tree.map(lambda a: jnp.zeros(a.shape[1:], a.dtype), models)
+        total = self._walk(members, add, nothing)
+        return jax.lax.psum(total, CLIENTS) if self.layout.num_devices > 1 else total
+
+    def assign(self, models: Params, members: jax.Array, model: Params) -> Params:
+        """`models` `[m / D, ...]` with `model` in place of the members' `[m]`."""
+
+        def replace(i, models):
+            return jax.tree.map(lambda all_, new: all_.at[i].set(new), models, model)
+
+        return self._walk(members, replace, models)
+
+    def _walk(self, members: jax.Array, visit: Callable[[jax.Array, Any], Any], carry: Any) -> Any:
+        """`visit(i, carry)` for the numbers within this device of the members that it has."""
+        mine = jax.lax.dynamic_slice_in_dim(members, self.first, self.here)
+        order = jnp.argsort(~mine, stable=True).astype(jnp.int32)
+        return jax.lax.fori_loop(0, jnp.sum(mine), lambda c, carry: visit(order[c], carry), carry)
+
+
+def with_learners(
+    fn: Callable[..., tuple[Any, Any]], own: Any, shared: Any, data: Any, cohort: Cohort, key: jax.Array
+) -> tuple[Any, Any]:
+    """Runs `fn` on every device of the cohort's layout, each with its part of the learners.
+
+    Args:
+      fn: `fn(group, own, shared, data, key) -> (own, result)`; the result is the same everywhere.
+      own: `[m, ...]`, spread over the devices.
+      shared: a pytree that all have.
+      data: a `FederatedData` of `m` clients, or of each device's own.
+      cohort: its layout says where, its `size` whether each device has rows of its own; `D` divides `m`.
+      key: PRNG key of the round.
+    """
+    layout = cohort.layout
+    own_rows = cohort.size is not None
+    group = Group(cohort.size if own_rows else data.num_clients, layout, own_rows)
+    rows = jax.tree.map(jnp.asarray, (dict(data.examples), data.offsets))
+    if layout.is_single:
+        return fn(group, own, shared, rows, key)
+    return jax.shard_map(
+        lambda *arguments: fn(group, *arguments),
+        mesh=layout.mesh,
+        in_specs=(SPREAD, EVERYWHERE, SPREAD if own_rows else EVERYWHERE, EVERYWHERE),
+        out_specs=(SPREAD, EVERYWHERE),
+        check_vma=False,  # what is the same everywhere follows from gathered values
+    )(own, shared, rows, key)

@@ -1,0 +1,1 @@
+"""Operations whose gradients stay fast inside compiled loops."""

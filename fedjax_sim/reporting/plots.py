@@ -1,0 +1,228 @@
+"""Pictures of runs and of federations, written as PNG files. Matplotlib is imported when used."""
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fedjax_sim.core.checks import choose
+from fedjax_sim.runtime import processes
+from fedjax_sim.simulation import Link
+
+AXES = ("rounds", "bytes", "seconds")  # what curves may run over
+
+_MOST_CLIENTS = 200  # bars beyond this cannot be told apart
+_MOST_LABELS = 100  # nor colours; and a table of 10,000 words by each client would fill the memory
+
+
+def x_axis(
+    history: Mapping[str, np.ndarray], axis: str = "rounds", link: Link | None = None
+) -> tuple[np.ndarray, str]:
+    """What the curves of a run are drawn over.
+
+    Args:
+      history: columns of the rows of a run, as `Result.history()` gives them.
+      axis: "rounds"; "bytes", all that were sent up and down so far; or "seconds" of communication so
+        far, see `Link.seconds`.
+      link: of the seconds; `Link()` by default.
+
+    Returns:
+      Values `[evaluations]`, and the label of the axis; bytes are in MB, 10^6 of them.
+
+    Raises:
+      ValueError: there is no such axis, or the run does not tell what was sent.
+    """
+    choose("axis", axis, dict.fromkeys(AXES))
+    if axis == "rounds":
+        return history["round"], "communication rounds"
+    if "bytes_up" not in history:
+        raise ValueError(
+            f"the run does not tell what was sent, as older ones do not, so {axis} are unknown; draw it "
+            "over rounds, or run it again in another workdir"
+        )
+    if axis == "bytes":
+        return (history["bytes_up"] + history["bytes_down"]) / 1e6, "MB sent, up and down"
+    link = link or Link()
+    speeds = f"{link.up_mbps:g} Mbit/s up, {link.down_mbps:g} down, {link.latency_ms:g} ms"
+    spread = f", spread {link.spread:g}" if link.spread else ""
+    return link.seconds(history), f"seconds of communication at {speeds}{spread}"
+
+
+def plot_curve(
+    history: Mapping[str, np.ndarray],
+    path: str | pathlib.Path,
+    *,
+    target: float | None = None,
+    title: str = "",
+    axis: str = "rounds",
+    link: Link | None = None,
+) -> None:
+    """Draws accuracies if there are any, losses, and the bytes that were sent unless they are the axis.
+
+    Args:
+      history: columns of the rows of a run, as `Result.history()` gives them.
+      path: of the PNG file.
+      target: draws a line at this accuracy.
+      title: of the picture.
+      axis: what the curves run over, see `x_axis`.
+      link: of the seconds; `Link()` by default.
+
+    Raises:
+      ValueError: see `x_axis`.
+    """
+    along, label = x_axis(history, axis, link)
+    sent = {
+        direction: history[f"bytes_{direction}"]
+        for direction in ("up", "down")
+        if axis != "bytes" and np.any(history.get(f"bytes_{direction}", 0) > 0)
+    }
+    judged = any(name in history for name in ("test_accuracy", "client_accuracy_median"))
+    figure, panels = subplots(1 + bool(judged) + bool(sent), sharex=True, squeeze=False)
+    panels = panels[:, 0]
+    losses = panels[1] if judged else panels[0]
+    if judged:
+        _plot_accuracy(panels[0], along, history, target)
+    panels[0].set_title(title)
+    for name in ("train_loss", "full_train_loss", "test_loss"):
+        if name in history and np.isfinite(history[name]).any():
+            losses.plot(along, history[name], label=name.replace("_", " "))
+    losses.set_yscale("log")
+    losses.set_ylabel("loss")
+    if sent:
+        _plot_sent(panels[-1], along, sent)
+    panels[-1].set_xlabel(label)
+    for axes in panels:
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    save_figure(figure, path)
+
+
+def plot_curves(
+    panels: Mapping[str, Mapping[str, tuple[Any, Any]]],
+    path: str | pathlib.Path,
+    *,
+    target: float | Mapping[str, float] | None = None,
+    ylabel: str = "test accuracy",
+    log: bool = False,
+    xlabel: str = "communication rounds",
+    title: str = "",
+) -> None:
+    """Draws many curves: one panel below the other, or two side by side if there are more than two.
+
+    Args:
+      panels: title of a panel -> name of a curve -> (x `[n]`, values `[n]`).
+      path: of the PNG file.
+      target: draws a line at this value; of panels with different ones, title of a panel -> value.
+      ylabel: what the values are.
+      log: of the values' axis.
+      xlabel: what the curves run over.
+      title: of the picture.
+    """
+    columns = 1 if len(panels) <= 2 else 2
+    figure, grid = subplots(math.ceil(len(panels) / columns), columns, squeeze=False)
+    targets = target if isinstance(target, Mapping) else dict.fromkeys(panels, target)
+    for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
+        target = targets.get(name)
+        for (label, curve), colour in zip(curves.items(), _colours(len(curves)), strict=True):
+            axes.plot(*curve, label=label, color=colour)
+        if target is not None:
+            axes.axhline(target, color="gray", linewidth=0.8)
+            best = max((np.max(values) for _, values in curves.values()), default=target)
+            axes.set_ylim(bottom=max(0, min(target, best) - 0.2))  # where curves differ
+        if log:
+            axes.set_yscale("log")
+        axes.set_title(name)
+        axes.set_ylabel(ylabel)
+        axes.grid(alpha=0.3)
+        if curves:
+            axes.legend(fontsize="small", bbox_to_anchor=(1, 1), loc="upper left")
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    for axes in grid.flat[: len(panels)][-columns:]:
+        axes.set_xlabel(xlabel)
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
+    """Draws each client's examples as a bar of its labels, in the clients' order.
+
+    Of a large federation an evenly spaced part of the clients is drawn, and the title says so.
+    Nothing is drawn of labels beyond a hundred kinds, such as a language model's symbols.
+
+    Args:
+      data: a `FederatedData`.
+      path: of the PNG file.
+
+    Returns:
+      Whether there is a picture.
+    """
+    if data.num_classes > _MOST_LABELS:
+        return False
+    histogram = data.label_histogram()
+    shown = np.arange(len(histogram))
+    if len(shown) > _MOST_CLIENTS:
+        shown = np.linspace(0, len(histogram) - 1, _MOST_CLIENTS).astype(int)
+    figure, axes = subplots(1)
+    colours = _colours(histogram.shape[1])
+    below = np.zeros(len(shown))
+    for label in range(histogram.shape[1]):
+        height = histogram[shown, label]
+        axes.bar(np.arange(len(shown)), height, 1.0, below, color=colours[label], label=label)
+        below += height
+    part = "" if len(shown) == len(histogram) else f"{len(shown)} of "
+    axes.set_title(f"labels of {part}{len(histogram)} clients")
+    axes.set_xlabel("client")
+    axes.set_ylabel("examples")
+    axes.set_xlim(-0.5, len(shown) - 0.5)
+    if histogram.shape[1] <= 20:
+        axes.legend(title="label", bbox_to_anchor=(1, 1), loc="upper left")
+    save_figure(figure, path)
+    return True
+
+
+def _plot_accuracy(axes, along, history: Mapping[str, np.ndarray], target: float | None) -> None:
+    if "test_accuracy" in history:
+        axes.plot(along, history["test_accuracy"], color="tab:blue", label="test accuracy")
+    if "client_accuracy_median" in history:
+        spread = (history["client_accuracy_p10"], history["client_accuracy_p90"])
+        axes.fill_between(along, *spread, alpha=0.2, label="clients, 10 % to 90 %")
+    if target is not None:
+        axes.axhline(target, color="gray", linewidth=0.8, label=f"target {target:g}")
+    axes.set_ylabel("accuracy")
+
+
+def _plot_sent(axes, along: np.ndarray, sent: Mapping[str, np.ndarray]) -> None:
+    styles = {"up": "-", "down": "--"}  # often as many bytes, one curve on the other
+    for direction, total in sent.items():
+        axes.plot(along, total / 1e6, styles[direction], label=f"sent {direction}")
+    axes.set_ylabel("MB so far")
+
+
+def subplots(rows: int, columns: int = 1, **settings):
+    """A figure and its axes, as matplotlib's `Figure.subplots` gives them."""
+    # The object interface, so that a notebook's own figures and backend are left alone.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8 * columns, 1 + 3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, **settings)
+
+
+def _colours(count: int):
+    from matplotlib import colormaps
+
+    return colormaps["tab10" if count <= 10 else "turbo"](np.linspace(0, 1, count))
+
+
+def save_figure(figure, path: str | pathlib.Path) -> None:
+    """Writes a figure as a PNG file; of several processes the first does."""
+    if not processes.is_first():
+        return
+    partial = pathlib.Path(f"{path}.partial")  # so that a killed process leaves no half picture
+    figure.savefig(partial, dpi=110, format="png")
+    partial.replace(path)

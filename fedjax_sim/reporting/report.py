@@ -1,0 +1,70 @@
+"""Writes what a run leaves for people and programs beside its metrics."""
+
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+from fedjax_sim.reporting.plots import plot_curve
+from fedjax_sim.simulation import Link, Result
+from fedjax_sim.simulation.workdir import write_json
+
+
+def write_report(
+    result: Result,
+    workdir: str | pathlib.Path,
+    *,
+    title: str = "",
+    flops_per_example: int | None = None,
+    axis: str = "rounds",
+    link: Link | None = None,
+) -> dict[str, Any]:
+    """Writes summary.json, curve.png and, where tensorboardX is installed, its events.
+
+    Args:
+      result: of `simulate`.
+      workdir: an existing directory.
+      title: of the picture.
+      flops_per_example: useful operations of one example's training (see `training_flops`); the
+        summary then tells the rate achieved.
+      axis: what the picture's curves run over, see `x_axis`.
+      link: the summary's `link_seconds` are what communication would take over it; `Link()` by default.
+
+    Returns:
+      The summary.
+
+    Raises:
+      ValueError: there is no such axis, or the rows do not tell what was sent.
+    """
+    workdir = pathlib.Path(workdir)
+    link = link or Link()
+    summary = result.summary()
+    rate = summary["examples_per_second"]
+    if flops_per_example is not None:
+        summary["useful_flops_per_second"] = None if rate is None else rate * flops_per_example
+    summary["link"] = dataclasses.asdict(link)
+    summary["link_seconds"] = float(link.seconds(result.rows)[-1])
+    write_json(workdir / "summary.json", summary)
+    curve = workdir / "curve.png"
+    plot_curve(result.history(), curve, target=result.target, title=title, axis=axis, link=link)
+    write_tensorboard(result.rows, workdir / "tensorboard")
+    return summary
+
+
+def write_tensorboard(rows: list[dict], directory: pathlib.Path) -> bool:
+    """Writes all rows as TensorBoard scalars, in place of those written before.
+
+    Returns:
+      Whether tensorboardX is installed, so that it was done.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return False
+    shutil.rmtree(directory, ignore_errors=True)
+    with SummaryWriter(str(directory)) as writer:
+        for row in rows:
+            for name, value in row.items():
+                if name != "round" and value is not None:
+                    writer.add_scalar(name, value, row["round"])
+    return True

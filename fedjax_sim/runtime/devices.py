@@ -1,0 +1,161 @@
+"""Which devices a run uses: the one place that asks JAX for them."""
+
+import contextlib
+import os
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fedjax_sim.core.types import CLIENTS, RUNS, Algorithm, Layout
+
+# On an accelerator a client of a small model is far too little work alone.
+_ACCELERATOR_LANES = 64
+_LANES_SHARE = 0.5  # of a device's memory; the rest is for data and for what the estimate leaves out
+
+
+def use_all_cores() -> None:
+    """Asks JAX for one CPU device per core, so that each core trains its own clients.
+
+    Call it before anything touches JAX's backend, such as making an array. It does nothing where you
+    have chosen a number of CPU devices yourself (`jax_num_cpu_devices`, or
+    `--xla_force_host_platform_device_count` in XLA_FLAGS) or where the backend already runs.
+    """
+    chosen = (
+        jax.config.jax_num_cpu_devices != -1
+        or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    )
+    if chosen:
+        return
+    with contextlib.suppress(RuntimeError):  # the backend already runs; its devices are what there is
+        jax.config.update("jax_num_cpu_devices", available_cores())
+
+
+def available_cores() -> int:
+    """How many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def layout_for(algorithm: Algorithm, data: Any, lanes: int | None = None, **mesh) -> Layout:
+    """The layout that suits an algorithm on some data.
+
+    Args:
+      algorithm: such as `fed_avg(...)`.
+      data: a `FederatedData`.
+      lanes: overrides the number of lanes.
+      **mesh: `num_runs`, `mesh_runs` and `mesh_clients` of `default_layout`.
+
+    Raises:
+      ValueError: see `default_layout`.
+    """
+    needs = None
+    if lanes is None and jax.devices()[0].platform != "cpu":
+        needs = algorithm.lane_bytes and algorithm.lane_bytes(data.examples)
+    return default_layout(lanes, num_learners=algorithm.num_learners, lane_bytes=needs, **mesh)
+
+
+def default_layout(
+    lanes: int | None = None,
+    *,
+    num_learners: int | None = None,
+    lane_bytes: int | None = None,
+    num_runs: int = 1,
+    mesh_runs: int | None = None,
+    mesh_clients: int | None = None,
+) -> Layout:
+    """All devices there are, of all processes, along the axes "runs" and "clients".
+
+    One lane each on a CPU, on an accelerator as many as half of its memory holds, at most 64.
+
+    Args:
+      lanes: overrides the number of lanes.
+      num_learners: of an algorithm whose learners keep models of their own. Devices share them evenly,
+        so that of seven devices five take a hundred learners.
+      lane_bytes: what a lane takes of a device's memory.
+      num_runs: of a sweep whose runs are an axis of the program. Runs need not talk to each other, so
+        they are shared out first, and only devices that are left share the clients of a run.
+      mesh_runs: overrides how many groups of devices share the runs.
+      mesh_clients: overrides how many devices share the clients of a run.
+
+    Raises:
+      ValueError: `lanes` is less than 1, or the mesh does not divide the devices.
+    """
+    devices = jax.devices()
+    on_cpu = devices[0].platform == "cpu"
+    if on_cpu and len(devices) == 1 and available_cores() > 1:
+        warnings.warn(
+            f"JAX shows one CPU device for {available_cores()} cores, so clients train one at a time; "
+            "call fedjax_sim.use_all_cores() before using JAX",
+            stacklevel=2,
+        )
+    runs, clients = _mesh_shape(len(devices), mesh_runs, mesh_clients, num_runs, num_learners)
+    # Of each part's devices the first, so that no process is left out where that can be helped.
+    shape = (runs, len(devices) // runs)
+    mesh = Mesh(np.array(devices).reshape(shape)[:, :clients], (RUNS, CLIENTS))
+    _check_everybody_takes_part(mesh)
+    if lanes is None:
+        # On an accelerator a client of a small model is far too little work alone.
+        lanes = 1 if on_cpu else _ACCELERATOR_LANES
+        limit = memory_bytes(jax.local_devices()[0])
+        if lane_bytes and limit and not on_cpu:
+            here = -(-num_runs // runs)
+            lanes = max(1, min(lanes, int(_LANES_SHARE * limit) // (lane_bytes * here)))
+    return Layout(lanes, mesh)
+
+
+def with_fewer_parts(layout: Layout, num_runs: int) -> Layout:
+    """The layout with no more parts than runs; devices that are left share the clients of a run."""
+    if layout.num_parts <= num_runs:
+        return layout
+    parts = max(d for d in _divisors(layout.num_parts) if d <= num_runs)
+    return Layout(layout.lanes, Mesh(layout.mesh.devices.reshape(parts, -1), (RUNS, CLIENTS)))
+
+
+def memory_bytes(device: jax.Device) -> int | None:
+    """The memory that JAX may use on a device of this process; None where CPUs do not tell."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _mesh_shape(
+    devices: int, runs: int | None, clients: int | None, num_runs: int, num_learners: int | None
+) -> tuple[int, int]:
+    """How many devices there are along each axis."""
+    mesh_given = None not in (runs, clients)
+    for name, size in (("mesh_runs", runs), ("mesh_clients", clients)):
+        if size is not None and (size < 1 or devices % size):
+            raise ValueError(
+                f"{name} is {size}, which does not divide the {devices} devices; wanted one of "
+                f"{', '.join(map(str, _divisors(devices)))}"
+            )
+    if runs is None:
+        left = devices // (clients or 1)
+        runs = max(d for d in _divisors(left) if d <= num_runs)
+    if clients is None:
+        clients = devices // runs
+        if num_learners is not None:
+            clients = max(d for d in range(1, clients + 1) if num_learners % d == 0)
+    if mesh_given and devices % (runs * clients):
+        raise ValueError(
+            f"a mesh of {runs} times {clients} does not divide the {devices} devices; leave out "
+            "mesh_runs or mesh_clients, which then follows from the other"
+        )
+    return runs, clients
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _check_everybody_takes_part(mesh: Mesh) -> None:
+    """Refuses a mesh without any device of some process, which could then not follow the run."""
+    present = {device.process_index for device in mesh.devices.flat}
+    if len(present) < jax.process_count():
+        absent = sorted(set(range(jax.process_count())) - present)
+        raise ValueError(
+            f"a mesh of {mesh.size} of the {jax.device_count()} devices leaves process {absent[0]} "
+            f"without any; start fewer processes, or choose a larger mesh"
+        )

@@ -1,0 +1,205 @@
+"""Rounds on data that stays on the host: each cohort is gathered and sent while another round runs."""
+
+import concurrent.futures
+import dataclasses
+import functools
+import math
+import time
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core import trees
+from fedjax_sim.core.checks import choose
+from fedjax_sim.core.types import Algorithm, Cohort, Layout
+from fedjax_sim.engine.placement import place
+from fedjax_sim.participation.uniform import sample_cohort
+from fedjax_sim.runtime.devices import memory_bytes
+from fedjax_sim.runtime.processes import is_multiprocess
+from fedjax_sim.simulation.block import Blocks
+from fedjax_sim.simulation.sharded_cohorts import send_parts, share_out
+
+# What the data may take of a device's memory; the rest is for models and activations.
+_LARGEST_SHARE = 0.5
+# Cohorts drawn by one call: enough to make the call cheap, few enough for short runs.
+_DRAWN_TOGETHER = 16
+_ROOM = 1.25  # times the rows of the mean cohort have room in the smallest shape
+
+
+def stays_on_host(data_placement: str, algorithm: Algorithm, data: Any, layout: Layout) -> bool:
+    """Whether the data of a run stays on the host, see `simulate`.
+
+    Raises:
+      ValueError: there is no such placement, or the algorithm cannot run in it.
+    """
+    known = {"device": False, "host": True, "auto": None}
+    chosen = choose("data_placement", data_placement, known)
+    if chosen and algorithm.needs_all_data:
+        raise ValueError(
+            "data_placement is 'host', but this algorithm reads the data of all clients in every round; "
+            "wanted 'device' or 'auto'"
+        )
+    if chosen is not None:
+        return chosen
+    if algorithm.needs_all_data or any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data)):
+        return False
+    if is_multiprocess() or any(isinstance(column, np.memmap) for column in data.examples.values()):
+        return True
+    limit = memory_bytes(jax.local_devices()[0])
+    return limit is not None and trees.num_bytes(data) > _LARGEST_SHARE * limit
+
+
+class PrefetchedCohort(NamedTuple):
+    """A cohort on the devices.
+
+    Attributes:
+      cohort: who takes part.
+      data: a `FederatedData` of these clients alone, in this order.
+      new_shape: none before it had as many rows, so that the round has to be compiled for it.
+      seconds: that gathering and sending it took.
+    """
+
+    cohort: Cohort
+    data: Any
+    new_shape: bool
+    seconds: float
+
+
+class CohortPrefetcher:
+    """Draws, gathers and sends one cohort after the other, in a thread, one round ahead.
+
+    Rows are padded to a power of two, and to that of the mean cohort and some more at least, but never
+    beyond all rows there are, so that cohorts of many sizes share few programs.
+
+    The devices of one process have the whole cohort each, and share it out as they please. Of several
+    processes each device gets clients of its own, and a process reads no others' rows.
+
+    Args:
+      data: a `FederatedData`.
+      key: PRNG key of the cohorts.
+      size: `K`.
+      layout: where cohorts go.
+      num_rounds: no cohort of a later round is gathered.
+      spread: whether each device gets clients of its own; by default where there are several processes.
+
+    Attributes:
+      gather_seconds: that the thread spent on the cohorts asked for so far.
+      waited_seconds: how long rounds waited for it; what it took besides was hidden behind rounds,
+        evaluations and compilations.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        key: jax.Array,
+        size: int,
+        layout: Layout,
+        num_rounds: int,
+        *,
+        spread: bool | None = None,
+    ):
+        self.gather_seconds = self.waited_seconds = 0.0
+        self._data = jax.tree.map(np.asanyarray, data)  # keeps memory maps
+        self._draw = functools.partial(_draw, key, num_clients=data.num_clients, size=size)
+        self._layout, self._num_rounds = layout, num_rounds
+        self._parts = layout.num_devices if (is_multiprocess() if spread is None else spread) else 1
+        share = size / self._parts
+        self._least_rows = math.ceil(_ROOM * share * int(data.offsets[-1]) / data.num_clients)
+        self._drawn: dict[int, jax.Array] = {}
+        self._futures: dict[int, concurrent.futures.Future[PrefetchedCohort]] = {}
+        self._shapes: set[int] = set()
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "feed")
+
+    def cohort(self, r: int) -> PrefetchedCohort:
+        """The cohort of round r; from the first that is asked for they follow one another.
+
+        Raises:
+          ValueError: a file of the data has shrunk.
+        """
+        started = time.perf_counter()
+        fed = self._gathering(r).result()
+        self.waited_seconds += time.perf_counter() - started
+        self.gather_seconds += fed.seconds
+        del self._futures[r]
+        if r + 1 < self._num_rounds:
+            self._gathering(r + 1)
+        return fed
+
+    def _gathering(self, r: int) -> concurrent.futures.Future[PrefetchedCohort]:
+        if r not in self._futures:
+            self._futures[r] = self._pool.submit(self._gather, r)
+        return self._futures[r]
+
+    def _gather(self, r: int) -> PrefetchedCohort:
+        started = time.perf_counter()
+        ids = self._ids(r)
+        sizes = self._data.offsets[ids + 1] - self._data.offsets[ids]
+        parts = share_out(sizes, self._parts)
+        longest = max(int(sizes[part].sum()) for part in parts)
+        num_rows = 1 << (max(longest, self._least_rows) - 1).bit_length()
+        num_rows = min(num_rows, int(self._data.offsets[-1]))
+        new_shape = num_rows not in self._shapes
+        self._shapes.add(num_rows)
+        if self._parts == 1:
+            sent = self._send(ids, num_rows)
+        else:
+            sent = send_parts(self._data, [ids[part] for part in parts], num_rows, self._layout)
+        return PrefetchedCohort(*jax.block_until_ready(sent), new_shape, time.perf_counter() - started)
+
+    def _send(self, ids: np.ndarray, num_rows: int) -> tuple[Cohort, Any]:
+        """The whole cohort, to every device."""
+        places = np.arange(ids.size, dtype=np.int32)
+        ids, places, data = place((ids, places, self._data.select(ids, num_rows)), self._layout)
+        return Cohort(ids, self._layout, places), data
+
+    def _ids(self, r: int) -> np.ndarray:
+        """`[K]`, drawn one call ahead, since a call waits for the round that the device is busy with."""
+        call, within = divmod(r, _DRAWN_TOGETHER)
+        for c in (call, call + 1):
+            if c not in self._drawn:
+                self._drawn[c] = self._draw(np.int32(c * _DRAWN_TOGETHER))
+        self._drawn.pop(call - 1, None)
+        return np.asarray(self._drawn[call])[within]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@functools.partial(jax.jit, static_argnames=("num_clients", "size"))
+def _draw(key, first, *, num_clients, size):
+    """The cohorts of some rounds from `first` on, `[_DRAWN_TOGETHER, K]` int32."""
+
+    # Not by vmap, under which some kinds of keys draw other numbers.
+    def draw(r):
+        return sample_cohort(jax.random.fold_in(key, r), num_clients, size)
+
+    return jax.lax.map(draw, first + jnp.arange(_DRAWN_TOGETHER, dtype=jnp.int32))
+
+
+@dataclasses.dataclass(frozen=True)
+class HostBlocks(Blocks):
+    """Rounds on what a feed brings; `data` is the `CohortPrefetcher`."""
+
+    def run(
+        self, state: Any, keys: Any, done: int, count: int
+    ) -> tuple[Any, dict[str, np.ndarray], float]:
+        """See `Blocks.run`; a round is one call here, and a new shape is compiled off the clock."""
+        infos, seconds = [], 0.0
+        for r in range(done, done + count):
+            started = time.perf_counter()
+            cohort, data, new_shape, _ = self.data.cohort(r)
+            if new_shape:
+                compiling = time.perf_counter()
+                state, _ = self._play(state, data, keys, r, 0, 1, cohort)
+                started += time.perf_counter() - compiling
+            state, info = self._play(state, data, keys, r, 1, 1, cohort)
+            infos.append(jax.block_until_ready(info))
+            seconds += time.perf_counter() - started
+        infos = jax.device_get(infos)
+        names = infos[0] if infos else ()
+        return state, {name: np.concatenate([info[name] for info in infos]) for name in names}, seconds

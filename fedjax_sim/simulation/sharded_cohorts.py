@@ -1,0 +1,71 @@
+"""Clients of a device's own: each gets its part of the clients, and nobody else's rows."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim.core.types import ABSENT, Cohort, Layout
+from fedjax_sim.engine.placement import SPREAD, shardings
+
+
+def share_out(sizes: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Positions of clients of these sizes, `[K]`, in parts: the largest to the least loaded first."""
+    load = np.zeros(parts, np.int64)
+    owner = np.zeros(len(sizes), np.int64)
+    for position in np.argsort(-sizes, kind="stable"):
+        owner[position] = load.argmin()
+        load[owner[position]] += sizes[position] + 1  # a client without examples costs something too
+    return [np.flatnonzero(owner == part) for part in range(parts)]
+
+
+def send_learners(data: Any, layout: Layout) -> tuple[Cohort, Any]:
+    """To each device the learners whose models it keeps; see `send_parts`."""
+    parts = np.split(np.arange(data.num_clients), layout.num_devices)
+    num_rows = max(int(data.offsets[part[-1] + 1] - data.offsets[part[0]]) for part in parts)
+    return send_parts(jax.tree.map(np.asanyarray, data), parts, num_rows, layout)
+
+
+def send_parts(data: Any, parts: list[np.ndarray], num_rows: int, layout: Layout) -> tuple[Cohort, Any]:
+    """Sends to each device of this process its own clients, with room for as many as there are in all.
+
+    Args:
+      data: a `FederatedData` on the host.
+      parts: `D` times the clients of a device, of any number; K together.
+      num_rows: of each device's columns, at least as many as its clients own.
+      layout: of `D` devices.
+
+    Returns:
+      The cohort, whose `size` is K, and a `FederatedData` that is as many parts: of each column
+      `[D * num_rows, ...]`, `offsets` `[D * (K + 1)]`.
+    """
+    size, count = sum(map(len, parts)), len(parts)
+    select = functools.cache(lambda d: data.select(parts[d], num_rows))
+
+    def send(shape: tuple[int, ...], of_device: Callable[[int], np.ndarray]) -> jax.Array:
+        return jax.make_array_from_callback(
+            (count * shape[0], *shape[1:]),
+            shardings(layout, SPREAD),
+            lambda index: of_device((index[0].start or 0) // shape[0]),
+        )
+
+    def room(values: np.ndarray, length: int, fill: int) -> np.ndarray:
+        return np.pad(values, (0, length - values.size), constant_values=fill).astype(np.int32)
+
+    def offsets(d: int) -> np.ndarray:
+        ends = select(d).offsets
+        return room(ends, size + 1, ends[-1])
+
+    examples = {
+        name: send((num_rows, *column.shape[1:]), lambda d, name=name: select(d).examples[name])
+        for name, column in data.examples.items()
+    }
+    ids = send((size,), lambda d: room(parts[d], size, ABSENT))
+    places = send((size,), lambda d: np.arange(size, dtype=np.int32))
+    sent = dataclasses.replace(
+        data, examples=examples, offsets=send((size + 1,), offsets), client_ids=None
+    )
+    return Cohort(ids, layout, places, size), sent

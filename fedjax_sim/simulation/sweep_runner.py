@@ -1,0 +1,283 @@
+"""Many runs side by side: spread over the cores of a CPU, or as one more axis of the program."""
+
+import concurrent.futures
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.runtime.devices import available_cores
+from fedjax_sim.simulation.block import (
+    Blocks,
+    evaluate_into,
+    first_bad_round,
+)
+from fedjax_sim.simulation.journal import Journal
+from fedjax_sim.simulation.progress import Progress
+from fedjax_sim.simulation.result import SweepRun
+from fedjax_sim.simulation.simulate import divergence
+from fedjax_sim.simulation.validation import EvaluationFn
+
+
+@dataclasses.dataclass(eq=False)
+class RunState:
+    """One run: where it stands.
+
+    Attributes:
+      hparams: name -> value.
+      seed: of its key.
+      state: the algorithm's state after the last row.
+      keys: of cohorts and of training.
+      rows: one dict per evaluation.
+      before: the state one block earlier, kept where a race may take a block back.
+      diverged: the round in which it left the finite numbers, or None.
+      seconds: its share of the time so far.
+      busy: a core is at work on its next block.
+      journal: where what is certain of it is written down, if anywhere.
+    """
+
+    hparams: Mapping[str, float]
+    seed: int
+    state: Any
+    keys: Any
+    rows: list[dict] = dataclasses.field(default_factory=list)
+    before: Any = None
+    diverged: int | None = None
+    seconds: float = 0.0
+    busy: bool = False
+    journal: Journal | None = None
+
+    @property
+    def done(self) -> int:
+        return self.rows[-1]["round"] if self.rows else 0
+
+    def keep_in(self, journal: Journal) -> None:
+        """Continues from where a journal stands, and is written down there from now on."""
+        self.journal, self.state, self.rows = journal, journal.state, list(journal.rows)
+        if not self.rows:
+            return
+        if self.rows[-1].get("diverged") is True:
+            self.diverged = self.rows.pop()["round"]
+        self.seconds = self.rows[-1]["seconds"]
+        # What was written down is never taken back, unless another machine rounds otherwise; then this
+        # is the earliest state there is.
+        self.before = self.state
+
+
+class SweepRunner:
+    """What all runs share: how to go on, how to judge, when a seed's runs have their winner."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        evaluators: Sequence[EvaluationFn],
+        runs: list[RunState],
+        num_rounds: int,
+        stop_at: float | None,
+        bar: Progress | None,
+        go_on: Callable[[], bool],
+    ):
+        self.blocks, self.runs, self.num_rounds = blocks, runs, num_rounds
+        self.go_on = go_on
+        self._evaluators, self._stop_at, self._bar = evaluators, stop_at, bar
+        self._sizes = blocks.message_bytes(runs[0].state)
+        self._end = dict.fromkeys((run.seed for run in runs), math.inf)  # in rows
+        for run in runs:
+            self._look_for_end(run)
+
+    def is_open(self, run: RunState) -> bool:
+        """Whether a run goes on: not at its last round, not diverged, its race not over."""
+        going = not run.rows or run.done < self.num_rounds
+        return going and run.diverged is None and len(run.rows) < self._end[run.seed]
+
+    def next_run(self) -> RunState | None:
+        """The open run that is farthest behind, unless that would lead it too far ahead.
+
+        Cores that wait for all runs at every evaluation would idle; so a run may be one block ahead of
+        the slowest of its seed, and gives that block back if the race proves to have ended before.
+        """
+        open_runs = [run for run in self.runs if self.is_open(run)]
+        ready = [run for run in open_runs if not run.busy]
+        ends = self._earliest_ends()
+        ready = [run for run in ready if len(run.rows) <= ends[run.seed]]
+        return min(ready, key=lambda run: len(run.rows), default=None)
+
+    def _earliest_ends(self) -> dict[int, float]:
+        """In rows, for each seed: while its slowest run has n, the race may yet end with row n + 1."""
+        ends = dict(self._end)
+        if self._stop_at is not None:
+            for run in filter(self.is_open, self.runs):
+                ends[run.seed] = min(ends[run.seed], len(run.rows) + 1)
+        return ends
+
+    def _look_for_end(self, run: RunState) -> None:
+        if self._stop_at is None or not run.rows:
+            return
+        if run.rows[-1]["test_accuracy"] >= self._stop_at:
+            self._end[run.seed] = min(self._end[run.seed], len(run.rows))
+
+    def advance(self, run: RunState) -> tuple[Any, dict | None, int | None]:
+        """A run's next block: its state after it, its row, and the round in which it diverged."""
+        started = time.perf_counter()
+        if not run.rows:
+            return run.state, *self.judge(run, None, run.state, 0.0)
+        if self._stop_at is not None:
+            run.before = jax.tree.map(jnp.copy, run.state)
+        count = self.blocks.next_count(run.done, self.num_rounds)
+        state, infos, _ = self.blocks.run(run.state, run.keys, run.done, count)
+        return state, *self.judge(run, infos, state, time.perf_counter() - started)
+
+    def judge(
+        self, run: RunState, infos: Any, state: Any, seconds: float
+    ) -> tuple[dict | None, int | None]:
+        """The row after a block of so many seconds; None and the round in which it diverged."""
+        if infos is None:
+            row = self.blocks.first_row(self._sizes)
+        else:
+            bad = first_bad_round(run.done, infos)
+            if bad is not None:
+                return None, bad
+            row = self.blocks.next_row(run.rows[-1], infos, self._sizes)
+            row["round_seconds"] = round(seconds / len(infos["train_loss"]), 6)
+        judged = time.perf_counter()
+        finite = evaluate_into(row, self._evaluators, state.params, self._stop_at)
+        if not finite and infos is None:
+            raise divergence(0, run.hparams, None)
+        run.seconds += seconds + time.perf_counter() - judged
+        row["seconds"] = round(run.seconds, 6)
+        return (row, None) if finite else (None, row["round"])
+
+    def commit(self, run: RunState, state: Any, row: dict | None, diverged: int | None) -> None:
+        """Takes what `advance` or `judge` found; one thread at a time."""
+        run.state = state
+        if row is None:
+            run.diverged = diverged
+        else:
+            run.rows.append(row)
+            self._look_for_end(run)
+        self.keep()
+        if self._bar is not None:
+            done = sum(r.done if self.is_open(r) else self.num_rounds for r in self.runs)
+            self._bar.update(done, run.rows[-1], last=not any(map(self.is_open, self.runs)))
+
+    def keep(self, *, last: bool = False) -> None:
+        """Writes down what no end of a race can take back; the last time the states as well."""
+        if self.runs[0].journal is None:
+            return
+        ends = self._earliest_ends()
+        for run in self.runs:
+            sure = _until(run, ends[run.seed])
+            ended = [] if sure.diverged is None else [{"round": sure.diverged, "diverged": True}]
+            new = [*sure.rows, *ended][len(run.journal.rows) :]
+            if new:  # one at most, and never of a run that is busy, whose state is gone
+                run.journal.record(new[0], sure.state, last=not self.is_open(run))
+            if last:
+                run.journal.save(sure.state)
+
+    def finished(self, run: RunState) -> SweepRun:
+        """A run without what it did after its race had ended."""
+        return _until(run, self._end[run.seed])
+
+
+def _until(run: RunState, end: float) -> SweepRun:
+    """A run as it was with at most `end` rows."""
+    rows, state, diverged = run.rows, run.state, run.diverged
+    if len(rows) > end:
+        rows, state = rows[:end], run.before
+    elif len(rows) == end and diverged is not None:  # in the block after the end
+        state, diverged = run.before, None
+    return SweepRun(run.hparams, run.seed, rows, state, diverged)
+
+
+def run_on_cores(runner: SweepRunner) -> None:
+    """Each core takes a run, leads it one block on and takes the next.
+
+    Compiled programs leave Python's lock alone, and several executions share one CPU device, so
+    threads are enough and one compilation serves them all.
+    """
+    first = runner.next_run()
+    if first is None or not runner.go_on():
+        return
+    # Off the clock: what these two compile serves all.
+    first.state, *_ = runner.blocks.run(first.state, first.keys, 0, 0)
+    runner.commit(first, *runner.advance(first))
+    turn, stop = threading.Condition(), threading.Event()
+
+    def take() -> RunState | None:
+        with turn:
+            while not stop.is_set() and any(map(runner.is_open, runner.runs)):
+                run = runner.next_run()
+                if run is not None and not runner.go_on():
+                    halt()
+                    return None
+                if run is not None:
+                    run.busy = True
+                    return run
+                turn.wait()
+            return None
+
+    def work() -> None:
+        try:
+            while (run := take()) is not None:
+                outcome = runner.advance(run)
+                with turn:
+                    runner.commit(run, *outcome)
+                    run.busy = False
+                    turn.notify_all()
+        except BaseException:
+            halt()
+            raise
+
+    def halt() -> None:
+        stop.set()
+        with turn:
+            turn.notify_all()
+
+    workers = min(available_cores(), len(runner.runs))
+    with concurrent.futures.ThreadPoolExecutor(workers, "sweep") as pool:
+        futures = [pool.submit(work) for _ in range(workers)]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                future.result()
+        except BaseException:  # also when the user interrupts: the other cores finish their block
+            halt()
+            raise
+
+
+def run_stacked(runner: SweepRunner) -> None:
+    """All runs step together, as one more axis of the program; those that ended keep still.
+
+    So do those that a kill while they were saved has left ahead of others, until these are as far.
+    """
+    for run in runner.runs:
+        if not run.rows:
+            if not runner.go_on():
+                return
+            runner.commit(run, *runner.advance(run))
+    # The parts of a mesh have equally many runs; some may have one more of which nothing is asked.
+    stacked = runner.runs + runner.runs[:1] * (-len(runner.runs) % runner.blocks.layout.num_parts)
+    states = None
+    while (slowest := runner.next_run()) and runner.go_on():
+        if states is None:
+            states, keys = runner.blocks.stack(
+                [run.state for run in stacked], [run.keys for run in stacked]
+            )
+            states, _ = runner.blocks.run_stacked(states, keys, 0, np.zeros(len(stacked)))  # compiles
+        started = time.perf_counter()
+        done = slowest.done
+        going = [i for i, run in enumerate(runner.runs) if runner.is_open(run) and run.done == done]
+        count = runner.blocks.next_count(done, runner.num_rounds)
+        counts = np.zeros(len(stacked))
+        counts[going] = count
+        states, infos = runner.blocks.run_stacked(states, keys, done, counts)
+        share = (time.perf_counter() - started) / len(going)
+        for i in going:
+            run, state = runner.runs[i], runner.blocks.take(states, i)
+            own = {name: info[i, :count] for name, info in infos.items()}
+            runner.commit(run, state, *runner.judge(run, own, state, share))

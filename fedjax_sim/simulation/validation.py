@@ -1,0 +1,176 @@
+"""What a run is asked to do, looked at before anything is compiled."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_sim.core.checks import as_float
+from fedjax_sim.core.types import Algorithm, Layout
+
+EvaluationFn = Callable[[Any], Mapping[str, float]]
+
+# Half of what an int32 counts: the planner marks lanes that take no part by a load of that size.
+_MOST_SLOTS = 2**30
+_IDLE = 1.05  # what idle lanes may add to the work of a round
+
+
+def as_evaluators(
+    evaluate: EvaluationFn | Sequence[EvaluationFn], stop_at: float | None
+) -> tuple[EvaluationFn, ...]:
+    """The evaluations as a tuple.
+
+    Raises:
+      ValueError: the target accuracy is not a share, or there is nothing to compare it with.
+    """
+    evaluators = (evaluate,) if callable(evaluate) else tuple(evaluate)
+    if stop_at is not None and not 0 < stop_at <= 1:
+        raise ValueError(f"the target accuracy is {stop_at}; wanted a share in (0, 1]")
+    if stop_at is not None and not evaluators:
+        raise ValueError("a target accuracy needs an evaluation, such as fs.evaluator(task, test)")
+    return evaluators
+
+
+def merge_hparams(algorithm: Algorithm, given: Mapping[str, float]) -> dict[str, float]:
+    """The algorithm's hyper-parameters with `given` in place of their defaults.
+
+    Raises:
+      ValueError: the algorithm does not have one, or it is out of its range.
+    """
+    defaults = algorithm.hparams
+    unknown = sorted(given.keys() - defaults.keys())
+    if unknown:
+        raise ValueError(
+            f"this algorithm has no hyper-parameter {', '.join(unknown)}; it has {', '.join(defaults)}"
+        )
+    merged = {name: as_float(name, v) for name, v in (dict(defaults) | dict(given)).items()}
+    algorithm.check_hparams(merged)
+    return merged
+
+
+def as_rates(hparams: Mapping[str, float]) -> dict[str, np.float32]:
+    """Returns hyper-parameters as a compiled program takes them."""
+    return {name: np.float32(value) for name, value in hparams.items()}
+
+
+def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
+    """Refuses data without examples, in files that have shrunk, or not made for the algorithm.
+
+    Raises:
+      ValueError: it is one.
+    """
+    if int(data.offsets[-1]) == 0:
+        raise ValueError("no client of the federation has any data; wanted at least one example")
+    data.check(algorithm.num_classes)
+    if algorithm.num_learners not in (None, data.num_clients):
+        raise ValueError(
+            f"the algorithm has {algorithm.num_learners} learners, the federation {data.num_clients} "
+            "clients; wanted a client for each learner"
+        )
+    algorithm.check(data, num_rounds)
+
+
+def check_counters(algorithm: Algorithm, data: Any, size: int, layout: Layout) -> None:
+    """Refuses rounds whose example slots are more than their counters hold.
+
+    Args:
+      algorithm: whose rounds.
+      data: a `FederatedData`.
+      size: `K`, clients of a round; the largest might be drawn together.
+      layout: lanes and devices, whose lanes may all last as long as the longest.
+
+    Raises:
+      ValueError: a round may have too many.
+    """
+    if algorithm.most_slots is None:
+        return
+    sizes = np.diff(np.asarray(data.offsets, np.int64))
+    largest = np.partition(sizes, len(sizes) - size)[len(sizes) - size :]
+    slots = algorithm.most_slots(np.maximum(largest, 1))  # an empty client takes a step as well
+    most = _IDLE * slots.sum() + layout.lanes * layout.num_devices * slots.max()
+    if most >= _MOST_SLOTS:
+        raise ValueError(
+            f"a round of {size} clients, the largest with {largest.max()} examples, may execute "
+            f"{most:.3g} example slots, padding included; wanted fewer than {_MOST_SLOTS:.3g}, which "
+            "its counters hold: lower local_epochs, batch_size or the client fraction"
+        )
+
+
+def check_initial_params(
+    algorithm: Algorithm, hparams: Mapping[str, float], initial_params: Any
+) -> None:
+    """Refuses parameters that a run cannot begin with.
+
+    Raises:
+      ValueError: they have other names, shapes or dtypes than the algorithm's, hold a NaN or an
+        infinity, or the algorithm does not take any.
+    """
+    if initial_params is None:
+        return
+    if len(inspect.signature(algorithm.init).parameters) < 3:
+        raise ValueError(
+            "initial_params is given, but the algorithm's init takes none; wanted "
+            "init(key, hparams, params=None)"
+        )
+    rates = as_rates(hparams)
+    like = jax.eval_shape(lambda: algorithm.init(jax.random.key(0), rates).params)
+    got, wanted = (_paths(tree) for tree in (initial_params, like))
+    for path in sorted(got.keys() | wanted.keys()):
+        there, now = wanted.get(path, "nothing"), got.get(path, "nothing")
+        if there != now:
+            raise ValueError(f"initial_params holds {now} at {path or 'the root'}; wanted {there}")
+    if jax.tree.structure(initial_params) != jax.tree.structure(like):
+        got, wanted = jax.tree.structure(initial_params), jax.tree.structure(like)
+        raise ValueError(f"initial_params is a {got}; wanted {wanted}")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(initial_params):
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            raise ValueError(
+                f"initial_params holds a NaN or an infinity at {jax.tree_util.keystr(path)}; wanted "
+                "finite numbers"
+            )
+
+
+def _paths(tree: Any) -> dict[str, str]:
+    """The arrays of a pytree: where -> what."""
+    return {
+        jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def check_layout(algorithm: Algorithm, layout: Layout) -> None:
+    """Refuses devices that cannot share an algorithm's learners evenly.
+
+    Raises:
+      ValueError: they are such.
+    """
+    if algorithm.num_learners is not None and algorithm.num_learners % layout.num_devices:
+        raise ValueError(
+            f"{layout.num_devices} devices cannot share {algorithm.num_learners} learners evenly; "
+            f"wanted such as default_layout(num_learners={algorithm.num_learners}) gives"
+        )
+
+
+def check_one_run(num_clients: int, layout: Layout) -> None:
+    """Refuses devices and processes that a single run has nothing to do for.
+
+    Args:
+      num_clients: of a round.
+      layout: of the run.
+
+    Raises:
+      ValueError: the mesh is one of several runs, or the job has more processes than clients.
+    """
+    if layout.num_parts > 1:
+        raise ValueError(
+            f"the mesh has {layout.num_parts} parts for the runs of a sweep, and there is one run; "
+            "leave out mesh_runs"
+        )
+    if layout.mesh is not None and jax.process_count() > num_clients:
+        raise ValueError(
+            f"{jax.process_count()} processes share {num_clients} clients a round, so that some have "
+            "nothing to do; start fewer processes, or choose a larger client fraction"
+        )

@@ -1,0 +1,141 @@
+"""Flags of where a script runs: devices, processes, memory, and how devices multiply."""
+
+import os
+import sys
+import time
+
+import jax
+from absl import flags
+
+import fedjax_sim as fs
+from flags.kinds import COUNT, LARGEST, Kind, define, number, whole
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535
+
+
+LANES = define(
+    COUNT,
+    "lanes",
+    None,
+    "Clients a device trains side by side; by default what suits it. Fewer need less memory.",
+)
+MESH_RUNS = define(
+    COUNT,
+    "mesh_runs",
+    None,
+    "Groups of devices that share the runs of a sweep; divides the number of devices.",
+)
+MESH_CLIENTS = define(
+    COUNT,
+    "mesh_clients",
+    None,
+    "Devices that share the clients of a run; divides the number of devices.",
+)
+_COORDINATOR = define(
+    Kind(str, _is_address, "host:port, with a port from 1 to 65535"),
+    "coordinator",
+    None,
+    "host:port of the first of several processes that share a job, with --num_processes and "
+    "--process_id. Not needed for processes that srun or mpirun start.",
+)
+_NUM_PROCESSES = define(COUNT, "num_processes", None, "How many processes share the job.")
+_PROCESS_ID = define(whole(0, LARGEST), "process_id", None, "Which of them this one is, from 0.")
+_MATMUL_PRECISION = flags.DEFINE_enum(
+    "matmul_precision",
+    None,
+    ["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"],
+    "Of matrix products and convolutions of float32. By default JAX's: float32 on a CPU, on newer GPUs "
+    "tensorfloat32.",
+)
+
+_MAX_UNPACKED_GB = define(
+    number(1e-9, 1e9),
+    "max_unpacked_gb",
+    None,
+    "A file of --data_dir that unpacks to more GB (10^9 bytes) is refused, since reading takes several "
+    "times as much memory. Errors call it max_unpacked_bytes. By default about 1.",
+)
+
+ALLOW_VERSION_CHANGE = flags.DEFINE_bool(
+    "allow_version_change",
+    False,
+    "Continue in a workdir that was begun with another version of JAX or of fedjax_sim, where programs "
+    "cannot be compared and may round otherwise.",
+)
+
+_LAST_WORDS = 2.0  # seconds
+
+# They change no result, beyond the order of a float sum.
+NAMES = (
+    "lanes",
+    "mesh_runs",
+    "mesh_clients",
+    "coordinator",
+    "num_processes",
+    "process_id",
+    "max_unpacked_gb",
+    "allow_version_change",
+)
+
+
+def start() -> None:
+    """Brings JAX up as the flags say.
+
+    Raises:
+      ValueError: they do not go together.
+    """
+    fs.use_all_cores()
+    if _MATMUL_PRECISION.value is not None:
+        jax.config.update("jax_default_matmul_precision", _MATMUL_PRECISION.value)
+    fs.runtime.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+
+
+def check(num_learners: int | None = None) -> None:
+    """Checks that the mesh suits this job's devices.
+
+    Args:
+      num_learners: that keep models of their own, where they are known.
+
+    Raises:
+      ValueError: the mesh does not divide the devices, or these cannot share the learners.
+    """
+    devices = fs.runtime.default_layout(LANES.value, num_learners=num_learners, **mesh()).num_devices
+    if num_learners is not None and num_learners % devices:
+        raise ValueError(
+            f"--mesh_clients={devices} devices cannot share {num_learners} learners evenly; leave it out"
+        )
+
+
+def layout(algorithm: fs.Algorithm, clients: fs.data.FederatedData, num_runs: int) -> fs.Layout | None:
+    """What the flags say of a sweep's lanes and mesh; None where they say nothing."""
+    if (LANES.value, MESH_RUNS.value, MESH_CLIENTS.value) == (None, None, None):
+        return None
+    return fs.runtime.layout_for(algorithm, clients, LANES.value, num_runs=num_runs, **mesh())
+
+
+def mesh() -> dict[str, int | None]:
+    """What the flags say of the mesh, as `layout_for` takes it."""
+    return {"mesh_runs": MESH_RUNS.value, "mesh_clients": MESH_CLIENTS.value}
+
+
+def unpacking() -> dict[str, int]:
+    """Returns what the flags say of how much a file may unpack to, as `fs.data.load` takes it."""
+    if _MAX_UNPACKED_GB.value is None:
+        return {}
+    return {"max_unpacked_bytes": round(_MAX_UNPACKED_GB.value * 1e9)}
+
+
+def leave(message: str) -> None:
+    """Ends the script with a message.
+
+    One of several processes ends at once: JAX would have it wait for the others, who wait for it.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(message)
+    print(f"[process {jax.process_index()}] {message}", file=sys.stderr, flush=True)
+    if fs.runtime.is_first():
+        time.sleep(_LAST_WORDS)  # who depends on this process is ended with it, and may have to say more
+    os._exit(1)

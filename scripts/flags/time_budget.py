@@ -1,0 +1,74 @@
+"""A flag for work that is done in parts, and the clock that it is measured by."""
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+
+# Before the imports that take seconds: whoever imports this file does so first.
+_STARTED = time.monotonic()
+
+import jax  # noqa: E402
+from common import say  # noqa: E402
+
+import fedjax_sim as fs  # noqa: E402
+from flags.kinds import Kind, define  # noqa: E402
+
+TIME_BUDGET_S = define(
+    Kind(float, lambda value: value > 0, "seconds above 0"),
+    "time_budget_s",
+    None,
+    "Seconds after which no block of rounds is begun; no limit by default.",
+)
+_MORE_TO_DO = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+def check() -> None:
+    """Checks the flag.
+
+    Raises:
+      ValueError: the job has several processes, whose clocks differ.
+    """
+    if TIME_BUDGET_S.value is not None and jax.process_count() > 1:
+        raise ValueError("--time_budget_s is for one process, whose clock decides; leave it out")
+
+
+class Budget:
+    """Says whether there is time for another block of rounds; for the first there always is."""
+
+    def __init__(self):
+        self._begun = False
+
+    def __call__(self) -> bool:
+        going, self._begun = not self._is_over(), True
+        return going
+
+    def while_there_is_time(self, names: list[str]) -> Iterator[str]:
+        """Each of the names in turn.
+
+        Raises:
+          UnfinishedError: time is over before the next.
+        """
+        for name in names:
+            if self._is_over():
+                raise fs.UnfinishedError("none is under way")
+            yield name
+
+    def _is_over(self) -> bool:
+        limit = math.inf if TIME_BUDGET_S.value is None else TIME_BUDGET_S.value
+        return self._begun and time.monotonic() - _STARTED >= limit
+
+
+def leave_the_rest(reason: fs.UnfinishedError, count: int, left: list[str]) -> None:
+    """Ends the script with the status that there is more to do, and tells what.
+
+    Args:
+      reason: why it ends.
+      count: of all cells.
+      left: those that are not done.
+    """
+    say(f"time is over after {time.monotonic() - _STARTED:.0f} s ({reason})")
+    say(f"cells done: {count - len(left)} of {count}; left: {', '.join(left)}")
+    say(f"to continue: {shlex.join(['python', *sys.argv])}")
+    sys.exit(_MORE_TO_DO)

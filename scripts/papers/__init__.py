@@ -1,0 +1,1 @@
+"""Papers that have been reproduced: their workloads, their published numbers, ours beside them."""
