@@ -33,11 +33,11 @@ def difference(model, rate=0.1):
 
     algorithm = fs.fed_avg(task, local_epochs=1, batch_size=BATCH_SIZE, client_lr=rate, shuffle="never")
     hparams = {name: jnp.float32(value) for name, value in algorithm.hparams.items()}
-    state = jax.jit(algorithm.init)(jax.random.key(0), hparams)
+    state = algorithm.init(jax.random.key(0), hparams, len(SIZES))
     cohort = fs.Cohort(jnp.arange(len(SIZES)), fs.Layout(LANES))
     data = fs.data.FederatedData(columns, offsets)
     with jax.default_matmul_precision("highest"):
-        new, _ = jax.jit(algorithm.round)(jax.random.key(1), state, data, cohort)
+        new, *_ = jax.jit(algorithm.round)(jax.random.key(1), state, (), data, cohort)
 
     wanted = reference_round(task, state.params, columns, SIZES, rate)
     before, after, wanted = map(flat, (state.params, new.params, wanted))

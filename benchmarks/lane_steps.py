@@ -46,11 +46,11 @@ def compiled_round(model, lanes, batch_size, choose):
     data = fs.data.federate(rows, fs.data.iid(num_clients=lanes, seed=0))
     algorithm = fs.fed_avg(make_task(), client_lr=0.01, local_epochs=1, batch_size=batch_size)
     rates = {name: np.float32(value) for name, value in algorithm.hparams.items()}
-    state = algorithm.init(jax.random.key(0), rates)
+    state = algorithm.init(jax.random.key(0), rates, data.num_clients)
     cohort = fs.Cohort(jnp.arange(lanes, dtype=jnp.int32), fs.Layout(lanes))
     lane_conv.choose = choose
-    program = jax.jit(algorithm.round).lower(jax.random.key(1), state, data, cohort).compile()
-    return lambda: jax.block_until_ready(program(jax.random.key(1), state, data, cohort))
+    program = jax.jit(algorithm.round).lower(jax.random.key(1), state, (), data, cohort).compile()
+    return lambda: jax.block_until_ready(program(jax.random.key(1), state, (), data, cohort))
 
 
 def measure(case):

@@ -101,7 +101,7 @@ def round_bytes(algorithm, data, state, placement):
         sent = sum(column.nbytes for column in data.examples.values())
         cohort = fs.Cohort(cohort.ids, where, fs.engine.place(np.arange(size, dtype=np.int32), where))
     key, data = fs.engine.place((jax.random.key(0), data), where)
-    compiled = jax.jit(algorithm.round).lower(key, state, data, cohort).compile()
+    compiled = jax.jit(algorithm.round).lower(key, state, (), data, cohort).compile()
     return compiled.memory_analysis().temp_size_in_bytes + sent
 
 

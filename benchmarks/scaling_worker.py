@@ -77,7 +77,8 @@ def program(settings):
     layout = fs.runtime.default_layout()
     rates = {name: np.float32(value) for name, value in algorithm.hparams.items()}
     key = jax.random.key(0)
-    arguments = fs.engine.place((key, jax.jit(algorithm.init)(key, rates), data), layout)
+    begin = jax.jit(algorithm.init, static_argnums=2)
+    arguments = fs.engine.place((key, begin(key, rates, data.num_clients), (), data), layout)
     cohort = fs.Cohort(fs.engine.place(jnp.arange(settings["cohort"], dtype=jnp.int32), layout), layout)
     started = time.perf_counter()
     compiled = jax.jit(algorithm.round).lower(*arguments, cohort).compile()

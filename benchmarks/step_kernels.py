@@ -113,9 +113,9 @@ def compile_round(model, lanes, batch_size):
     data = fs.data.FederatedData(examples, np.arange(0, n + 1, size, dtype=np.int32))
     algorithm = fs.fed_avg(make_task(), client_lr=1.0, local_epochs=1, batch_size=batch_size)
     rates = {name: jnp.float32(rate) for name, rate in algorithm.hparams.items()}
-    state = algorithm.init(jax.random.key(0), rates)
+    state = algorithm.init(jax.random.key(0), rates, data.num_clients)
     cohort = fs.Cohort(jnp.arange(lanes, dtype=jnp.int32), fs.Layout(lanes=lanes))
-    return jax.jit(algorithm.round).lower(jax.random.key(1), state, data, cohort).compile().as_text()
+    return jax.jit(algorithm.round).lower(jax.random.key(1), state, (), data, cohort).compile().as_text()
 
 
 def table(rows):

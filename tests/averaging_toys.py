@@ -28,7 +28,7 @@ def states(algorithm, rounds, *, state=None, where=None, first=0, **hparams):
     rows = fs.engine.place(jax.tree.map(jnp.asarray, data()), where)
     cohort = fs.Cohort(fs.engine.place(jnp.arange(M), where), where)
     found, infos = [], []
-    round_fn = jax.jit(algorithm.round)
+    round_fn = toys.round_of(algorithm)
     for r in range(first, first + rounds):
         key = fs.engine.place(jax.random.fold_in(jax.random.key(1), r), where)
         state, info = round_fn(key, state, rows, cohort)

@@ -73,7 +73,7 @@ def test_rounds_learn(algorithm, data):
 
 
 def test_another_rate_another_key_another_cohort_compile_nothing(algorithm, data):
-    round_fn = jax.jit(algorithm.round)
+    round_fn = toys.round_of(algorithm)
     data = jax.tree.map(jnp.asarray, data)
 
     def play(seed, ids, **hparams):

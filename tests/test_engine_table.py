@@ -95,7 +95,7 @@ def played(name, lanes, devices):
     ids = jnp.asarray(range(len(LEARNERS)) if learning else COHORT, jnp.int32)
     state = fs.engine.place(toys.init(algorithm), where, algorithm.specs)
     data, ids = fs.engine.place((jax.tree.map(jnp.asarray, data), ids), where)
-    round_fn, infos = jax.jit(algorithm.round), []
+    round_fn, infos = toys.round_of(algorithm), []
     for r in range(ROUNDS):
         key = fs.engine.place(round_key(r), where)
         state, info = round_fn(key, state, data, fs.Cohort(ids, where))

@@ -221,8 +221,8 @@ def test_a_lane_of_a_vmapped_run_is_the_single_run(task, data):
 
     def run(rate):
         hparams = {k: jnp.float32(v) for k, v in algorithm.hparams.items()} | {"client_lr": rate}
-        state = algorithm.init(jax.random.key(0), hparams)
-        return algorithm.round(jax.random.key(1), state, data, cohort)[0].params
+        state = algorithm.init(jax.random.key(0), hparams, 10)
+        return algorithm.round(jax.random.key(1), state, (), data, cohort)[0].params
 
     together = jax.jit(jax.vmap(run))(rates)
     for i, rate in enumerate(rates):

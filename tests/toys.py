@@ -1,5 +1,6 @@
 """Small things to test with: a ragged federation, a small task, one round of an algorithm."""
 
+import functools
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 
 import fedjax_sim as fs
 from fedjax_sim.engine.placement import place
+from fedjax_sim.simulation import client_memory
 
 FEATURES, CLASSES = 6, 3
 SIZES = (7, 1, 0, 20, 4, 13, 5, 2, 9, 3)
@@ -37,18 +39,23 @@ def layout(lanes=1, devices=1):
     return fs.Layout(lanes, mesh)
 
 
-def init(algorithm, seed=0, **hparams):
+def init(algorithm, seed=0, num_clients=len(SIZES), **hparams):
     values = {k: jnp.float32(v) for k, v in (dict(algorithm.hparams) | hparams).items()}
-    return algorithm.init(jax.random.key(seed), values)
+    return client_memory.start(algorithm, num_clients, jax.random.key(seed), values)
+
+
+def round_of(algorithm):
+    """A compiled round, of the state in which the simulation keeps the clients' memory as well."""
+    return jax.jit(functools.partial(client_memory.play, algorithm.round))
 
 
 def play(algorithm, data, ids=None, *, state=None, rounds=1, where=None, seed=1):
     """Plays rounds of an algorithm with the same cohort; returns (state, info of the last)."""
     where = where or layout()
     ids = range(data.num_clients) if ids is None else ids
-    state = init(algorithm) if state is None else state
+    state = init(algorithm, num_clients=data.num_clients) if state is None else state
     state, data, ids = place((state, data, jnp.asarray(list(ids), jnp.int32)), where)
-    round_fn = jax.jit(algorithm.round)
+    round_fn = round_of(algorithm)
     info = None
     for r in range(rounds):
         key = place(jax.random.fold_in(jax.random.key(seed), r), where)

@@ -10,7 +10,7 @@ import optax
 
 from fedjax_sim.core.messages import exchange
 from fedjax_sim.core.types import Batch, Cohort, Params, Task
-from fedjax_sim.engine.chunks import CohortSums
+from fedjax_sim.engine.collectives import CohortResult
 from fedjax_sim.engine.optimizers import OptimizerFactory, one_update
 
 
@@ -93,11 +93,11 @@ def server_step(
     return new._replace(round=state.round + 1)
 
 
-def round_info(sums: CohortSums, cohort: Cohort) -> dict[str, jax.Array]:
+def round_info(result: CohortResult, cohort: Cohort) -> dict[str, jax.Array]:
     """What a round reports whose clients have `LossSums` as metrics and have each exchanged a model."""
-    total, count = sums.metrics["total"], sums.metrics["count"]
+    losses = result.metrics
     return {
-        "train_loss": total / jnp.maximum(count, 1),
-        "examples": sums.metrics["examples"],
-        "slots": sums.slots,
+        "train_loss": losses.total / jnp.maximum(losses.count, 1),
+        "examples": losses.examples,
+        "slots": result.slots,
     } | exchange(cohort.num_clients)

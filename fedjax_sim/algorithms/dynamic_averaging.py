@@ -127,7 +127,7 @@ def dynamic_averaging(
         _check_models(initial, m, jax.eval_shape(task.init, jax.random.key(0)))
     make_optimizer = as_factory(optimizer)
 
-    def init(key: jax.Array, hparams: Mapping[str, jax.Array], params: Any = None) -> AveragingState:
+    def init(key: jax.Array, hparams: Mapping, num_clients: int, params: Any = None) -> AveragingState:
         params_key, order_key = jax.random.split(key)
         reference = task.init(params_key) if params is None else params
         if initial is None:
@@ -146,7 +146,7 @@ def dynamic_averaging(
             hparams=dict(hparams),
         )
 
-    def round_fn(key: jax.Array, state: AveragingState, data: Any, cohort: Cohort):
+    def round_fn(key: jax.Array, state: AveragingState, own: Any, data: Any, cohort: Cohort):
         def on_one_device(group: Group, own, shared, rows, key):
             reference, violations, t, order_key, hparams = shared
             eta = client_rate(hparams, t)
@@ -192,7 +192,7 @@ def dynamic_averaging(
         own, (reference, violations, info) = with_learners(on_one_device, own, shared, data, cohort, key)
         memory = {"reference": reference, "violations": violations, "round": state.round + 1}
         learners, optimizers, seen = own
-        return state._replace(learners=learners, optimizers=optimizers, seen=seen, **memory), info
+        return state._replace(learners=learners, optimizers=optimizers, seen=seen, **memory), (), info
 
     def message_bytes(state: AveragingState) -> dict[str, int]:
         model = trees.num_bytes(state.reference)

@@ -30,6 +30,7 @@ from fedjax_sim.engine.client import local_training, most_slots
 from fedjax_sim.engine.memory import lane_bytes
 from fedjax_sim.engine.optimizers import as_factory, rate_of
 from fedjax_sim.engine.queues import train_clients
+from fedjax_sim.engine.results import weigh
 
 
 def fed_avg(
@@ -79,21 +80,21 @@ def fed_avg(
         task, client_optimizer, local_epochs=local_epochs, batch_size=batch_size, shuffle=shuffle
     )
 
-    def init(key: jax.Array, hparams: Mapping[str, jax.Array], params: Any = None) -> ServerState:
+    def init(key: jax.Array, hparams: Mapping, num_clients: int, params: Any = None) -> ServerState:
         params = task.init(key) if params is None else params
         return start_server(params, make_server(hparams.get("server_lr", 1.0)), hparams)
 
-    def round_fn(key: jax.Array, state: ServerState, data: Any, cohort: Cohort):
-        eta = client_rate(state.hparams, state.round)
+    def leave(shared, own_k, client, trained, key):
+        (w, _), (w_k, losses) = shared, trained
+        return ClientOutput(weigh(trees.subtract(w_k, w), weight_of(client.size)), losses)
 
-        def send(w, trained, client):
-            w_k, losses = trained
-            return ClientOutput(trees.subtract(w_k, w), weight_of(client.size), losses._asdict())
-
-        sums = train_clients(client_update, send, state.params, eta, data, cohort, key=key)
-        pseudo_gradient = trees.scale(sums.update, -1 / jnp.maximum(sums.weight, 1e-30))
+    def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
+        shared = (state.params, client_rate(state.hparams, state.round))
+        result = train_clients(client_update, shared, data, cohort, key=key, leave=leave)
+        update, weight = result.message
+        pseudo_gradient = trees.scale(update, -1 / jnp.maximum(weight, 1e-30))
         optimizer = make_server(state.hparams.get("server_lr", 1.0))
-        return server_step(state, optimizer, pseudo_gradient, sums.weight), round_info(sums, cohort)
+        return server_step(state, optimizer, pseudo_gradient, weight), own, round_info(result, cohort)
 
     settings = {
         "algorithm": "fed_avg",

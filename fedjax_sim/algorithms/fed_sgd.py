@@ -31,6 +31,7 @@ from fedjax_sim.engine.chunks import map_clients
 from fedjax_sim.engine.client import full_gradient, most_slots
 from fedjax_sim.engine.memory import lane_bytes
 from fedjax_sim.engine.optimizers import as_factory, rate_of
+from fedjax_sim.engine.results import weigh
 
 
 def fed_sgd(
@@ -61,19 +62,20 @@ def fed_sgd(
     make_optimizer = as_factory(optimizer)
     gradient = full_gradient(task)
 
-    def init(key: jax.Array, hparams: Mapping[str, jax.Array], params: Any = None) -> ServerState:
+    def init(key: jax.Array, hparams: Mapping, num_clients: int, params: Any = None) -> ServerState:
         params = task.init(key) if params is None else params
         return start_server(params, make_optimizer(hparams.get("client_lr", 1.0)), hparams)
 
-    def round_fn(key: jax.Array, state: ServerState, data: Any, cohort: Cohort):
-        def client(w, client, key):
-            g_k, losses = gradient.run(w, client, key)
-            return ClientOutput(g_k, weight_of(client.size), losses._asdict())
+    def client(w, own_k, client, key):
+        g_k, losses = gradient.run(w, client, key)
+        return ClientOutput(weigh(g_k, weight_of(client.size)), losses)
 
-        sums = map_clients(client, state.params, data, cohort, key=key, work=gradient.slots)
+    def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
+        result = map_clients(client, state.params, data, cohort, key=key, work=gradient.slots)
         eta = client_rate(state.hparams, state.round)
-        g = trees.scale(sums.update, 1 / jnp.maximum(sums.weight, 1e-30))
-        return server_step(state, make_optimizer(eta), g, sums.weight), round_info(sums, cohort)
+        update, weight = result.message
+        g = trees.scale(update, 1 / jnp.maximum(weight, 1e-30))
+        return server_step(state, make_optimizer(eta), g, weight), own, round_info(result, cohort)
 
     return Algorithm(
         init,

@@ -74,14 +74,14 @@ def sgd(
     check_rates(hparams)
     make_optimizer = as_factory(optimizer)
 
-    def init(key: jax.Array, hparams: Mapping[str, jax.Array], params: Any = None) -> SGDState:
+    def init(key: jax.Array, hparams: Mapping, num_clients: int, params: Any = None) -> SGDState:
         params_key, order_key = jax.random.split(key)
         params = task.init(params_key) if params is None else params
         state = make_optimizer(hparams.get("client_lr", 1.0)).init(params)
         zero = jnp.zeros((), jnp.int32)
         return SGDState(params, state, zero, zero, order_key, dict(hparams))
 
-    def round_fn(key: jax.Array, state: SGDState, data: Any, cohort: Cohort):
+    def round_fn(key: jax.Array, state: SGDState, own: Any, data: Any, cohort: Cohort):
         del cohort  # everybody's data, always
         n, zero = data.offsets[-1], jnp.zeros((), jnp.int32)
         everything = Client(data.examples, start=zero, size=n, id=zero)
@@ -110,7 +110,7 @@ def sgd(
             step=state.step + steps_per_round,
             round=state.round + 1,
         )
-        return state, info
+        return state, own, info
 
     def check(data: Any, num_rounds: int) -> None:
         if num_rounds * steps_per_round >= _LIMIT:

@@ -68,17 +68,20 @@ class Client(NamedTuple):
 
 
 class ClientOutput(NamedTuple):
-    """What one client sends.
+    """What leaves one client at the end of its round.
 
     Attributes:
-      update: a pytree of floats; the engine returns the sum of `weight * update` over the cohort.
-      weight: `[]` float32; zero for a client without data.
-      metrics: a dict of scalars, summed over the cohort without weights.
+      message: a pytree that is summed over the cohort, each leaf in its own dtype; nothing multiplies it,
+        and unsigned integers wrap. For weighted means see `weigh`.
+      metrics: a pytree of numbers, summed likewise.
+      own: the client's memory from now on, in the shapes that it was given; `()` without memory.
+      row: a pytree that the server sees for each client separately; `()` for nothing.
     """
 
-    update: Any
-    weight: jax.Array
-    metrics: dict[str, jax.Array]
+    message: Any
+    metrics: Any
+    own: Any = ()
+    row: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,27 +129,27 @@ class Layout:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cohort:
-    """The clients of one round and where they run.
+    """The clients of one round, in the same order on every device and process.
 
     Attributes:
-      ids: `[K]` int32, indices into the federation.
+      ids: `[K]` int32, indices into the federation, `ABSENT` where fewer clients take part.
       layout: static.
-      places: `[K]` int32, where the data at hand holds these clients if it holds no others; None where
-        it is the whole federation, so that they are the ids.
-      size: `K`, static, where each device holds clients of its own and nobody else's data: `ids` and
-        `places` are then `[D * K]`, a part for each device with ids `ABSENT` where it has fewer, and the
-        data's arrays are as many parts. None where all devices have the whole cohort.
+      data_index: `[K]` int32, where the data at hand holds these clients if it holds no others; None if
+        it is the whole federation.
+      members: `[D * K]` int32, where each device has the rows of its own clients alone: their positions
+        in the cohort, in the order of the device's rows, then `ABSENT`. The data's arrays are then as
+        many parts. None where every device has the rows of the whole cohort.
     """
 
     ids: jax.Array
     layout: Layout = dataclasses.field(default=Layout(), metadata={"static": True})
-    places: jax.Array | None = None
-    size: int | None = dataclasses.field(default=None, metadata={"static": True})
+    data_index: jax.Array | None = None
+    members: jax.Array | None = None
 
     @property
     def num_clients(self) -> int:
         """`K`."""
-        return self.ids.size if self.size is None else self.size
+        return self.ids.size
 
 
 def _accept(data: Any, num_rounds: int) -> None:
@@ -162,10 +165,11 @@ class Algorithm(NamedTuple):
     """A federated algorithm: two pure functions and the numbers that may change without compiling.
 
     Attributes:
-      init: `init(key, hparams) -> state`; a state has a field `params`, the model to evaluate, and
-        carries `hparams`, so that rates are traced values. One that takes a third argument,
-        `init(key, hparams, params)`, can begin with parameters that `simulate` is given.
-      round: `round(key, state, data, cohort) -> (state, info)`, one communication round. `info` is a
+      init: `init(key, hparams, num_clients, params=None) -> state`; `num_clients` is `N`, static. A state
+        has a field `params`, the model to evaluate, and carries `hparams`, so that rates are traced
+        values. `params` are the parameters to begin with, if `simulate` is given any.
+      round: `round(key, state, own, data, cohort) -> (state, own, info)`, one communication round. `own`
+        is the memory of the cohort's clients, `[K, ...]`, or `()`. `info` is a
         dict of scalars: `train_loss`, `examples` (real examples trained on, counted once per epoch),
         `slots` (example slots executed, padding included), the counts of messages (see `exchange`),
         and, where it is found on the way, `finite`: whether all parameters are. Of whatever else there
@@ -190,12 +194,14 @@ class Algorithm(NamedTuple):
       most_slots: `most_slots(sizes [K] float64) -> [K]`, the example slots that clients of these sizes
         execute in a round, so that a round too long for its counters is refused; None without check.
       num_classes: of the task, see there.
+      memory: `memory(key, params) -> row`, what ONE client remembers before it takes part for the first
+        time; the simulation keeps the rows of all clients. None for clients without memory.
       parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that the round is made
         of, with the shapes of their arguments. A workdir of another run names those that differ.
     """
 
-    init: Callable[[jax.Array, Mapping[str, Any]], Any]
-    round: Callable[[jax.Array, Any, Any, Cohort], tuple[Any, dict[str, jax.Array]]]
+    init: Callable[..., Any]
+    round: Callable[[jax.Array, Any, Any, Any, Cohort], tuple[Any, Any, dict[str, jax.Array]]]
     message_bytes: Callable[[Any], Mapping[str, int]]
     hparams: Mapping[str, float]
     settings: Mapping[str, Any]
@@ -208,4 +214,5 @@ class Algorithm(NamedTuple):
     lane_bytes: Callable[[Batch], int] | None = None
     most_slots: Callable[[Any], Any] | None = None
     num_classes: int | None = None
+    memory: Callable[[jax.Array, Params], Any] | None = None
     parts: Callable[[Batch], Mapping[str, tuple]] = _no_parts

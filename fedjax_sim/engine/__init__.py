@@ -1,16 +1,21 @@
 """Trains clients inside the compiled round: the only code with an axis of clients."""
 
-from fedjax_sim.engine.chunks import CohortSums, map_clients
-from fedjax_sim.engine.client import ClientWork, full_gradient, local_training
+from fedjax_sim.engine.chunks import map_clients
+from fedjax_sim.engine.client import ClientWork, full_gradient, local_training, mean_gradient
+from fedjax_sim.engine.collectives import CohortResult
 from fedjax_sim.engine.placement import place
 from fedjax_sim.engine.queues import train_clients
+from fedjax_sim.engine.results import WeightedSum, weigh
 
 __all__ = [
     "ClientWork",
-    "CohortSums",
+    "CohortResult",
+    "WeightedSum",
     "full_gradient",
     "local_training",
     "map_clients",
+    "mean_gradient",
     "place",
     "train_clients",
+    "weigh",
 ]

@@ -1,46 +1,30 @@
-"""The engine: a cohort becomes chunks of lanes, spread over devices.
+"""Chunks: a cohort is cut into chunks of lanes, which are spread over devices.
 
 Here, in `queues.py`, where lanes pass from client to client, and in `learners.py`, where clients keep
 their models, stand the only vmaps over clients.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core import trees
 from fedjax_sim.core.types import ABSENT, CLIENTS, Client, ClientOutput, Cohort
-from fedjax_sim.engine.collectives import lanes_and_devices, on_every_device
-
-
-class CohortSums(NamedTuple):
-    """What a round learns of its cohort.
-
-    Attributes:
-      update: the sum of `weight * update` over the cohort.
-      weight: `[]` float32, the sum of the weights.
-      metrics: the sums of the clients' metrics.
-      slots: `[]` int32, the work executed, by clients and in idle lanes: of each loop of a chunk, its
-        longest client's in every lane; in queues every step of every lane.
-    """
-
-    update: Any
-    weight: jax.Array
-    metrics: dict[str, jax.Array]
-    slots: jax.Array
+from fedjax_sim.engine.collectives import CohortResult, Share, lanes_and_devices, on_every_device
+from fedjax_sim.engine.results import check_own, collect, nothing, present
 
 
 def map_clients(
-    client_fn: Callable[[Any, Client, jax.Array], ClientOutput],
-    broadcast: Any,
+    client_fn: Callable[[Any, Any, Client, jax.Array], ClientOutput],
+    shared: Any,
     data: Any,
     cohort: Cohort,
     *,
     key: jax.Array,
-    work: Callable[[jax.Array], jax.Array],
-) -> CohortSums:
+    work: Callable[[jax.Array, jax.Array], jax.Array],
+    own: Any = (),
+) -> CohortResult:
     """Runs `client_fn` for every client of the cohort and sums what they send.
 
     Clients are sorted by work and cut into chunks of `L`; chunks go, longest first, to the least
@@ -48,75 +32,57 @@ def map_clients(
     the lanes and not with the cohort. Only chunks share a loop: its length is their longest client.
 
     Args:
-      client_fn: `client_fn(broadcast, client, key) -> ClientOutput`, one client's mathematics. Its
+      client_fn: `client_fn(shared, own_k, client, key) -> ClientOutput`, one client's mathematics. Its
         loops may be as long as the client's size says.
-      broadcast: a pytree that every client receives.
+      shared: a pytree that every client receives.
       data: a `FederatedData`, on the devices of the cohort's layout.
-      cohort: who takes part, and where.
+      cohort: the clients, and where they run.
       key: PRNG key of the round; a client's own key folds in its id, so that what it computes does
         not depend on its lane, its device or the order.
-      work: sizes `[K]` -> `[K, P]` int32, the work of clients of these sizes in each of the P loops
-        that lanes walk together.
+      work: `work(sizes [K], keys [K]) -> [K, P]` int32, the work of clients of these sizes in each of
+        the P loops that lanes walk together.
+      own: `[K, ...]`, the clients' memory; `own_k` is one row of it.
 
     Returns:
-      The sums over the cohort, on every device.
+      The sums over the cohort, the rows and the memory of its clients, on every device.
     """
     lanes, num_devices = lanes_and_devices(cohort)
 
-    def on_one_device(broadcast, examples, offsets, ids, places, key):
-        starts, sizes = offsets[places], offsets[places + 1] - offsets[places]
+    def on_one_device(shared, own, share: Share, key):
         # Absent clients get negative work, so they sort last and their chunks are skipped.
-        load = jnp.where(ids[:, None] == ABSENT, -1, work(sizes))
+        load = jnp.where(share.ids[:, None] == ABSENT, -1, work(share.sizes, share.keys))
         chunks, cost, owner = _plan(load, lanes, num_devices)
         device = jax.lax.axis_index(CLIENTS) if num_devices > 1 else 0
         is_mine = (owner == device) & (cost >= 0)
         mine = jnp.argsort(~is_mine, stable=True)
 
-        def one_client(member):
-            k = jnp.minimum(member, ids.size - 1)
-            present = (member < ids.size) & (ids[k] != ABSENT)
-            client = Client(examples, starts[k], jnp.where(present, sizes[k], 0), ids[k])
-            return weighted(client_fn(broadcast, client, jax.random.fold_in(key, client.id)), present)
+        def one_client(member, own):
+            k = jnp.minimum(member, share.ids.size - 1)
+            client, there = share.client(k), None
+            position = share.positions[k]
+            if lanes > 1:  # with one lane, chunks without a client are never walked
+                there = (member < share.ids.size) & (client.id != ABSENT)
+                client = client._replace(size=jnp.where(there, client.size, 0))
+                position = jnp.where(there, position, ABSENT)
+            own_k = jax.tree.map(lambda rows: rows.at[position].get(mode="clip"), own)
+            output = client_fn(shared, own_k, client, jax.random.fold_in(key, client.id))
+            check_own(own_k, output.own)
+            return present(output, there), position
 
-        def one_chunk(members):
+        def walk(i, result: CohortResult):
+            members = chunks[mine[i]]
             if lanes == 1:  # without a lane axis, under which conv2d would take its other body
-                return one_client(members[0])
-            return jax.tree.map(lambda leaf: leaf.sum(0), jax.vmap(one_client)(members))
+                output, position = one_client(members[0], result.own)
+            else:
+                of_lanes = jax.vmap(one_client, in_axes=(0, None))
+                output, position = of_lanes(members, result.own)
+            return collect(result, output, position, lanes * cost[mine[i]])
 
-        def walk(i, sums):
-            *outputs, slots = sums
-            chunk = mine[i]
-            return *trees.add(tuple(outputs), one_chunk(chunks[chunk])), slots + lanes * cost[chunk]
+        output, _ = jax.eval_shape(one_client, jnp.zeros((), jnp.int32), own)
+        start = nothing(output, own, cohort.num_clients)
+        return jax.lax.fori_loop(0, jnp.sum(is_mine), walk, start)
 
-        nothing = trees.zeros_like(jax.eval_shape(one_chunk, chunks[0]))
-        count = jnp.sum(is_mine)
-        sums = jax.lax.fori_loop(0, count, walk, (*nothing, jnp.zeros((), jnp.int32)))
-        return CohortSums(*sums)
-
-    return on_every_device(on_one_device, broadcast, data, cohort, key)
-
-
-def weighted(output: ClientOutput, present: jax.Array) -> tuple[Any, jax.Array, Any]:
-    """What a client adds to a cohort's update, weight and metrics; zeros where it is not `present`.
-
-    Raises:
-      ValueError: the update holds integers, which times a weight would be rounded or wrap.
-    """
-    whole = [leaf.dtype for leaf in jax.tree.leaves(output.update) if not _is_float(leaf)]
-    if whole:
-        raise ValueError(
-            f"a client's update holds {whole[0]}, and updates are multiplied by the client's weight; "
-            "wanted floats: send integers in `metrics`, which are summed as they are"
-        )
-    weight = jnp.where(present, output.weight, 0).astype(jnp.float32)
-    metrics = jax.tree.map(lambda m: jnp.where(present, m, 0), output.metrics)
-    # Not by the weight alone: zero times what an empty client divides by zero is NaN.
-    update = jax.tree.map(lambda u: jnp.where(weight > 0, weight * u, 0).astype(u.dtype), output.update)
-    return update, weight, metrics
-
-
-def _is_float(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.floating)
+    return on_every_device(on_one_device, shared, own, data, cohort, key)
 
 
 def _plan(work: jax.Array, lanes: int, devices: int) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -23,12 +23,19 @@ SHUFFLES = ("each_epoch", "once", "never")
 PIECES = (200, 50, 10)
 
 
+_EPOCHS = 2  # folded into a client's key: 0 and 1 are for orders and steps
+
+
 class LossSums(NamedTuple):
     """Sums over examples: of their losses, of their terms, and of themselves; `[]` each."""
 
     total: jax.Array
     count: jax.Array
     examples: jax.Array
+
+
+# (params, rate, batch, real, key) -> (gradient, LossSums)
+GradientFn = Callable[[Params, Any, Batch, jax.Array, jax.Array], tuple[Params, LossSums]]
 
 
 class SteppedWork(NamedTuple):
@@ -38,14 +45,14 @@ class SteppedWork(NamedTuple):
       begin: `begin(params, client, key, rate) -> carry`.
       step: `step(i, carry, client, rate) -> carry`, for i from 0.
       end: `end(carry)`, what `ClientWork.run` returns once all steps are done.
-      count: `count(sizes [K]) -> [K]` int32, how many steps clients of these sizes have.
+      count: `count(sizes [K], keys [K]) -> [K]` int32, how many steps clients of these sizes and keys have.
       width: `B`, the example slots of a step.
     """
 
     begin: Callable
     step: Callable
     end: Callable
-    count: Callable[[jax.Array], jax.Array]
+    count: Callable[[jax.Array, jax.Array], jax.Array]
     width: int
 
 
@@ -54,28 +61,34 @@ class ClientWork(NamedTuple):
 
     Attributes:
       run: a function of one client.
-      slots: `slots(sizes [K]) -> [K, P]` int32: the example slots, padding included, that clients of
-        these sizes execute in each of their P loops. Lanes walk a loop together.
+      slots: `slots(sizes [K], keys [K]) -> [K, P]` int32: the example slots, padding included, that
+        clients of these sizes and keys execute in each of their P loops. Lanes walk a loop together.
       steps: the same work as equal steps, or None where it is not made of such.
     """
 
     run: Callable
-    slots: Callable[[jax.Array], jax.Array]
+    slots: Callable[[jax.Array, jax.Array], jax.Array]
     steps: SteppedWork | None = None
 
 
-def full_gradient(task: Task) -> ClientWork:
+def full_gradient(task: Task, of_pieces: Callable | None = None) -> ClientWork:
     """The gradient of a client's mean loss over all its examples, as a sum over pieces.
 
     `run(params, client, key) -> (gradient, LossSums)`; the gradient of an empty client is zero.
+
+    Args:
+      task: what is learned.
+      of_pieces: `of_pieces(params, batch, real, key) -> (gradient, LossSums)`, summed over the examples
+        of a piece; by default `sum_gradient`.
     """
+    find = functools.partial(sum_gradient, task) if of_pieces is None else of_pieces
 
     def run(params: Params, client: Client, key: jax.Array):
         def add_piece(i, sums, width, first):
             gradient, losses = sums
             chosen, real = batch_slots(i, width, client.size, first)
             piece_key = jax.random.fold_in(key, first + i * width)
-            more, new = sum_gradient(task, params, client.take(chosen), real, piece_key)
+            more, new = find(params, client.take(chosen), real, piece_key)
             return trees.add(gradient, more), trees.add(losses, new)
 
         sums, done = (trees.zeros_like(params), no_losses()), jnp.zeros((), jnp.int32)
@@ -86,7 +99,8 @@ def full_gradient(task: Task) -> ClientWork:
         gradient, losses = sums
         return trees.scale(gradient, 1 / jnp.maximum(losses.count, 1)), losses
 
-    def slots(sizes):
+    def slots(sizes, keys):
+        del keys
         return jnp.stack([w * count for w, count in zip(PIECES, _pieces(sizes), strict=True)], axis=-1)
 
     return ClientWork(run, slots)
@@ -99,6 +113,8 @@ def local_training(
     local_epochs: int,
     batch_size: float,
     shuffle: str = "each_epoch",
+    epochs: Callable[[jax.Array], jax.Array] | None = None,
+    gradient: GradientFn | None = None,
 ) -> ClientWork:
     """ClientUpdate: `E` epochs of mini-batch descent over the client's own examples.
 
@@ -112,6 +128,11 @@ def local_training(
       local_epochs: `E`, at least 1.
       batch_size: `B`, at least 1, or `math.inf` for all of a client's examples at once.
       shuffle: "each_epoch", "once" (as in the pseudo-code of McMahan et al., 2017) or "never".
+      epochs: `epochs(key) -> []` int32, how many epochs from 1 to `E` a client completes, drawn for each
+        client and round; by default `E`.
+      gradient: `gradient(params, rate, batch, real, key) -> (gradient, LossSums)`, the direction that the
+        optimizer takes on a batch; by default `mean_gradient`. With infinite `B` it is called for pieces
+        of the client's data, and the mean over pieces is weighted by their counts of loss terms.
 
     Raises:
       ValueError: `E`, `B` or `shuffle` is none of these; or, once it is traced, the optimizer has a
@@ -121,8 +142,18 @@ def local_training(
     if shuffle not in SHUFFLES:
         raise ValueError(f"shuffle is {shuffle!r}; wanted one of {', '.join(SHUFFLES)}")
     make_optimizer = as_factory(optimizer)
+
+    def epochs_of(key: jax.Array):
+        if epochs is None:
+            return local_epochs
+        drawn = epochs(jax.random.fold_in(key, _EPOCHS))
+        return jnp.clip(drawn, 1, local_epochs).astype(jnp.int32)
+
+    def epochs_of_all(keys: jax.Array):
+        return local_epochs if epochs is None else jax.vmap(epochs_of)(keys)
+
     if batch_size == math.inf:
-        return _full_steps(task, make_optimizer, local_epochs)
+        return _full_steps(task, make_optimizer, epochs_of, epochs_of_all, gradient)
     width = check_count("batch_size", batch_size)
 
     def shared(client: Client, key: jax.Array):
@@ -135,6 +166,9 @@ def local_training(
             orders = jax.vmap(draw, (0, None))(keys, jnp.maximum(client.size, 1))
         per_epoch = jnp.maximum(_ceil_div(client.size, width), 1)
         return orders, per_epoch, jax.random.fold_in(key, 1)
+
+    def direction(rate: Any):
+        return None if gradient is None else functools.partial(_swapped, gradient, rate)
 
     def batches(client: Client, orders: jax.Array | None, per_epoch: jax.Array):
         def batch(i):
@@ -160,46 +194,61 @@ def local_training(
     def step(i: jax.Array, carry: Any, client: Client, rate: Any):
         training, (*which, step_key) = carry
         optimizer, batch = make_optimizer(rate), batches(client, *which)
-        one_step = train_step(task, optimizer, lambda _, chosen: client.take(chosen), batch, step_key)
+        one_step = train_step(
+            task, optimizer, lambda _, chosen: client.take(chosen), batch, step_key, direction(rate)
+        )
         return one_step(i, training), carry[1]
 
     def end(carry: Any):
         (params, _, losses, _), _ = carry
         return params, losses
 
-    def count(sizes: jax.Array) -> jax.Array:
-        return local_epochs * _ceil_div(sizes, width)
+    def count(sizes: jax.Array, keys: jax.Array) -> jax.Array:
+        return epochs_of_all(keys) * _ceil_div(sizes, width)
 
     def run(params: Params, client: Client, key: jax.Array, rate: Any):
         one_step = functools.partial(step, client=client, rate=rate)
         carry = begin(params, client, key, rate)
-        return end(jax.lax.fori_loop(0, count(client.size), one_step, carry))
+        return end(jax.lax.fori_loop(0, epochs_of(key) * _ceil_div(client.size, width), one_step, carry))
 
-    def slots(sizes: jax.Array) -> jax.Array:
-        return width * count(sizes)[:, None]
+    def slots(sizes: jax.Array, keys: jax.Array) -> jax.Array:
+        return width * count(sizes, keys)[:, None]
 
     return ClientWork(run, slots, SteppedWork(begin, step, end, count, width))
 
 
-def _full_steps(task: Task, make_optimizer: OptimizerFactory, local_epochs: int) -> ClientWork:
+def _full_steps(
+    task: Task,
+    make_optimizer: OptimizerFactory,
+    epochs_of: Callable,
+    epochs_of_all: Callable,
+    gradient: GradientFn | None,
+) -> ClientWork:
     """ClientUpdate with B infinite: each epoch is one step on all examples."""
-    whole = full_gradient(task)
+    slots_of_epoch = full_gradient(task).slots
 
     def run(params: Params, client: Client, key: jax.Array, rate: Any):
         optimizer, step_key = make_optimizer(rate), jax.random.fold_in(key, 1)
+        of_pieces = None if gradient is None else functools.partial(_summed, gradient, rate)
+        whole = full_gradient(task, of_pieces)
 
         def epoch(e, carry):
             params, state, losses = carry
-            gradient, new = whole.run(params, client, jax.random.fold_in(step_key, e))
-            updates, state = optimizer.update(gradient, state, params)
+            step, new = whole.run(params, client, jax.random.fold_in(step_key, e))
+            updates, state = optimizer.update(step, state, params)
             return optax.apply_updates(params, updates), state, trees.add(losses, new)
 
         state = optimizer.init(params)
         refuse_schedule(state)
-        params, _, losses = jax.lax.fori_loop(0, local_epochs, epoch, (params, state, no_losses()))
+        carry = (params, state, no_losses())
+        params, _, losses = jax.lax.fori_loop(0, epochs_of(key), epoch, carry)
         return params, losses
 
-    return ClientWork(run, lambda sizes: local_epochs * whole.slots(sizes))
+    def slots(sizes: jax.Array, keys: jax.Array) -> jax.Array:
+        count = epochs_of_all(keys)
+        return jnp.reshape(count, (-1, 1)) * slots_of_epoch(sizes, keys)
+
+    return ClientWork(run, slots)
 
 
 def most_slots(sizes: np.ndarray, *, local_epochs: int, batch_size: float) -> np.ndarray:
@@ -223,8 +272,9 @@ def train_step(
     take: Callable[[jax.Array, jax.Array], Batch],
     batch: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     key: jax.Array,
+    gradient: Callable | None = None,
 ) -> Callable:
-    """One step of mini-batch descent.
+    """Returns one step of mini-batch descent.
 
     Args:
       task: what is learned.
@@ -232,23 +282,43 @@ def train_step(
       take: `take(i, chosen [B]) -> batch`, the rows at these positions as step i sees them.
       batch: `batch(i) -> (chosen [B] int32, real [B] bool)`, the rows of step i.
       key: for the task's randomness; each step folds in its number.
+      gradient: `gradient(params, batch, real, key) -> (gradient, LossSums)`; by default `mean_gradient`.
 
     Returns:
       `step(i, carry) -> carry`, of (params, the optimizer's state, the sums so far, `batch(i)`).
     """
 
+    find = functools.partial(mean_gradient, task) if gradient is None else gradient
+
     def step(i, carry):
         params, state, losses, (chosen, real) = carry
         step_key = jax.random.fold_in(key, i)
-        gradient, new = sum_gradient(task, params, take(i, chosen), real, step_key)
-        gradient = trees.scale(gradient, 1 / jnp.maximum(new.count, 1) + _zero_after(gradient))
-        updates, state = optimizer.update(gradient, state, params)
+        direction, new = find(params, take(i, chosen), real, step_key)
+        updates, state = optimizer.update(direction, state, params)
         params = optax.apply_updates(params, updates)
         # The next rows are chosen one step ahead: XLA would otherwise fuse the choice into the gather
         # and repeat it for every feature of every row.
         return params, state, trees.add(losses, new), batch(i + 1)
 
     return step
+
+
+def mean_gradient(
+    task: Task, params: Params, batch: Batch, real: jax.Array, key: jax.Array
+) -> tuple[Params, LossSums]:
+    """Returns the gradient of a batch's mean loss, and the batch's sums; see `sum_gradient`."""
+    gradient, losses = sum_gradient(task, params, batch, real, key)
+    return trees.scale(gradient, 1 / jnp.maximum(losses.count, 1) + _zero_after(gradient)), losses
+
+
+def _swapped(gradient: GradientFn, rate: Any, params, batch, real, key):
+    return gradient(params, rate, batch, real, key)
+
+
+def _summed(gradient: GradientFn, rate: Any, params, batch, real, key):
+    """A gradient of means as one of sums, which pieces of a client's data add up to."""
+    direction, losses = gradient(params, rate, batch, real, key)
+    return trees.scale(direction, losses.count), losses
 
 
 def sum_gradient(

@@ -1,46 +1,117 @@
 """Runs one function on every device of a layout and sums what they return."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.types import CLIENTS, Cohort
+from fedjax_sim.core import trees
+from fedjax_sim.core.types import ABSENT, CLIENTS, Client, Cohort
 from fedjax_sim.engine.placement import EVERYWHERE, SPREAD
 
 _HALF = 15  # bits of a count in the lower of its two floats
 
 
+class CohortResult(NamedTuple):
+    """What a round learns of its cohort.
+
+    Attributes:
+      message: the sum of the clients' messages.
+      metrics: the sums of the clients' metrics.
+      own: `[K, ...]`, the clients' memory after the round; that of absent clients is as it was.
+      rows: `[K, ...]`, what the server sees of each client; zeros of absent ones.
+      slots: `[]` int32, the work executed, by clients and in idle lanes: of each loop of a chunk, its
+        longest client's in every lane; in queues every step of every lane.
+      trained: for the engine, which clients a device has trained.
+    """
+
+    message: Any
+    metrics: Any
+    own: Any
+    rows: Any
+    slots: jax.Array
+    trained: Any = ()
+
+
 def lanes_and_devices(cohort: Cohort) -> tuple[int, int]:
-    """Lanes of a device, and how many devices plan together: each alone if it has its own clients."""
+    """Returns the lanes of a device, and how many devices plan together.
+
+    A device plans alone if it has the rows of its own clients alone.
+    """
     devices = cohort.layout.num_devices
     lanes = min(cohort.layout.lanes, -(-cohort.num_clients // devices))
-    return lanes, devices if cohort.size is None else 1
+    return lanes, devices if cohort.members is None else 1
+
+
+class Share(NamedTuple):
+    """What one device has of a cohort: all of it, unless it has rows of its own; `K` is the room.
+
+    Attributes:
+      examples: column name -> `[n, ...]`.
+      starts: `[K]` int32, where the rows of each client begin.
+      sizes: `[K]` int32, `n_k`.
+      ids: `[K]` int32, `ABSENT` where nobody is.
+      positions: `[K]` int32, each client's place in the cohort.
+      keys: `[K]` PRNG keys, one for each client.
+    """
+
+    examples: Any
+    starts: jax.Array
+    sizes: jax.Array
+    ids: jax.Array
+    positions: jax.Array
+    keys: jax.Array
+
+    def client(self, k: jax.Array) -> Client:
+        """Returns the client at place `k` `[]`, from 0 to `K - 1`."""
+        return Client(self.examples, self.starts[k], self.sizes[k], self.ids[k])
 
 
 def on_every_device(
-    fn: Callable[..., Any], broadcast: Any, data: Any, cohort: Cohort, key: jax.Array
-) -> Any:
-    """The sum of what `fn` returns on each device of the cohort's layout.
+    fn: Callable[..., CohortResult], shared: Any, own: Any, data: Any, cohort: Cohort, key: jax.Array
+) -> CohortResult:
+    """Runs `fn` on each device of the cohort's layout and puts the results together.
 
     Args:
-      fn: `fn(broadcast, examples, offsets, ids, places, key) -> pytree`, of its device's share.
-      broadcast: a pytree.
+      fn: `fn(shared, own, share, key) -> CohortResult` of the clients that this device trains; the rows
+        of others are zero and their memory is as it was.
+      shared: a pytree that every client receives.
+      own: `[K, ...]`, the memory of the cohort's clients.
       data: a `FederatedData`.
-      cohort: who takes part, and where.
-      key: PRNG key of the round.
+      cohort: the clients, and where they run.
+      key: PRNG key of the round; a client's own key folds in its id.
     """
+    everybody = jnp.arange(cohort.num_clients, dtype=jnp.int32)
+    index = cohort.ids if cohort.data_index is None else cohort.data_index
+    members = everybody if cohort.members is None else cohort.members
+
+    def on_one(shared, own, examples, offsets, members, ids, index, key):
+        if cohort.members is not None:
+            ids = jnp.where(members == ABSENT, ABSENT, ids[jnp.minimum(members, ids.size - 1)])
+            index = everybody
+        starts, sizes = offsets[index], offsets[index + 1] - offsets[index]
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+        return fn(shared, own, Share(examples, starts, sizes, ids, members, keys), key)
+
     examples = jax.tree.map(jnp.asarray, dict(data.examples))
-    places = cohort.ids if cohort.places is None else cohort.places
-    arguments = (broadcast, examples, jnp.asarray(data.offsets), cohort.ids, places, key)
+    arguments = (shared, own, examples, jnp.asarray(data.offsets), members, cohort.ids, index, key)
     if cohort.layout.is_single:
-        return fn(*arguments)
-    of_clients = EVERYWHERE if cohort.size is None else SPREAD
+        return on_one(*arguments)._replace(trained=())
+
+    def summed(shared, own, *rest):
+        mine = on_one(shared, own, *rest)
+        if not jax.tree.leaves(own):
+            return sum_over_devices(mine._replace(trained=()))
+        changed = choose_rows(mine.trained > 0, mine.own, trees.zeros_like(own))
+        total = sum_over_devices(mine._replace(own=changed))
+        return total._replace(own=choose_rows(total.trained > 0, total.own, own), trained=())
+
+    of_rows = EVERYWHERE if cohort.members is None else SPREAD
     return jax.shard_map(
-        lambda *arguments: sum_over_devices(fn(*arguments)),
+        summed,
         mesh=cohort.layout.mesh,
-        in_specs=(EVERYWHERE, of_clients, of_clients, of_clients, of_clients, EVERYWHERE),
+        in_specs=(EVERYWHERE, EVERYWHERE, of_rows, of_rows, of_rows, EVERYWHERE, EVERYWHERE, EVERYWHERE),
         out_specs=EVERYWHERE,
         check_vma=False,  # each device has its own loop bounds; the psum makes the result one
     )(*arguments)
@@ -75,3 +146,12 @@ def sum_over_devices(tree: Any) -> Any:
         return (high << _HALF) + low
 
     return jax.tree.unflatten(structure, [unpack(leaf) for leaf in leaves])
+
+
+def choose_rows(chosen: jax.Array, new: Any, old: Any) -> Any:
+    """Returns `new` where a row is chosen `[K]`, `old` elsewhere; pytrees of `[K, ...]`."""
+
+    def choose(a, b):
+        return jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, new, old)

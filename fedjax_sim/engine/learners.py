@@ -136,12 +136,12 @@ def with_learners(
       own: `[m, ...]`, spread over the devices.
       shared: a pytree that all have.
       data: a `FederatedData` of `m` clients, or of each device's own.
-      cohort: its layout says where, its `size` whether each device has rows of its own; `D` divides `m`.
+      cohort: its layout says where, its `members` whether each device has rows of its own; `D` divides `m`.
       key: PRNG key of the round.
     """
     layout = cohort.layout
-    own_rows = cohort.size is not None
-    group = Group(cohort.size if own_rows else data.num_clients, layout, own_rows)
+    own_rows = cohort.members is not None
+    group = Group(cohort.num_clients if own_rows else data.num_clients, layout, own_rows)
     rows = jax.tree.map(jnp.asarray, (dict(data.examples), data.offsets))
     if layout.is_single:
         return fn(group, own, shared, rows, key)

@@ -13,85 +13,117 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core import trees
 from fedjax_sim.core.types import ABSENT, CLIENTS, Client, ClientOutput, Cohort, Params
-from fedjax_sim.engine.chunks import CohortSums, map_clients, weighted
+from fedjax_sim.engine.chunks import map_clients
 from fedjax_sim.engine.client import ClientWork
-from fedjax_sim.engine.collectives import lanes_and_devices, on_every_device
+from fedjax_sim.engine.collectives import (
+    CohortResult,
+    Share,
+    choose_rows,
+    lanes_and_devices,
+    on_every_device,
+)
+from fedjax_sim.engine.results import check_own, collect, nothing, present
 
+# Folded into a client's key, so that neither draws what its training draws.
+_ENTER, _LEAVE = 2**32 - 1, 2**32 - 2
 _IDLE = 40  # one step in so many may be spent on idle lanes if the round ends sooner for it
 
 
 def train_clients(
     work: ClientWork,
-    send: Callable[[Params, Any, Client], ClientOutput],
-    params: Params,
-    rate: Any,
+    shared: Any,
     data: Any,
     cohort: Cohort,
     *,
     key: jax.Array,
-) -> CohortSums:
-    """Has every client of the cohort train from `params` and sums what they send.
+    leave: Callable[[Any, Any, Client, Any, jax.Array], ClientOutput],
+    enter: Callable[[Any, Any, Client, jax.Array], tuple[Params, Any]] | None = None,
+    own: Any = (),
+) -> CohortResult:
+    """Has every client of the cohort train, and sums what they send.
 
     Args:
       work: what a client does, such as `local_training` returns.
-      send: `send(params, trained, client)`, where `trained` is what `work.run` returns.
-      params: where each client starts.
-      rate: for the clients' optimizers.
+      shared: a pytree that every client receives; without `enter` it is `(params, rate)`.
       data: a `FederatedData`, on the devices of the cohort's layout.
-      cohort: who takes part, and where.
+      cohort: the clients, and where they run.
       key: PRNG key of the round; a client's own key folds in its id.
+      leave: `leave(shared, own_k, client, trained, key) -> ClientOutput`, where `trained` is what
+        `work.run` returns.
+      enter: `enter(shared, own_k, client, key) -> (params, rate)`, where this client starts, and the
+        rate of its optimizer, which may be any pytree that the work takes.
+      own: `[K, ...]`, the clients' memory; `own_k` is one row of it.
 
     Returns:
-      The sums over the cohort, on every device. They depend on lanes and devices only through the order
-      of float sums.
+      The sums over the cohort, the rows and the memory of its clients, on every device. They depend on
+      lanes and devices only through the order of float sums.
     """
     lanes, num_devices = lanes_and_devices(cohort)
+
+    def start(shared, own_k, client, key):
+        return shared if enter is None else enter(shared, own_k, client, jax.random.fold_in(key, _ENTER))
+
+    def end(shared, own_k, client, trained, key):
+        return leave(shared, own_k, client, trained, jax.random.fold_in(key, _LEAVE))
+
     if work.steps is None or lanes == 1:
 
-        def whole(broadcast, client, key):
-            params, rate = broadcast
-            return send(params, work.run(params, client, key, rate), client)
+        def whole(shared, own_k, client, key):
+            params, rate = start(shared, own_k, client, key)
+            return end(shared, own_k, client, work.run(params, client, key, rate), key)
 
-        return map_clients(whole, (params, rate), data, cohort, key=key, work=work.slots)
+        return map_clients(whole, shared, data, cohort, key=key, work=work.slots, own=own)
 
     widths = halving(lanes)
 
-    def on_one_device(broadcast, examples, offsets, ids, places, key):
-        params, rate = broadcast
-        starts, sizes = offsets[places], offsets[places + 1] - offsets[places]
-        # An empty client runs one step on nothing, which is discarded, so that it still reaches `send`.
-        count = jnp.where(ids == ABSENT, 0, jnp.maximum(work.steps.count(sizes), 1))
+    def on_one_device(shared, own, share: Share, key):
+        # An empty client runs one step on nothing, which is discarded, so that it still reaches `leave`.
+        count = work.steps.count(share.sizes, share.keys)
+        count = jnp.where(share.ids == ABSENT, 0, jnp.maximum(count, 1))
         queues = plan_queues(count, widths, num_devices)
         mine = jnp.arange(lanes) * num_devices + (jax.lax.axis_index(CLIENTS) if num_devices > 1 else 0)
         first, last, ends = queues.first[mine], queues.first[mine + 1], queues.loads[mine]
+        room = share.ids.size
 
         def view(member):
-            k = jnp.minimum(member, ids.size - 1)
-            size = jnp.where(member < ids.size, sizes[k], 0)
-            return Client(examples, starts[k], size, ids[k]), jax.random.fold_in(key, ids[k])
+            client = share.client(jnp.minimum(member, room - 1))
+            client = client._replace(size=jnp.where(member < room, client.size, 0))
+            return client, jax.random.fold_in(key, client.id)
 
-        def begin(member):
-            return work.steps.begin(params, *view(member), rate)
+        def memory_of(member, own):
+            position = share.positions[jnp.minimum(member, room - 1)]
+            return jax.tree.map(lambda rows: rows.at[position].get(mode="clip"), own)
+
+        def begin(member, own):
+            client, key = view(member)
+            params, rate = start(shared, memory_of(member, own), client, key)
+            # A rate that all clients share stays out of the lanes.
+            return work.steps.begin(params, client, key, rate), () if enter is None else rate
 
         def step(i, carry, client):
-            return work.steps.step(i, carry, client, rate)
+            inner, rate = carry
+            return work.steps.step(i, inner, client, shared[1] if enter is None else rate), rate
 
         of_lanes = Client(None, 0, 0, 0)  # all read the same examples
 
-        def finish(carry, member, done):
-            client, _ = view(member)
-            empty = client.size == 0
-            choose = functools.partial(jnp.where, empty)
-            trained = jax.tree.map(choose, work.steps.end(begin(member)), work.steps.end(carry))
-            return weighted(send(params, trained, client), done)
+        def finish(carry, member, done, own):
+            client, key = view(member)
+            fresh, own_k = begin(member, own), memory_of(member, own)
+            choose = functools.partial(jnp.where, client.size == 0)
+            trained = jax.tree.map(choose, work.steps.end(fresh[0]), work.steps.end(carry[0]))
+            output = end(shared, own_k, client, trained, key)
+            check_own(own_k, output.own)
+            position = share.positions[jnp.minimum(member, room - 1)]
+            return present(output, done), jnp.where(done, position, ABSENT)
 
-        def enter(position, last):
+        of_members = jax.vmap(finish, in_axes=(0, 0, 0, None))
+
+        def enter_queue(position, last):
             """The client at a position of the queues, and how many steps it has."""
             there = position < last
-            member = jnp.where(there, queues.clients[jnp.minimum(position, ids.size - 1)], ids.size)
-            return member, jnp.where(there, count[jnp.minimum(member, ids.size - 1)], 0)
+            member = jnp.where(there, queues.clients[jnp.minimum(position, room - 1)], room)
+            return member, jnp.where(there, count[jnp.minimum(member, room - 1)], 0)
 
         def advance(state: _State, end: jax.Array) -> _State:
             """All lanes step until the first of them is done, which then turns to its next client."""
@@ -105,30 +137,29 @@ def train_clients(
                 0, trips, lambda s, carry: steps(state.i + s, carry, clients), state.carry
             )
             done = running & (state.left == trips)
-            outputs = jax.vmap(finish)(carry, state.member, done)
-            sums = trees.add(state.sums, jax.tree.map(lambda leaf: leaf.sum(0), outputs))
+            outputs, positions = of_members(carry, state.member, done, state.result.own)
+            slots = width * work.steps.width * trips
+            result = collect(state.result, outputs, positions, slots)
             position = state.position + done.astype(jnp.int32)
-            member, left = enter(position, last[:width])
-            carry = jax.tree.map(functools.partial(_choose, done), jax.vmap(begin)(member), carry)
+            member, left = enter_queue(position, last[:width])
+            new = jax.vmap(begin, in_axes=(0, None))(member, result.own)
             return _State(
                 time=state.time + trips,
-                slots=state.slots + width * work.steps.width * trips,
-                sums=sums,
+                result=result,
                 position=position,
                 member=member,
                 left=jnp.where(done, left, jnp.maximum(state.left - trips, 0)),
                 i=jnp.where(done, 0, state.i + trips),
-                carry=carry,
+                carry=choose_rows(done, new, carry),
             )
 
-        member, left = enter(first, last)
-        carry = jax.vmap(begin)(member)
-        shapes = jax.eval_shape(jax.vmap(finish), carry, member, left > 0)
-        zero = jnp.zeros((), jnp.int32)
+        member, left = enter_queue(first, last)
+        carry = jax.vmap(begin, in_axes=(0, None))(member, own)
+        outputs, _ = jax.eval_shape(of_members, carry, member, left > 0, own)
+        output = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), outputs)
         state = _State(
-            time=zero,
-            slots=zero,
-            sums=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape[1:], leaf.dtype), shapes),
+            time=jnp.zeros((), jnp.int32),
+            result=nothing(output, own, cohort.num_clients),
             position=first,
             member=member,
             left=left,
@@ -138,16 +169,16 @@ def train_clients(
         for width, narrower in zip(widths, (*widths[1:], 0), strict=True):
             # Lanes stand in the order of their loads: when that of the first one too many is done, all
             # behind it are.
-            end = ends[narrower]
+            end_time = ends[narrower]
             state = state.narrowed(width)
             state = jax.lax.while_loop(
-                lambda state, end=end: state.time < end,
-                lambda state, end=end: advance(state, end),
+                lambda state, end=end_time: state.time < end,
+                lambda state, end=end_time: advance(state, end),
                 state,
             )
-        return CohortSums(*state.sums, state.slots)
+        return state.result
 
-    return on_every_device(on_one_device, (params, rate), data, cohort, key)
+    return on_every_device(on_one_device, shared, own, data, cohort, key)
 
 
 class _State(NamedTuple):
@@ -155,8 +186,7 @@ class _State(NamedTuple):
 
     Attributes:
       time: `[]` int32, the steps done.
-      slots: `[]` int32, the example slots executed.
-      sums: the sums over the clients that are done.
+      result: of the clients that are done.
       position: `[w]` int32, where the lanes' present clients stand in the queues.
       member: `[w]` int32, their places in the cohort; `K` in a lane that is idle.
       left: `[w]` int32, the steps they have yet to do.
@@ -165,8 +195,7 @@ class _State(NamedTuple):
     """
 
     time: jax.Array
-    slots: jax.Array
-    sums: Any
+    result: CohortResult
     position: jax.Array
     member: jax.Array
     left: jax.Array
@@ -245,8 +274,3 @@ def halving(lanes: int) -> tuple[int, ...]:
     while widths[-1] > 1:
         widths.append(-(-widths[-1] // 2))
     return tuple(widths)
-
-
-def _choose(done: jax.Array, new: jax.Array, old: jax.Array) -> jax.Array:
-    """`new` in the lanes that are done; `[w, ...]`."""
-    return jnp.where(done.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

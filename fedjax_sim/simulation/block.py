@@ -17,7 +17,7 @@ from fedjax_sim.core.types import RUNS, Algorithm, Cohort, Layout
 from fedjax_sim.engine.placement import EVERYWHERE, of_runs, place, shardings
 from fedjax_sim.participation.uniform import sample_cohort
 from fedjax_sim.runtime.processes import fetch, is_multiprocess, on_first_process
-from fedjax_sim.simulation import programs
+from fedjax_sim.simulation import client_memory, programs
 from fedjax_sim.simulation.sharded_cohorts import send_learners
 from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 
@@ -46,6 +46,11 @@ class Blocks:
     capacity: int
     cohort: Cohort | None = None
 
+    @property
+    def num_clients(self) -> int:
+        """`N`."""
+        return self.algorithm.num_learners or self.data.num_clients
+
     @classmethod
     def on_devices(
         cls, algorithm: Algorithm, data: Any, size: int, layout: Layout, capacity: int
@@ -60,6 +65,10 @@ class Blocks:
         # A device could otherwise read the files themselves, which may shrink.
         return cls(algorithm, place(data.in_memory(), layout), size, layout, capacity)
 
+    @property
+    def _specs(self) -> Any:
+        return client_memory.specs(self.algorithm)
+
     def starts(
         self, runs: Iterable[tuple[jax.Array, Mapping[str, float]]], initial_params: Any = None
     ) -> list[tuple[Any, Any]]:
@@ -70,13 +79,14 @@ class Blocks:
           initial_params: where they begin, if not where the algorithm says.
         """
         # Initialise with the final sharding, so that all models never sit on one device.
-        where = shardings(self.layout, self.algorithm.specs)
+        where = shardings(self.layout, self._specs)
         begin, program, states = jax.jit(_begin, static_argnums=0, out_shardings=where), None, []
+        begin_run = functools.partial(client_memory.start, self.algorithm, self.num_clients)
         given = () if initial_params is None else (place(initial_params, self.layout),)
         for key, hparams in runs:
             keys = place(split_key(key), self.layout)
             arguments = (keys.init, as_rates(hparams), *given)
-            program = program or programs.trace(self.algorithm.init, *arguments)
+            program = program or programs.trace(begin_run, *arguments)
             # Copied, since a state is donated, and these may be arrays of the user's.
             consts, arguments = jax.tree.map(jnp.copy, (program.consts, arguments))
             states.append((begin(program, consts, *arguments), (keys.cohorts, keys.training)))
@@ -145,11 +155,11 @@ class Blocks:
             where = shardings(self.layout, of_runs(specs, self.layout))
             return jax.jit(_stack, out_shardings=where)(trees)
 
-        return stack(states, self.algorithm.specs), stack(keys, EVERYWHERE)
+        return stack(states, self._specs), stack(keys, EVERYWHERE)
 
     def take(self, states: Any, i: int) -> Any:
         """The state of one of many runs."""
-        where = shardings(self.layout, self.algorithm.specs)
+        where = shardings(self.layout, self._specs)
         return jax.jit(_take, out_shardings=where)(states, i)
 
     def next_count(self, done: int, num_rounds: int) -> int:
@@ -158,7 +168,8 @@ class Blocks:
 
     def message_bytes(self, state: Any) -> dict[str, int]:
         """The size of a message of each kind that the algorithm sends."""
-        return check_sizes(self.algorithm.message_bytes(state))
+        server = state.server if isinstance(state, client_memory.WithMemory) else state
+        return check_sizes(self.algorithm.message_bytes(server))
 
     def first_row(self, sizes: dict[str, int]) -> dict[str, Any]:
         """What is known before the first round, evaluation aside; `sizes` are the messages'."""
@@ -273,7 +284,7 @@ def _rounds(
             drawn = sample_cohort(jax.random.fold_in(cohort_key, r), data.num_clients, size)
             present = Cohort(drawn, layout)
         key = jax.random.fold_in(train_key, r)
-        state, info = round_fn(key, state, data, present)
+        state, info = client_memory.play(round_fn, key, state, data, present)
         _check_info(info)
         finite = info["finite"] if "finite" in info else trees.all_finite(state.params)
         finite &= jnp.isfinite(info["train_loss"])

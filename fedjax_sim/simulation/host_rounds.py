@@ -112,6 +112,11 @@ class CohortPrefetcher:
         self._shapes: set[int] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "feed")
 
+    @property
+    def num_clients(self) -> int:
+        """`N`."""
+        return self._data.num_clients
+
     def cohort(self, r: int) -> PrefetchedCohort:
         """The cohort of round r; from the first that is asked for they follow one another.
 
@@ -145,14 +150,14 @@ class CohortPrefetcher:
         if self._parts == 1:
             sent = self._send(ids, num_rows)
         else:
-            sent = send_parts(self._data, [ids[part] for part in parts], num_rows, self._layout)
+            sent = send_parts(self._data, ids, parts, num_rows, self._layout)
         return PrefetchedCohort(*jax.block_until_ready(sent), new_shape, time.perf_counter() - started)
 
     def _send(self, ids: np.ndarray, num_rows: int) -> tuple[Cohort, Any]:
         """The whole cohort, to every device."""
-        places = np.arange(ids.size, dtype=np.int32)
-        ids, places, data = place((ids, places, self._data.select(ids, num_rows)), self._layout)
-        return Cohort(ids, self._layout, places), data
+        index = np.arange(ids.size, dtype=np.int32)
+        ids, index, data = place((ids, index, self._data.select(ids, num_rows)), self._layout)
+        return Cohort(ids, self._layout, index), data
 
     def _ids(self, r: int) -> np.ndarray:
         """`[K]`, drawn one call ahead, since a call waits for the round that the device is busy with."""

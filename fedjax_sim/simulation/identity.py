@@ -1,5 +1,6 @@
 """The identity of a run: its programs, its evaluations, and the versions that it began with."""
 
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core.types import Algorithm, Cohort
-from fedjax_sim.simulation import programs
+from fedjax_sim.simulation import client_memory, programs
 from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 from fedjax_sim.version import VERSION
 
@@ -52,11 +53,13 @@ def identify(
     """
     key, examples, rates = jax.random.key(0), data.examples, as_rates(hparams)
     start = (key, rates) if initial_params is None else (key, rates, programs.shapes_of(initial_params))
-    state = jax.eval_shape(lambda *start: algorithm.init(*start), *start)
+    begin = functools.partial(client_memory.start, algorithm, data.num_clients)
+    play = functools.partial(client_memory.play, algorithm.round)
+    state = jax.eval_shape(begin, *start)
     cohort = Cohort(jax.ShapeDtypeStruct((size,), np.int32))
     parts = dict(algorithm.parts(examples)) | {
-        "init": (algorithm.init, *start),
-        "round": (algorithm.round, key, state, programs.shapes_of(data), cohort),
+        "init": (begin, *start),
+        "round": (play, key, state, programs.shapes_of(data), cohort),
     }
     params = jax.eval_shape(lambda state: state.params, state)
     return {

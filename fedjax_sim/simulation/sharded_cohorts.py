@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core.types import ABSENT, Cohort, Layout
-from fedjax_sim.engine.placement import SPREAD, shardings
+from fedjax_sim.engine.placement import SPREAD, place, shardings
 
 
 def share_out(sizes: np.ndarray, parts: int) -> list[np.ndarray]:
@@ -26,24 +26,28 @@ def send_learners(data: Any, layout: Layout) -> tuple[Cohort, Any]:
     """To each device the learners whose models it keeps; see `send_parts`."""
     parts = np.split(np.arange(data.num_clients), layout.num_devices)
     num_rows = max(int(data.offsets[part[-1] + 1] - data.offsets[part[0]]) for part in parts)
-    return send_parts(jax.tree.map(np.asanyarray, data), parts, num_rows, layout)
+    everybody = np.arange(data.num_clients)
+    return send_parts(jax.tree.map(np.asanyarray, data), everybody, parts, num_rows, layout)
 
 
-def send_parts(data: Any, parts: list[np.ndarray], num_rows: int, layout: Layout) -> tuple[Cohort, Any]:
+def send_parts(
+    data: Any, ids: np.ndarray, parts: list[np.ndarray], num_rows: int, layout: Layout
+) -> tuple[Cohort, Any]:
     """Sends to each device of this process its own clients, with room for as many as there are in all.
 
     Args:
       data: a `FederatedData` on the host.
-      parts: `D` times the clients of a device, of any number; K together.
+      ids: `[K]`, the cohort's clients.
+      parts: `D` times the positions in `ids` of a device's clients, of any number; K together.
       num_rows: of each device's columns, at least as many as its clients own.
       layout: of `D` devices.
 
     Returns:
-      The cohort, whose `size` is K, and a `FederatedData` that is as many parts: of each column
+      The cohort, and a `FederatedData` that is as many parts: of each column
       `[D * num_rows, ...]`, `offsets` `[D * (K + 1)]`.
     """
-    size, count = sum(map(len, parts)), len(parts)
-    select = functools.cache(lambda d: data.select(parts[d], num_rows))
+    size, count = len(ids), len(parts)
+    select = functools.cache(lambda d: data.select(ids[parts[d]], num_rows))
 
     def send(shape: tuple[int, ...], of_device: Callable[[int], np.ndarray]) -> jax.Array:
         return jax.make_array_from_callback(
@@ -63,9 +67,8 @@ def send_parts(data: Any, parts: list[np.ndarray], num_rows: int, layout: Layout
         name: send((num_rows, *column.shape[1:]), lambda d, name=name: select(d).examples[name])
         for name, column in data.examples.items()
     }
-    ids = send((size,), lambda d: room(parts[d], size, ABSENT))
-    places = send((size,), lambda d: np.arange(size, dtype=np.int32))
+    members = send((size,), lambda d: room(parts[d], size, ABSENT))
     sent = dataclasses.replace(
         data, examples=examples, offsets=send((size + 1,), offsets), client_ids=None
     )
-    return Cohort(ids, layout, places, size), sent
+    return Cohort(place(ids.astype(np.int32), layout), layout, members=members), sent

@@ -110,13 +110,13 @@ def check_initial_params(
     """
     if initial_params is None:
         return
-    if len(inspect.signature(algorithm.init).parameters) < 3:
+    if len(inspect.signature(algorithm.init).parameters) < 4:
         raise ValueError(
             "initial_params is given, but the algorithm's init takes none; wanted "
-            "init(key, hparams, params=None)"
+            "init(key, hparams, num_clients, params=None)"
         )
     rates = as_rates(hparams)
-    like = jax.eval_shape(lambda: algorithm.init(jax.random.key(0), rates).params)
+    like = jax.eval_shape(lambda: algorithm.init(jax.random.key(0), rates, 1).params)
     got, wanted = (_paths(tree) for tree in (initial_params, like))
     for path in sorted(got.keys() | wanted.keys()):
         there, now = wanted.get(path, "nothing"), got.get(path, "nothing")

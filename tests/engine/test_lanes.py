@@ -83,15 +83,15 @@ def test_a_client_with_half_the_work_has_a_device_to_itself(devices):
 def test_clients_are_summed_with_their_weights(data, lanes, devices):
     ids = [9, 3, 0, 2, 5]
 
-    def client(broadcast, client, key):
+    def client(shared, own_k, client, key):
         # An update that is not zero for an absent client would show if its lane counted.
         size = client.size.astype(jnp.float32)
-        update = {"id": broadcast + client.id.astype(jnp.float32)}
-        return fs.ClientOutput(update, size + 1, {"seen": client.size, "clients": jnp.float32(1)})
+        message = fs.engine.weigh({"id": shared + client.id.astype(jnp.float32)}, size + 1)
+        return fs.ClientOutput(message, {"seen": client.size, "clients": jnp.float32(1)})
 
     @jax.jit
     def run(data, cohort):
-        def work(sizes):
+        def work(sizes, keys):
             return 2 * sizes[:, None]
 
         key = jax.random.key(0)
@@ -101,8 +101,8 @@ def test_clients_are_summed_with_their_weights(data, lanes, devices):
     cohort = fs.Cohort(fs.engine.place(jnp.array(ids, jnp.int32), where), where)
     sums = run(fs.engine.place(data, where), cohort)
     sizes = np.asarray(data.sizes)[ids]
-    np.testing.assert_allclose(sums.update["id"], ((sizes + 1) * (10 + np.array(ids))).sum())
-    assert float(sums.weight) == (sizes + 1).sum()
+    np.testing.assert_allclose(sums.message.total["id"], ((sizes + 1) * (10 + np.array(ids))).sum())
+    assert float(sums.message.weight) == (sizes + 1).sum()
     assert int(sums.metrics["seen"]) == sizes.sum()
     assert float(sums.metrics["clients"]) == len(ids)
     # Lanes beyond what the cohort fills are not executed.
@@ -114,19 +114,19 @@ def test_clients_are_summed_with_their_weights(data, lanes, devices):
 def test_a_client_without_weight_adds_nothing_whatever_it_computes(data, lanes):
     """Who has no examples may divide by their number."""
 
-    def client(broadcast, client, key):
+    def client(shared, own_k, client, key):
         size = client.size.astype(jnp.float32)
-        return fs.ClientOutput({"inverse": broadcast / size}, size, {})
+        return fs.ClientOutput(fs.engine.weigh({"inverse": shared / size}, size), {})
 
     @jax.jit
     def run(data, cohort):
         key = jax.random.key(0)
         return fs.map_clients(
-            client, jnp.float32(2), data, cohort, key=key, work=lambda sizes: sizes[:, None]
+            client, jnp.float32(2), data, cohort, key=key, work=lambda sizes, keys: sizes[:, None]
         )
 
     sums = run(data.place(jax.local_devices()[0]), fs.Cohort(jnp.array([2, 0, 4]), toys.layout(lanes)))
-    np.testing.assert_allclose(sums.update["inverse"], 4, rtol=1e-6)
+    np.testing.assert_allclose(sums.message.total["inverse"], 4, rtol=1e-6)
 
 
 def working_memory(cohort_size, lanes, devices):
@@ -136,7 +136,7 @@ def working_memory(cohort_size, lanes, devices):
     where = toys.layout(lanes, devices)
     ids = jnp.arange(cohort_size, dtype=jnp.int32)
     key, state, data, ids = fs.engine.place((jax.random.key(0), toys.init(algorithm), data, ids), where)
-    lowered = jax.jit(algorithm.round).lower(key, state, data, fs.Cohort(ids, where))
+    lowered = toys.round_of(algorithm).lower(key, state, data, fs.Cohort(ids, where))
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 

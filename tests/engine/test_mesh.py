@@ -137,13 +137,13 @@ def test_clients_of_a_device_s_own_learn_the_same(task, data, lanes):
     chosen, layout = algorithm(task), toys.layout(lanes, 2)
     with CohortPrefetcher(data, jax.random.key(5), 7, layout, num_rounds=2, spread=True) as feed:
         fed = feed.cohort(0)
-    ids = np.asarray(fed.cohort.ids).reshape(2, 7)
-    present = np.sort(ids[ids != ABSENT])
-    assert fed.cohort.num_clients == present.size == 7
-    assert all((part != ABSENT).any() for part in ids)
+    present = np.sort(np.asarray(fed.cohort.ids))
+    members = np.asarray(fed.cohort.members).reshape(2, 7)
+    np.testing.assert_array_equal(np.sort(members[members != ABSENT]), np.arange(7))
+    assert all((part != ABSENT).any() for part in members)
     state = place(toys.init(chosen), layout)
     key = place(jax.random.fold_in(jax.random.key(1), 0), layout)
-    ours, info = jax.jit(chosen.round)(key, state, fed.data, fed.cohort)
+    ours, info = toys.round_of(chosen)(key, state, fed.data, fed.cohort)
     theirs, expected = toys.play(chosen, data, present, where=layout)
     toys.assert_close(ours.params, theirs.params)
     for name in expected.keys() - {"slots", "train_loss"}:
@@ -165,7 +165,7 @@ def test_learners_with_rows_of_a_device_s_own_learn_the_same_to_the_bit(task):
     assert len(own.examples["x"]) == 2 * 25  # the larger half has 25 rows, and room for none more
     state = place(toys.init(chosen), layout, chosen.specs)
     key = place(jax.random.fold_in(jax.random.key(1), 0), layout)
-    state, _ = jax.jit(chosen.round)(key, state, own, cohort)
+    state, _ = toys.round_of(chosen)(key, state, own, cohort)
     toys.assert_same(state.params, whole.params)
 
 
@@ -174,9 +174,12 @@ def test_a_device_gets_no_rows_of_others(data):
         data, jax.random.key(5), 4, toys.layout(1, 2), num_rounds=1, spread=True
     ) as feed:
         fed = feed.cohort(0)
-    ids, offsets = (np.asarray(a).reshape(2, -1) for a in (fed.cohort.ids, fed.data.offsets))
-    for shard, mine, ends in zip(fed.data.examples["x"].addressable_shards, ids, offsets, strict=True):
-        own = data.select(mine[mine != ABSENT])
+    ids = np.asarray(fed.cohort.ids)
+    members, offsets = (np.asarray(a).reshape(2, -1) for a in (fed.cohort.members, fed.data.offsets))
+    for shard, mine, ends in zip(
+        fed.data.examples["x"].addressable_shards, members, offsets, strict=True
+    ):
+        own = data.select(ids[mine[mine != ABSENT]])
         np.testing.assert_array_equal(shard.data[: ends[-1]], own.examples["x"])
         assert not np.asarray(shard.data[ends[-1] :]).any()
 
@@ -195,7 +198,7 @@ def messages(task, data, size, lanes, mesh_runs=1):
     chosen = algorithm(task)
     cohort = fs.Cohort(jnp.arange(size, dtype=jnp.int32), layout)
     arguments = place((jax.random.key(0), toys.init(chosen), data), layout)
-    program = jax.jit(chosen.round).lower(*arguments, cohort).compile().as_text()
+    program = toys.round_of(chosen).lower(*arguments, cohort).compile().as_text()
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
     return re.findall(rf"= \S+ ({kinds})(?:-start)?\(", program)
 

@@ -91,27 +91,26 @@ def test_each_client_takes_its_own_steps_in_order_and_lanes_as_many_as_planned(l
         width=4,
     )
 
-    def send(params, trained, client):
+    def leave(shared, own_k, client, trained, leave_key):
         taken, in_order, key = trained
         own_key = jax.random.fold_in(jax.random.key(1), client.id)
         right = in_order & (taken == 3 * client.size) & jnp.all(key == own_key)
-        return fs.ClientOutput(
-            jnp.zeros(()), jnp.ones(()), {"taken": taken, "right": right.astype(jnp.int32)}
-        )
+        return fs.ClientOutput(jnp.ones(()), {"taken": taken, "right": right.astype(jnp.int32)})
 
     data, where = toys.federation((9, 0, 4, 17, 1, 0, 6, 12, 3, 2, 8, 5)), toys.layout(lanes, devices)
     ids = np.array([11, 3, 1, 0, 5, 8, 2, 10, 7, 6])
 
     @jax.jit
     def run(data, cohort):
-        work = ClientWork(None, lambda sizes: sizes[:, None], steps)
+        work = ClientWork(None, lambda sizes, keys: sizes[:, None], steps)
         key = jax.random.key(1)
-        return fs.train_clients(work, send, jnp.zeros(()), jnp.ones(()), data, cohort, key=key)
+        shared = (jnp.zeros(()), jnp.ones(()))
+        return fs.train_clients(work, shared, data, cohort, key=key, leave=leave)
 
     cohort = fs.Cohort(jnp.asarray(ids, jnp.int32), where)
     sums = run(*fs.engine.place((jax.tree.map(jnp.asarray, data), cohort), where))
     sizes = np.asarray(data.sizes)[ids]
-    assert int(sums.metrics["right"]) == float(sums.weight) == len(ids)
+    assert int(sums.metrics["right"]) == float(sums.message) == len(ids)
     assert int(sums.metrics["taken"]) == 3 * sizes.sum()
     widths = halving(lanes)  # 5 lanes take 51, 36, 36, 36 and 35 steps, so that 3 outlast the others
     loads = np.asarray(plan(jnp.maximum(3 * sizes, 1), widths, devices).loads)
@@ -139,7 +138,7 @@ def test_slots_are_counted_as_they_are_executed(task):
 
 def test_other_cohorts_and_rates_compile_nothing(task, data):
     algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4, shuffle="never")
-    round_fn, where = jax.jit(algorithm.round), toys.layout(lanes=3)
+    round_fn, where = toys.round_of(algorithm), toys.layout(lanes=3)
     for seed, ids in enumerate([(0, 3, 5, 8), (1, 2, 4, 6), (9, 7, 5, 3)]):
         state = toys.init(algorithm, client_lr=0.1 * (1 + seed))
         cohort = fs.Cohort(jnp.array(ids, jnp.int32), where)
@@ -157,7 +156,7 @@ def test_padding_of_shakespeare_s_roles_stays_below_a_tenth(cohort_size, epochs,
         toys.task(), client_lr=0.1, local_epochs=epochs, batch_size=10, shuffle="never"
     )
     where, slots, examples = toys.layout(lanes, devices=2), 0, 0
-    round_fn = jax.jit(algorithm.round)
+    round_fn = toys.round_of(algorithm)
     state, data = fs.engine.place((toys.init(algorithm), data), where)
     for seed in range(20):
         key, cohort = fs.engine.place(
@@ -176,9 +175,9 @@ def test_who_has_no_data_sends_what_it_received(task):
     def decaying(rate):
         return optax.chain(optax.add_decayed_weights(0.5), optax.sgd(rate))
 
-    def send(w, trained, client):
+    def leave(shared, own_k, client, trained, key):
         w_k, losses = trained
-        return fs.ClientOutput(w_k, jnp.ones(()), losses._asdict())
+        return fs.ClientOutput(w_k, losses)
 
     work = fs.local_training(task, decaying, local_epochs=1, batch_size=4, shuffle="never")
     data, params = toys.federation((0, 5, 0)), task.init(jax.random.key(0))
@@ -187,8 +186,8 @@ def test_who_has_no_data_sends_what_it_received(task):
     def sums(lanes):
         cohort = fs.Cohort(jnp.arange(3, dtype=jnp.int32), toys.layout(lanes))
         rate = jnp.float32(0.1)
-        return fs.train_clients(work, send, params, rate, data, cohort, key=jax.random.key(1))
+        key = jax.random.key(1)
+        return fs.train_clients(work, (params, rate), data, cohort, key=key, leave=leave)
 
     alone, together = sums(1), sums(3)
-    toys.assert_close(together.update, alone.update)
-    assert float(together.weight) == float(alone.weight) == 3
+    toys.assert_close(together.message, alone.message)

@@ -34,19 +34,22 @@ class Total(NamedTuple):
 def adding():
     """An algorithm that compiles at once: it adds up the rows of its cohorts."""
 
-    def client(nothing, client, key):
+    def client(nothing, own_k, client, key):
         def add(i, total):
             return total + client.take(i[None])["x"].sum()
 
         total = jax.lax.fori_loop(0, client.size, add, jnp.zeros(()))
-        return fs.ClientOutput(total, jnp.ones(()), {"examples": client.size})
+        return fs.ClientOutput(total, {"examples": client.size})
 
-    def round_fn(key, state, data, cohort):
-        sums = fs.map_clients(client, (), data, cohort, key=key, work=lambda sizes: sizes[:, None])
-        info = {"train_loss": sums.update, "slots": sums.slots} | sums.metrics
-        return state._replace(params=state.params + sums.update), info
+    def work(sizes, keys):
+        return sizes[:, None]
 
-    def init(key, hparams):
+    def round_fn(key, state, own, data, cohort):
+        sums = fs.map_clients(client, (), data, cohort, key=key, work=work)
+        info = {"train_loss": sums.message, "slots": sums.slots} | sums.metrics
+        return state._replace(params=state.params + sums.message), own, info
+
+    def init(key, hparams, num_clients):
         return Total(jnp.zeros(()), dict(hparams))
 
     return fs.Algorithm(init, round_fn, lambda state: {}, {"scale": 1.0}, {})

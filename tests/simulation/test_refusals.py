@@ -13,10 +13,7 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.core.types import ABSENT
-from fedjax_sim.engine.chunks import weighted
 from fedjax_sim.simulation import workdir as files
-from fedjax_sim.simulation.host_rounds import CohortPrefetcher
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -33,9 +30,9 @@ def simulate(algorithm, data, **settings):
 def reporting(algorithm, **more):
     """The algorithm, whose rounds report more."""
 
-    def round_fn(key, state, data, cohort):
-        state, info = algorithm.round(key, state, data, cohort)
-        return state, info | {name: make(state, cohort) for name, make in more.items()}
+    def round_fn(key, state, own, data, cohort):
+        state, own, info = algorithm.round(key, state, own, data, cohort)
+        return state, own, info | {name: make(state, cohort) for name, make in more.items()}
 
     return algorithm._replace(round=round_fn)
 
@@ -137,29 +134,16 @@ def test_a_reported_rate_stays_a_rate_and_counts_add_up(task, data):
 
 
 def test_integers_in_an_update_are_refused():
-    output = fs.ClientOutput({"w": jnp.ones(2), "n": jnp.uint32(3)}, jnp.float32(2.0), {})
     with pytest.raises(ValueError, match="update holds uint32, and updates are multiplied"):
-        weighted(output, jnp.asarray(True))
-
-
-def test_nobody_s_id_overwrites_no_client(data):
-    """Where each device has clients of its own, ids have room for more than there are."""
-    with CohortPrefetcher(
-        data, jax.random.key(5), 7, toys.layout(1, 2), num_rounds=1, spread=True
-    ) as feed:
-        ids = jnp.asarray(np.asarray(feed.cohort(0).cohort.ids))
-    assert int((ids == ABSENT).sum()) == 7
-    visited = jnp.zeros(data.num_clients, jnp.int32).at[ids].set(1)
-    present = np.asarray(ids)[np.asarray(ids) != ABSENT]
-    np.testing.assert_array_equal(np.flatnonzero(visited), np.sort(present))
+        fs.engine.weigh({"w": jnp.ones(2), "n": jnp.uint32(3)}, jnp.float32(2.0))
 
 
 def test_what_init_has_closed_over_is_read_anew(task, data):
     """A warm start in a loop, by one function that stays the same."""
     algorithm, params = fed_avg(task), task.init(jax.random.key(0))
 
-    def init(key, hparams):
-        return algorithm.init(key, hparams)._replace(params=params)
+    def init(key, hparams, num_clients):
+        return algorithm.init(key, hparams, num_clients)._replace(params=params)
 
     warm = algorithm._replace(init=init)
     starts = []
@@ -205,8 +189,10 @@ def test_parameters_of_another_model_are_refused(task, data, change, message):
 
 def test_parameters_for_an_algorithm_that_takes_none_are_refused(task, data):
     algorithm = fed_avg(task)
-    plain = algorithm._replace(init=lambda key, hparams: algorithm.init(key, hparams))
-    with pytest.raises(ValueError, match=r"init takes none; wanted init\(key, hparams, params=None\)"):
+    plain = algorithm._replace(init=lambda key, hparams, n: algorithm.init(key, hparams, n))
+    with pytest.raises(
+        ValueError, match=r"init takes none; wanted init\(key, hparams, num_clients, params=None\)"
+    ):
         simulate(plain, data, initial_params=task.init(jax.random.key(0)))
 
 

@@ -33,11 +33,11 @@ def fed_sgd(task):
 def fresh(task):
     """An algorithm that only scales the model, of which nothing is compiled yet."""
 
-    def scale(key, state, data, cohort):
+    def scale(key, state, own, data, cohort):
         params = jax.tree.map(lambda w: w * state.hparams["client_lr"], state.params)
         info = {"train_loss": jnp.ones(()), "examples": cohort.ids.size, "slots": cohort.ids.size}
         info = jax.tree.map(jnp.asarray, info) | fs.messages.exchange(cohort.ids.size)
-        return state._replace(params=params), info
+        return state._replace(params=params), own, info
 
     return fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)._replace(round=scale)
 

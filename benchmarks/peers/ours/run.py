@@ -62,13 +62,13 @@ def main(path):
     data = fs.data.FederatedData({"x": job.x, "y": job.y}, job.offsets.astype(np.int32))
     initial = ours(job.params, job.model)
     hparams = {name: jnp.float32(value) for name, value in algorithm.hparams.items()}
-    state = algorithm.init(jax.random.key(0), hparams)._replace(params=initial)
+    state = algorithm.init(jax.random.key(0), hparams, data.num_clients)._replace(params=initial)
     cohort = fs.Cohort(jnp.arange(data.num_clients, dtype=jnp.int32), layout)
     state, data, cohort, key = fs.engine.place((state, data, cohort, jax.random.key(1)), layout)
     round_fn = jax.jit(algorithm.round)
 
     def run_round():
-        new, _ = jax.block_until_ready(round_fn(key, state, data, cohort))
+        new, *_ = jax.block_until_ready(round_fn(key, state, (), data, cohort))
         return new.params
 
     def report(params):
