@@ -39,8 +39,9 @@ def loaded(script):
             yield importlib.import_module(script)
         finally:
             flags.FLAGS.remove_flag_values({*flags.FLAGS} - before)
-            for path in SCRIPTS.glob("*.py"):
-                sys.modules.pop(path.stem, None)
+            for path in (*SCRIPTS.glob("*.py"), *SCRIPTS.glob("flags/*.py")):
+                name = ".".join(path.relative_to(SCRIPTS).with_suffix("").parts)
+                sys.modules.pop(name.removesuffix(".__init__"), None)
 
 
 def check(module, *given):

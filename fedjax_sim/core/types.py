@@ -71,8 +71,8 @@ class ClientOutput(NamedTuple):
     """What leaves one client at the end of its round.
 
     Attributes:
-      message: a pytree that is summed over the cohort, each leaf in its own dtype; nothing multiplies it,
-        and unsigned integers wrap. For weighted means see `weigh`.
+      message: a pytree that is summed over the cohort, each leaf in its own dtype; it is never multiplied,
+        and unsigned integers wrap. For weighted means see `engine.weigh`.
       metrics: a pytree of numbers, summed likewise.
       own: the client's memory from now on, in the shapes that it was given; `()` without memory.
       row: a pytree that the server sees for each client separately; `()` for nothing.
@@ -165,7 +165,7 @@ class Algorithm(NamedTuple):
     """A federated algorithm: two pure functions and the numbers that may change without compiling.
 
     Attributes:
-      init: `init(key, hparams, num_clients, params=None) -> state`; `num_clients` is `N`, static. A state
+      init: `init(key, hparams, num_clients, params=None) -> state`, where `num_clients` is `N`. A state
         has a field `params`, the model to evaluate, and carries `hparams`, so that rates are traced
         values. `params` are the parameters to begin with, if `simulate` is given any.
       round: `round(key, state, own, data, cohort) -> (state, own, info)`, one communication round. `own`

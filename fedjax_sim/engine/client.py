@@ -45,7 +45,7 @@ class SteppedWork(NamedTuple):
       begin: `begin(params, client, key, rate) -> carry`.
       step: `step(i, carry, client, rate) -> carry`, for i from 0.
       end: `end(carry)`, what `ClientWork.run` returns once all steps are done.
-      count: `count(sizes [K], keys [K]) -> [K]` int32, how many steps clients of these sizes and keys have.
+      count: `count(sizes [K], keys [K]) -> [K]` int32, the steps of clients of these sizes and keys.
       width: `B`, the example slots of a step.
     """
 

@@ -87,7 +87,7 @@ def test_each_client_takes_its_own_steps_in_order_and_lanes_as_many_as_planned(l
         begin=lambda params, client, key, rate: (jnp.zeros((), jnp.int32), jnp.asarray(True), key),
         step=step,
         end=lambda carry: carry,
-        count=lambda sizes: 3 * sizes,
+        count=lambda sizes, keys: 3 * sizes,
         width=4,
     )
 

@@ -19,7 +19,7 @@ PROGRAMS = {
     "config": (f"import jax; jax.config.update('jax_num_cpu_devices', 3); {ASK}", {}),
     "late": (
         "import jax; print(jax.device_count());" + ASK + "; import warnings\n"
-        "fs.devices.available_cores = lambda: 4\n"
+        "fs.runtime.devices.available_cores = lambda: 4\n"
         "with warnings.catch_warnings(record=True) as caught:\n"
         "    warnings.simplefilter('always')\n"
         "    print(fs.runtime.default_layout().num_devices)\n"

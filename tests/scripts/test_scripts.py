@@ -338,7 +338,7 @@ def test_a_stored_federation_wants_a_model_that_reads_it(script, tmp_path):
     words = {"x": np.zeros((4, 10), np.uint16), "y": np.zeros((4, 10), np.uint16)}
     digits = {"x": np.zeros((4, 28, 28, 1), np.uint8), "y": np.zeros(4, np.int32)}
     numbers = {"x": np.zeros((4, 5), np.float32), "y": np.zeros(4, np.int32)}
-    check_stored = importlib.import_module("catalogue").check_stored
+    check_stored = importlib.import_module("flags.catalogue").check_stored
     for model, fitting in (("cnn", digits), ("2nn", digits), ("2nn", numbers), ("word_lstm", words)):
         check_stored(model, fitting)
     for model, strange in (("cnn", words), ("cnn", numbers), ("2nn", words), ("word_lstm", digits)):

@@ -244,7 +244,7 @@ def test_another_sweep_leaves_the_workdir_as_it_was(finished, refused):
 @pytest.fixture
 def kinds(script):
     """What the scripts read flags with."""
-    return sys.modules["kinds"]
+    return sys.modules["flags.kinds"]
 
 
 def test_lists_of_numbers_are_read(kinds):

@@ -48,7 +48,7 @@ class Meeting(NamedTuple):
       mean: of the members' models.
       reference: `r` from now on.
       violations: `v` from now on.
-      traffic: entries of a round's `info`, see `fedjax_sim.traffic`.
+      traffic: entries of a round's `info`, see `fedjax_sim.messages.traffic`.
     """
 
     members: jax.Array
