@@ -1,4 +1,4 @@
-"""Clients of a device's own: each gets its part of the clients, and nobody else's rows."""
+"""Sharded cohorts: each device receives its own clients and only their rows."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from fedjax_sim.engine.placement import SPREAD, shardings
 
 
 def share_out(sizes: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Positions of clients of these sizes, `[K]`, in parts: the largest to the least loaded first."""
+    """Splits the positions of clients of `sizes` `[K]`: the next largest to the least loaded part."""
     load = np.zeros(parts, np.int64)
     owner = np.zeros(len(sizes), np.int64)
     for position in np.argsort(-sizes, kind="stable"):
@@ -23,23 +23,23 @@ def share_out(sizes: np.ndarray, parts: int) -> list[np.ndarray]:
 
 
 def send_learners(data: Any, layout: Layout) -> tuple[Cohort, Any]:
-    """To each device the learners whose models it keeps; see `send_parts`."""
+    """Sends to each device the learners that it trains; see `send_parts`."""
     parts = np.split(np.arange(data.num_clients), layout.num_devices)
     num_rows = max(int(data.offsets[part[-1] + 1] - data.offsets[part[0]]) for part in parts)
     return send_parts(jax.tree.map(np.asanyarray, data), parts, num_rows, layout)
 
 
 def send_parts(data: Any, parts: list[np.ndarray], num_rows: int, layout: Layout) -> tuple[Cohort, Any]:
-    """Sends to each device of this process its own clients, with room for as many as there are in all.
+    """Sends to each device of this process its own clients, padded to `K` clients.
 
     Args:
       data: a `FederatedData` on the host.
-      parts: `D` times the clients of a device, of any number; K together.
-      num_rows: of each device's columns, at least as many as its clients own.
-      layout: of `D` devices.
+      parts: the clients of each of the `D` devices, any number of them; `K` in all.
+      num_rows: rows of each device's columns, at least as many as its clients own.
+      layout: layout of `D` devices.
 
     Returns:
-      The cohort, whose `size` is K, and a `FederatedData` that is as many parts: of each column
+      The cohort, with `size` K, and a `FederatedData` of one part per device: each column
       `[D * num_rows, ...]`, `offsets` `[D * (K + 1)]`.
     """
     size, count = sum(map(len, parts)), len(parts)
