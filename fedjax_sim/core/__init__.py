@@ -1,1 +1,1 @@
-"""Contracts and tools that every room may use."""
+"""Types and helpers that every subpackage may import."""

@@ -1,4 +1,4 @@
-"""Checks of names and numbers that users give, with errors that say what was wanted."""
+"""Checks of user-supplied names and numbers, with errors that say what was wanted."""
 
 import difflib
 import math
@@ -18,10 +18,10 @@ def choose(kind: str, name: str, known: Mapping[str, T]) -> T:
     Args:
       kind: what is being chosen, for the error message, such as `"dataset"`.
       name: the name asked for.
-      known: every name there is, with what it stands for.
+      known: every valid name, with the value it stands for.
 
     Raises:
-      ValueError: `name` is not known; the message offers the nearest name and lists them all.
+      ValueError: `name` is not known; the message suggests the nearest name and lists all.
     """
     if name in known:
         return known[name]
@@ -43,20 +43,20 @@ def check_count(name: str, value: Any) -> int:
 
 
 def check_seed(seed: Any) -> None:
-    """Checks what random draws start from.
+    """Checks a seed of random draws.
 
     Raises:
-      ValueError: it is not an integer of at least 0.
+      ValueError: `seed` is not an integer of at least 0.
     """
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
-        raise ValueError(f"seed is {seed!r}; wanted an integer of at least 0, so that the draws repeat")
+        raise ValueError(f"seed is {seed!r}; wanted an integer of at least 0, for reproducible draws")
 
 
 def check_choice(name: str, value: Any, known: Sequence[str]) -> None:
-    """Checks a setting that is one of a few words.
+    """Checks a setting with a fixed set of values.
 
     Raises:
-      ValueError: it is none of them.
+      ValueError: `value` is not in `known`.
     """
     if value not in known:
         raise ValueError(f"{name} is {value!r}; wanted {' or '.join(map(repr, known))}")
@@ -66,15 +66,15 @@ def as_float(name: str, value: Any) -> float:
     """Returns `value` as a float.
 
     Raises:
-      ValueError: `value` is not a number, or more than a float holds.
+      ValueError: `value` is not a single number, or does not fit in a float.
     """
     if not _is_number(value):
         raise ValueError(f"{name} is {value}; wanted a number")
     try:
         return float(value)
-    except (OverflowError, TypeError, ValueError):  # TypeError and ValueError: of several numbers
+    except (OverflowError, TypeError, ValueError):  # the last two from arrays of several
         raise ValueError(
-            f"{name} is {str(value)[:40]}; wanted a single number that floats hold"
+            f"{name} is {str(value)[:40]}; wanted a single number that fits in a float"
         ) from None
 
 
@@ -82,7 +82,7 @@ def check_rates(rates: Mapping[str, float]) -> None:
     """Checks hyper-parameters that are rates.
 
     Raises:
-      ValueError: one is negative, not a number, or beyond the largest finite float32.
+      ValueError: a rate is negative, not a number, or beyond the largest finite float32.
     """
     for name, value in rates.items():
         if not _is_number(value) or not 0 <= as_float(name, value) < math.inf:
@@ -94,10 +94,10 @@ def check_rates(rates: Mapping[str, float]) -> None:
 
 
 def check_thresholds(thresholds: Mapping[str, float]) -> None:
-    """Checks hyper-parameters that something must not exceed, and that may be infinite.
+    """Checks hyper-parameters that are upper limits, which may be infinite.
 
     Raises:
-      ValueError: one is negative or not a number.
+      ValueError: a limit is negative or not a number.
     """
     for name, value in thresholds.items():
         if not _is_number(value) or not value >= 0:
@@ -105,10 +105,10 @@ def check_thresholds(thresholds: Mapping[str, float]) -> None:
 
 
 def check_shares(shares: Mapping[str, float]) -> None:
-    """Checks hyper-parameters that are shares of something.
+    """Checks hyper-parameters that are fractions.
 
     Raises:
-      ValueError: one is not in [0, 1].
+      ValueError: a fraction is not in [0, 1].
     """
     for name, value in shares.items():
         if not _is_number(value) or not 0 <= value <= 1:
@@ -116,4 +116,4 @@ def check_shares(shares: Mapping[str, float]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, bool)  # arrays of one as well
+    return hasattr(value, "__float__") and not isinstance(value, bool)  # also one-element arrays

@@ -1,22 +1,22 @@
-"""The ledger: the messages between clients and server, by direction and kind.
+"""The communication ledger: messages between clients and server, by direction and kind.
 
-A kind of message is named `up_KIND` (to the server) or `down_KIND` (to a client): a `model`, an
-`update` of one, a `violation` (a model that its learner sends unasked), or a `request` for a model. A
-round counts messages inside the compiled program; their sizes follow from shapes, and counts become
-bytes on the host, in Python's integers, which do not overflow.
+Messages are named `up_KIND` (to the server) or `down_KIND` (to a client). The kinds are `model`,
+`update` (of a model), `violation` (a model that its learner sends unasked) and `request` (for a model).
+Rounds count messages inside the compiled program. Message sizes follow from shapes, and the host
+converts counts to bytes in Python integers, which do not overflow.
 
 Two conventions, and what the papers say:
 
-* An empty client is charged like any other. Whoever is drawn receives the model and sends an
-  update, since the server cannot know that there will be nothing in it; so does algorithm 1 of
-  McMahan et al. (2017), whose clients in S_t all return a model. A deployed system may let such
-  clients decline; then these are upper bounds.
-* A number that stays the same during a run costs nothing, one that changes costs 4 bytes each time.
-  FedAvg's n_k is known to the server from the start, as the weights n_k / n of McMahan et al. take
-  it to be; the B^i of dynamic averaging, the examples since a learner's last meeting, travels with
-  each model under example weights, as Kamp et al. (2018) have learners send (f^i, B^i) in their
-  algorithm 2 (unverified: from notes on the paper). Headers are not counted. McMahan et al. count
-  rounds, not bytes.
+* Empty clients are charged like any others. Every drawn client receives the model and sends an
+  update, since the server cannot know that the update will be empty. Likewise, all clients in S_t
+  return a model in algorithm 1 of McMahan et al. (2017). A deployed system may let empty clients
+  decline; these counts are then upper bounds.
+* A number that is constant during a run is free; one that changes costs 4 bytes each time. The
+  server knows FedAvg's n_k from the start, as the weights n_k / n of McMahan et al. assume. Under
+  example weights, the B^i of dynamic averaging (examples since a learner's last synchronisation)
+  travels with each model, since learners send (f^i, B^i) in algorithm 2 of Kamp et al. (2018)
+  (unverified: from notes on the paper). Headers are not counted. McMahan et al. count rounds, not
+  bytes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,16 +32,16 @@ KINDS = ("model", "update", "violation", "request")
 
 
 def traffic(name: str, messages: Any, trips: Any = 1) -> dict[str, jax.Array]:
-    """Entries of a round's `info` for one kind of message.
+    """Returns a round's `info` entries for one kind of message.
 
     Args:
-      name: such as "up_update".
-      messages: how many are sent in the round.
-      trips: how often somebody waits for them: messages that travel side by side are one trip, such
-        that go one after the other are many.
+      name: kind of message, such as "up_update".
+      messages: number of messages in the round.
+      trips: how often the round waits for such messages: parallel messages are one trip, sequential
+        ones are many.
 
     Raises:
-      ValueError: the name is none of a direction and a kind.
+      ValueError: `name` is not a direction followed by a kind.
     """
     check_sizes({name: 0})
     counts = {f"messages_{name}": messages, f"trips_{name}": trips}
@@ -49,26 +49,26 @@ def traffic(name: str, messages: Any, trips: Any = 1) -> dict[str, jax.Array]:
 
 
 def exchange(num_clients: int) -> dict[str, jax.Array]:
-    """Entries of a round's `info`: each of the clients receives a model and sends an update."""
+    """Returns the `info` entries if each client receives a model and sends an update."""
     return traffic("down_model", num_clients) | traffic("up_update", num_clients)
 
 
 def model_exchange(state: Any) -> dict[str, int]:
-    """The `message_bytes` of `exchange`: `state.params`, and an update of their size, uncompressed."""
+    """Returns the `message_bytes` of `exchange`: uncompressed `state.params` each way."""
     model = trees.num_bytes(state.params)
     return {"down_model": model, "up_update": model}
 
 
 def check_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of an algorithm's messages, in the ledger's order.
+    """Returns the sizes of an algorithm's messages, in the ledger's order.
 
     Raises:
-      ValueError: a name is none of a direction and a kind, or a size is negative.
+      ValueError: a name is not a direction followed by a kind, or a size is negative.
     """
     known = [f"{direction}_{kind}" for direction in DIRECTIONS for kind in KINDS]
     strange = [name for name in sizes if name not in known]
     if strange:
-        raise ValueError(f"no kind of message is {strange[0]!r}; wanted some of {', '.join(known)}")
+        raise ValueError(f"unknown kind of message {strange[0]!r}; wanted some of {', '.join(known)}")
     negative = [name for name, size in sizes.items() if size < 0]
     if negative:
         raise ValueError(f"message_bytes of {negative[0]} is {sizes[negative[0]]}; wanted at least 0")
@@ -76,29 +76,29 @@ def check_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def check_counts(counted: Iterable[str], sizes: Mapping[str, int]) -> None:
-    """Checks that rounds count the messages whose sizes are known, and no others.
+    """Checks that rounds count exactly the messages with known sizes.
 
     Args:
-      counted: the names of a round's `info`.
+      counted: names in a round's `info`.
       sizes: see `check_sizes`.
 
     Raises:
-      ValueError: a name is missing on one of the sides.
+      ValueError: a kind of message has a count but no size, or a size but no count.
     """
     counts = {name for name in counted if name.startswith(("messages_", "trips_"))}
     wanted = {f"{what}_{name}" for name in sizes for what in ("messages", "trips")}
     if counts != wanted:
         raise ValueError(
             f"rounds count {sorted(counts)} in their info, but message_bytes gives sizes of "
-            f"{sorted(sizes)}; wanted the same kinds in both, as exchange and model_exchange have"
+            f"{sorted(sizes)}; wanted the same kinds in both, as in exchange and model_exchange"
         )
 
 
 def balance(row: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, int]:
-    """The bytes and totals that follow from a row's counts of messages.
+    """Computes bytes and totals from the message counts of a row.
 
     Args:
-      row: has `messages_NAME` so far for each name of `sizes`.
+      row: row with `messages_NAME`, the count so far, for each name in `sizes`.
       sizes: see `check_sizes`.
 
     Returns:

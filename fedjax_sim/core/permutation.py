@@ -1,23 +1,23 @@
-"""A random permutation without a table: the order in which a client visits its examples."""
+"""A random permutation computed without a table: the order in which a client visits its examples."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-# A round pairs up all values and swaps each pair by a coin, which halves the bias that is left. Tests
-# of uniformity with 400,000 draws see some after 12 rounds and none after 16.
+# Each round pairs up all values and swaps each pair by a coin flip, which halves the remaining bias.
+# Uniformity tests with 400,000 draws detect bias after 12 rounds and none after 16.
 _ROUNDS = 24
 
 
 def permutation(key: jax.Array, size: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """A random permutation of `range(size)`, as a function from positions to values.
+    """Returns a random permutation of `range(size)`, as a function from positions to values.
 
-    It is never written down: each value is computed when it is asked for, so `size` may be traced
-    and a client of ten examples does not pay for one of ten thousand.
+    Each value is computed on demand and no table is stored, so `size` may be traced and a client of
+    ten examples does not pay for one of ten thousand.
 
     Args:
-      key: PRNG key; together with `size` it alone picks the permutation.
+      key: PRNG key; together with `size` it determines the permutation.
       size: `[]` int32, at least 1.
 
     Returns:
@@ -31,13 +31,13 @@ def permutation(key: jax.Array, size: jax.Array) -> Callable[[jax.Array], jax.Ar
 
 
 def draw(key: jax.Array, size: jax.Array) -> jax.Array:
-    """What `permutation` draws, `[2, R]` uint32, by itself, so that a loop can keep it."""
+    """Draws the random numbers of `permutation`, `[2, R]` uint32, for a loop to keep."""
     pivots, salts = jax.random.bits(key, (2, _ROUNDS), jnp.uint32)
     return jnp.stack([pivots % size.astype(jnp.uint32), salts])
 
 
 def permuted(drawn: jax.Array, size: jax.Array) -> Callable[[jax.Array], jax.Array]:
-    """The permutation that `draw` drew for this size."""
+    """Returns the permutation that `draw` drew for this size."""
     n = size.astype(jnp.uint32)
 
     def value_at(positions: jax.Array) -> jax.Array:
@@ -45,7 +45,7 @@ def permuted(drawn: jax.Array, size: jax.Array) -> Callable[[jax.Array], jax.Arr
         for i in range(_ROUNDS):
             pivot, salt = drawn[0, i], drawn[1, i]
             partner = jnp.where(x <= pivot, pivot - x, pivot + n - x)
-            # Both of a pair toss the coin of the larger one, so they agree on the swap.
+            # Both values of a pair use the larger one's coin, so they agree on the swap.
             coin = _mix(jnp.maximum(x, partner) ^ salt) >> 31
             x = jnp.where(coin == 1, partner, x)
         return x.astype(jnp.int32)
@@ -54,9 +54,9 @@ def permuted(drawn: jax.Array, size: jax.Array) -> Callable[[jax.Array], jax.Arr
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of 32-bit words in which every input bit moves every output bit.
+    """Applies a bijection of 32-bit words in which every input bit affects every output bit.
 
-    Constants found by C. Wellons, https://github.com/skeeto/hash-prospector
+    Constants by C. Wellons, https://github.com/skeeto/hash-prospector
     """
     x = (x ^ (x >> 16)) * jnp.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * jnp.uint32(0x735A2D97)

@@ -9,42 +9,42 @@ Tree = Any
 
 
 def add(a: Tree, b: Tree) -> Tree:
-    """`a + b`, leaf by leaf."""
+    """Returns `a + b`, leaf by leaf."""
     return jax.tree.map(jnp.add, a, b)
 
 
 def subtract(a: Tree, b: Tree) -> Tree:
-    """`a - b`, leaf by leaf."""
+    """Returns `a - b`, leaf by leaf."""
     return jax.tree.map(jnp.subtract, a, b)
 
 
 def scale(tree: Tree, factor: jax.Array | float) -> Tree:
-    """`factor * tree`, each leaf in its own dtype."""
+    """Returns `factor * tree`, each leaf in its own dtype."""
     return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), tree)
 
 
 def squared_distance(a: Tree, b: Tree) -> jax.Array:
-    """`||a - b||^2` over all leaves, `[]`."""
+    """Returns `||a - b||^2` over all leaves, `[]`."""
     squares = jax.tree.map(lambda x, y: jnp.sum(jnp.square(x - y)), a, b)
     return sum(jax.tree.leaves(squares))
 
 
 def zeros_like(tree: Tree) -> Tree:
-    """Zeros in the shapes and dtypes of `tree`, whose leaves may be abstract."""
+    """Returns zeros with the shapes and dtypes of `tree`; its leaves may be abstract."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
 
 
 def all_finite(tree: Tree) -> jax.Array:
-    """`[]` bool: no leaf holds a NaN or an infinity."""
+    """Returns whether no leaf holds a NaN or an infinity, `[]` bool."""
     checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
 
 
 def num_params(tree: Tree) -> int:
-    """How many numbers `tree` holds."""
+    """Returns the number of scalars in `tree`."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def num_bytes(tree: Tree) -> int:
-    """The size of `tree` in bytes, uncompressed."""
+    """Returns the size of `tree` in bytes, uncompressed."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

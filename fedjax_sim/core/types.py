@@ -1,4 +1,4 @@
-"""The contracts between the rooms of the library, and nothing else.
+"""The types shared by all subpackages, and nothing else.
 
 Letters, the same everywhere: `N` clients, `K` clients in a round's cohort, `L` lanes of a device,
 `D` devices, `n` examples in all, `n_k` examples of client k, `B` examples in a batch, `E` local
@@ -19,25 +19,25 @@ Batch = Mapping[str, jax.Array]  # column name -> `[B, ...]`
 Ratio = tuple[jax.Array, jax.Array]  # a numerator and a denominator for each example, `[B]` each
 
 RUNS, CLIENTS = "runs", "clients"  # the axes of a mesh of devices
-# The id of nobody: beyond every client, so that `table.at[ids].set(rows)` drops what is written there,
-# where -1 would overwrite the last client's row.
+# The id of an absent client, beyond every real id: `table.at[ids].set(rows)` then drops the write, while
+# -1 would overwrite the last client's row.
 ABSENT = 2**31 - 1
 
 
 class Task(NamedTuple):
-    """What is learned: a model and its loss, as pure functions.
+    """A model and its loss, as pure functions.
 
-    Decoding and augmentation belong inside them, so that they run in the compiled step.
+    Decoding and augmentation belong inside these functions, to run in the compiled step.
 
     Attributes:
       init: `init(key) -> params`.
       loss: `loss(params, batch, key) -> (total [B], count [B])`, the summed loss of each example and
-        how many terms it has: 1 for a classifier, the number of real characters for a language
-        model. A batch's loss is `sum(total) / sum(count)` over its real examples.
+        its number of terms: 1 for a classifier, the number of real characters for a language model.
+        A batch's loss is `sum(total) / sum(count)` over its real examples.
       metrics: `metrics(params, batch) -> {name: (total [B], count [B])}`, deterministic; evaluation
-        adds both over all examples and divides.
-      num_classes: how many labels the model tells apart, where `batch["y"]` holds labels; others are
-        refused before any training. None where nothing is known.
+        sums both over all examples and divides.
+      num_classes: number of labels that the model distinguishes, if `batch["y"]` holds labels; other
+        labels are refused before any training. None if unknown.
     """
 
     init: Callable[[jax.Array], Params]
@@ -47,13 +47,13 @@ class Task(NamedTuple):
 
 
 class Client(NamedTuple):
-    """One client's view of its own rows, as a client function sees it: no client axis anywhere.
+    """One client's view of its own rows, as client functions see it, without a client axis.
 
     Attributes:
       examples: column name -> `[n, ...]`, the rows of ALL clients (shared, never copied).
-      start: `[]` int32, the first row that this client owns.
-      size: `[]` int32, `n_k`, how many rows it owns.
-      id: `[]` int32, its index in the federation.
+      start: `[]` int32, first row that the client owns.
+      size: `[]` int32, `n_k`, number of rows that it owns.
+      id: `[]` int32, index in the federation.
     """
 
     examples: Batch
@@ -62,7 +62,7 @@ class Client(NamedTuple):
     id: jax.Array
 
     def take(self, positions: jax.Array) -> Batch:
-        """Gathers the rows at `positions` `[B]`, in `[0, n_k)`, counted from this client's first."""
+        """Gathers the rows at `positions` `[B]`, in `[0, n_k)`, counted from the client's first."""
         rows = self.start + positions
         return {name: column.at[rows].get(mode="clip") for name, column in self.examples.items()}
 
@@ -71,8 +71,8 @@ class ClientOutput(NamedTuple):
     """What leaves one client at the end of its round.
 
     Attributes:
-      message: a pytree that is summed over the cohort, each leaf in its own dtype; it is never multiplied,
-        and unsigned integers wrap. For weighted means see `engine.weigh`.
+      message: a pytree that is summed over the cohort, each leaf in its own dtype; unsigned
+        integers wrap, and nothing is multiplied. For weighted means see `engine.weigh`.
       metrics: a pytree of numbers, summed likewise.
       own: the client's memory from now on, in the shapes that it was given; `()` without memory.
       row: a pytree that the server sees for each client separately; `()` for nothing.
@@ -86,12 +86,12 @@ class ClientOutput(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where clients run. It never changes what they compute, beyond the order of a float sum.
+    """The placement of clients on lanes and devices. It only affects the order of float sums.
 
     Attributes:
-      lanes: `L`, how many clients one device trains side by side.
-      mesh: the devices; those along its axis "clients" share the clients of a run, those along an axis
-        "runs", if it has one, the runs of a sweep. None runs on the default device.
+      lanes: `L`, number of clients that one device trains side by side.
+      mesh: devices; those along the axis "clients" share the clients of a run, those along the optional
+        axis "runs" the runs of a sweep. None is the default device.
     """
 
     lanes: int = 1
@@ -108,16 +108,16 @@ class Layout:
 
     @property
     def num_devices(self) -> int:
-        """`D`, the devices that share the clients of a run."""
+        """`D`, the number of devices that share the clients of a run."""
         return 1 if self.mesh is None else self.mesh.shape[CLIENTS]
 
     @property
     def num_parts(self) -> int:
-        """How many groups of devices share the runs of a sweep."""
+        """The number of device groups that share the runs of a sweep."""
         return 1 if self.mesh is None else self.mesh.shape.get(RUNS, 1)
 
     def describe(self) -> dict[str, Any]:
-        """Lanes and mesh as JSON values."""
+        """Returns lanes and mesh as JSON values."""
         return {"lanes": self.lanes, "mesh": None if self.mesh is None else dict(self.mesh.shape)}
 
     @property
@@ -153,16 +153,16 @@ class Cohort:
 
 
 def _accept(data: Any, num_rounds: int) -> None:
-    """Finds nothing wrong."""
+    """Accepts any data and number of rounds."""
 
 
 def _no_parts(examples: Batch) -> dict[str, Any]:
-    """Names no part of a round."""
+    """Returns no parts."""
     return {}
 
 
 class Algorithm(NamedTuple):
-    """A federated algorithm: two pure functions and the numbers that may change without compiling.
+    """A federated algorithm: two pure functions, and numbers that may change without recompiling.
 
     Attributes:
       init: `init(key, hparams, num_clients, params=None) -> state`, where `num_clients` is `N`. A state
@@ -171,33 +171,33 @@ class Algorithm(NamedTuple):
       round: `round(key, state, own, data, cohort) -> (state, own, info)`, one communication round. `own`
         is the memory of the cohort's clients, `[K, ...]`, or `()`. `info` is a
         dict of scalars: `train_loss`, `examples` (real examples trained on, counted once per epoch),
-        `slots` (example slots executed, padding included), the counts of messages (see `exchange`),
-        and, where it is found on the way, `finite`: whether all parameters are. Of whatever else there
-        is, integers and names that begin with `cumulative_` add up over the rounds of a run; other
-        floats, such as a rate, are averaged over the rounds since the last row.
-      message_bytes: `message_bytes(state) -> {name: bytes}`, of one message of each kind that rounds
-        count, from shapes alone; see `traffic`.
-      hparams: name -> default value of what a sweep may vary: learning rates and the like.
-      settings: name -> JSON value of what is fixed, by which a workdir recognises its run.
-      needs_all_data: a round reads the rows of clients outside its cohort, so that all data has to be on
-        the devices.
-      num_learners: `m`, where each client of the federation is a learner that keeps a model of its own;
-        the layout's devices share the learners evenly.
-      specs: a pytree prefix of the state, which parts of it are spread over the layout's devices.
-      reads_own_rows: each learner reads its own rows alone, so that a device needs no others than those
+        `slots` (example slots executed, padding included), the message counts (see `exchange`), and,
+        if already known, `finite`: whether all parameters are. Of any other entries, integers and names
+        that begin with `cumulative_` add up over the rounds of a run; other floats, such as a rate, are
+        averaged over the rounds since the last row.
+      message_bytes: `message_bytes(state) -> {name: bytes}`, the size of one message of each kind that
+        rounds count, from shapes alone; see `traffic`.
+      hparams: name -> default value of what a sweep may vary, such as learning rates.
+      settings: name -> JSON value of what is fixed; a workdir recognises its run by them.
+      needs_all_data: whether a round reads rows of clients outside its cohort, so that all data must be
+        on the devices.
+      num_learners: `m`, if each client of the federation is a learner with its own model; the layout's
+        devices share the learners evenly.
+      specs: pytree prefix of the state: how its parts are sharded over the layout's devices.
+      reads_own_rows: whether each learner reads only its own rows, so that a device needs only the rows
         of its learners.
-      check: `check(data, num_rounds)` raises ValueError for data that does not last so long.
-      check_hparams: of name -> value, raises ValueError for a value out of its range; by default all
-        are rates, finite and at least 0.
-      lane_bytes: `lane_bytes(examples)`, about what a lane takes of a device's memory, from shapes
-        alone; None where nobody knows.
-      most_slots: `most_slots(sizes [K] float64) -> [K]`, the example slots that clients of these sizes
-        execute in a round, so that a round too long for its counters is refused; None without check.
-      num_classes: of the task, see there.
-      memory: `memory(key, params) -> row`, what ONE client remembers before it takes part for the first
-        time; the simulation keeps the rows of all clients. None for clients without memory.
-      parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that the round is made
-        of, with the shapes of their arguments. A workdir of another run names those that differ.
+      check: `check(data, num_rounds)`, raises ValueError for data that does not last so long.
+      check_hparams: function of name -> value; raises ValueError for a value out of range. By default
+        all values are rates, finite and at least 0.
+      lane_bytes: `lane_bytes(examples)`, approximate device memory of a lane, from shapes alone; None
+        if unknown.
+      most_slots: `most_slots(sizes [K] float64) -> [K]`, example slots that clients of these sizes
+        execute in a round, used to refuse rounds too long for their counters; None skips the check.
+      num_classes: see `Task`.
+      memory: `memory(key, params) -> row`, what ONE client remembers before it first takes part; the
+        simulation keeps the rows of all clients. None for clients without memory.
+      parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that make up the round,
+        with the shapes of their arguments. The workdir of another run reports which parts differ.
     """
 
     init: Callable[..., Any]

@@ -130,9 +130,9 @@ def local_training(
       shuffle: "each_epoch", "once" (as in the pseudo-code of McMahan et al., 2017) or "never".
       epochs: `epochs(key) -> []` int32, how many epochs from 1 to `E` a client completes, drawn for each
         client and round; by default `E`.
-      gradient: `gradient(params, rate, batch, real, key) -> (gradient, LossSums)`, the direction that the
-        optimizer takes on a batch; by default `mean_gradient`. With infinite `B` it is called for pieces
-        of the client's data, and the mean over pieces is weighted by their counts of loss terms.
+      gradient: `gradient(params, rate, batch, real, key) -> (gradient, LossSums)`, what the optimizer
+        takes as the gradient of a batch; by default `mean_gradient`. With infinite `B` it is called for
+        pieces of the client's data, whose mean is weighted by their counts of loss terms.
 
     Raises:
       ValueError: `E`, `B` or `shuffle` is none of these; or, once it is traced, the optimizer has a

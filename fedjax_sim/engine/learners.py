@@ -136,7 +136,8 @@ def with_learners(
       own: `[m, ...]`, spread over the devices.
       shared: a pytree that all have.
       data: a `FederatedData` of `m` clients, or of each device's own.
-      cohort: its layout says where, its `members` whether each device has rows of its own; `D` divides `m`.
+      cohort: its layout says where, its `members` whether each device has rows of its own; `D`
+        divides `m`.
       key: PRNG key of the round.
     """
     layout = cohort.layout

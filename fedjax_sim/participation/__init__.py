@@ -1,1 +1,1 @@
-"""Which clients take part in a round."""
+"""Participation: the choice of each round's clients."""

@@ -1,4 +1,4 @@
-"""Which clients take part in a round, drawn inside the compiled program."""
+"""Uniform participation, drawn inside the compiled program."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 def sample_cohort(key: jax.Array, num_clients: int, cohort_size: int) -> jax.Array:
     """Draws `cohort_size` of `num_clients` clients, uniformly and without replacement.
 
-    Time and memory depend on the cohort alone, so that a million clients cost what a hundred do.
+    Time and memory depend on the cohort alone: a million clients cost no more than a hundred.
 
     Args:
       key: PRNG key.
@@ -15,7 +15,7 @@ def sample_cohort(key: jax.Array, num_clients: int, cohort_size: int) -> jax.Arr
       cohort_size: `K`, static, at most `N`.
 
     Returns:
-      `[K]` int32, in ascending order where all clients are taken.
+      `[K]` int32, in ascending order if all clients are taken.
 
     Raises:
       ValueError: the cohort is empty or larger than the federation.
@@ -26,7 +26,7 @@ def sample_cohort(key: jax.Array, num_clients: int, cohort_size: int) -> jax.Arr
     if not 1 <= cohort_size <= num_clients:
         raise ValueError(
             f"a cohort of {cohort_size} cannot be drawn from {num_clients} clients; "
-            f"choose from 1 to {num_clients}"
+            f"choose a size from 1 to {num_clients}"
         )
     if cohort_size == num_clients:
         return jnp.arange(num_clients, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Devices, processes and compilation: what a run finds around it."""
+"""The environment of a run: devices, processes and compilation."""
 
 from fedjax_sim.runtime.compilations import CompilationCounter
 from fedjax_sim.runtime.devices import available_cores, default_layout, layout_for, use_all_cores

@@ -1,4 +1,4 @@
-"""Counts what JAX compiles and how long it takes."""
+"""A counter of JAX's compilations and the time they take."""
 
 from typing import Self
 
@@ -13,12 +13,12 @@ _STAGES = (
 
 
 class CompilationCounter:
-    """A context in which compilations are counted.
+    """A context manager that counts compilations.
 
     Attributes:
       count: programs compiled so far.
-      seconds: time spent tracing, lowering and compiling them; at most, since a trace within a trace
-        counts in both.
+      seconds: time spent tracing, lowering and compiling them; an upper bound, since nested traces
+        count twice.
     """
 
     def __init__(self):

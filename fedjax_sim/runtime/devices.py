@@ -1,4 +1,4 @@
-"""Which devices a run uses: the one place that asks JAX for them."""
+"""The choice of a run's devices: the one place that asks JAX for them."""
 
 import contextlib
 import os
@@ -11,17 +11,17 @@ from jax.sharding import Mesh
 
 from fedjax_sim.core.types import CLIENTS, RUNS, Algorithm, Layout
 
-# On an accelerator a client of a small model is far too little work alone.
+# A single client of a small model is far too little work for an accelerator.
 _ACCELERATOR_LANES = 64
-_LANES_SHARE = 0.5  # of a device's memory; the rest is for data and for what the estimate leaves out
+_LANES_SHARE = 0.5  # of a device's memory; the rest is for data and what the estimate omits
 
 
 def use_all_cores() -> None:
     """Asks JAX for one CPU device per core, so that each core trains its own clients.
 
-    Call it before anything touches JAX's backend, such as making an array. It does nothing where you
-    have chosen a number of CPU devices yourself (`jax_num_cpu_devices`, or
-    `--xla_force_host_platform_device_count` in XLA_FLAGS) or where the backend already runs.
+    Call it before anything touches JAX's backend, such as making an array. It does nothing if you
+    have set the number of CPU devices yourself (`jax_num_cpu_devices`, or
+    `--xla_force_host_platform_device_count` in XLA_FLAGS) or if the backend already runs.
     """
     chosen = (
         jax.config.jax_num_cpu_devices != -1
@@ -29,24 +29,24 @@ def use_all_cores() -> None:
     )
     if chosen:
         return
-    with contextlib.suppress(RuntimeError):  # the backend already runs; its devices are what there is
+    with contextlib.suppress(RuntimeError):  # the backend already runs; its devices stay
         jax.config.update("jax_num_cpu_devices", available_cores())
 
 
 def available_cores() -> int:
-    """How many cores this process may run on."""
+    """Returns the number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def layout_for(algorithm: Algorithm, data: Any, lanes: int | None = None, **mesh) -> Layout:
-    """The layout that suits an algorithm on some data.
+    """Returns a layout that suits an algorithm and its data.
 
     Args:
-      algorithm: such as `fed_avg(...)`.
+      algorithm: algorithm to run, such as `fed_avg(...)`.
       data: a `FederatedData`.
-      lanes: overrides the number of lanes.
+      lanes: number of lanes of a device; see `default_layout`.
       **mesh: `num_runs`, `mesh_runs` and `mesh_clients` of `default_layout`.
 
     Raises:
@@ -67,19 +67,19 @@ def default_layout(
     mesh_runs: int | None = None,
     mesh_clients: int | None = None,
 ) -> Layout:
-    """All devices there are, of all processes, along the axes "runs" and "clients".
+    """Returns a layout of all devices of all processes, along the axes "runs" and "clients".
 
-    One lane each on a CPU, on an accelerator as many as half of its memory holds, at most 64.
+    A CPU device gets one lane, an accelerator as many as fit in half of its memory, at most 64.
 
     Args:
-      lanes: overrides the number of lanes.
-      num_learners: of an algorithm whose learners keep models of their own. Devices share them evenly,
-        so that of seven devices five take a hundred learners.
-      lane_bytes: what a lane takes of a device's memory.
-      num_runs: of a sweep whose runs are an axis of the program. Runs need not talk to each other, so
-        they are shared out first, and only devices that are left share the clients of a run.
-      mesh_runs: overrides how many groups of devices share the runs.
-      mesh_clients: overrides how many devices share the clients of a run.
+      lanes: number of lanes of a device, in place of this default.
+      num_learners: number of learners, if each keeps its own model. Devices share them evenly: of seven
+        devices, five take a hundred learners.
+      lane_bytes: device memory that a lane takes.
+      num_runs: number of runs of a sweep, if they are an axis of the program. Runs never communicate, so
+        devices are split among them first; only leftover devices share the clients of a run.
+      mesh_runs: number of device groups that share the runs, in place of the computed one.
+      mesh_clients: number of devices that share the clients of a run, in place of the computed one.
 
     Raises:
       ValueError: `lanes` is less than 1, or the mesh does not divide the devices.
@@ -93,12 +93,11 @@ def default_layout(
             stacklevel=2,
         )
     runs, clients = _mesh_shape(len(devices), mesh_runs, mesh_clients, num_runs, num_learners)
-    # Of each part's devices the first, so that no process is left out where that can be helped.
+    # The first devices of each part, so that no process is left out if possible.
     shape = (runs, len(devices) // runs)
     mesh = Mesh(np.array(devices).reshape(shape)[:, :clients], (RUNS, CLIENTS))
     _check_everybody_takes_part(mesh)
     if lanes is None:
-        # On an accelerator a client of a small model is far too little work alone.
         lanes = 1 if on_cpu else _ACCELERATOR_LANES
         limit = memory_bytes(jax.local_devices()[0])
         if lane_bytes and limit and not on_cpu:
@@ -108,7 +107,7 @@ def default_layout(
 
 
 def with_fewer_parts(layout: Layout, num_runs: int) -> Layout:
-    """The layout with no more parts than runs; devices that are left share the clients of a run."""
+    """Returns the layout with no more parts than runs; leftover devices share a run's clients."""
     if layout.num_parts <= num_runs:
         return layout
     parts = max(d for d in _divisors(layout.num_parts) if d <= num_runs)
@@ -116,14 +115,14 @@ def with_fewer_parts(layout: Layout, num_runs: int) -> Layout:
 
 
 def memory_bytes(device: jax.Device) -> int | None:
-    """The memory that JAX may use on a device of this process; None where CPUs do not tell."""
+    """Returns the memory that JAX may use on a device of this process; None on CPUs."""
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def _mesh_shape(
     devices: int, runs: int | None, clients: int | None, num_runs: int, num_learners: int | None
 ) -> tuple[int, int]:
-    """How many devices there are along each axis."""
+    """Returns the number of devices along each axis."""
     mesh_given = None not in (runs, clients)
     for name, size in (("mesh_runs", runs), ("mesh_clients", clients)):
         if size is not None and (size < 1 or devices % size):
@@ -141,7 +140,7 @@ def _mesh_shape(
     if mesh_given and devices % (runs * clients):
         raise ValueError(
             f"a mesh of {runs} times {clients} does not divide the {devices} devices; leave out "
-            "mesh_runs or mesh_clients, which then follows from the other"
+            "mesh_runs or mesh_clients to have it computed from the other"
         )
     return runs, clients
 
@@ -151,7 +150,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _check_everybody_takes_part(mesh: Mesh) -> None:
-    """Refuses a mesh without any device of some process, which could then not follow the run."""
+    """Refuses a mesh that leaves a process without devices, since it could not follow the run."""
     present = {device.process_index for device in mesh.devices.flat}
     if len(present) < jax.process_count():
         absent = sorted(set(range(jax.process_count())) - present)

@@ -1,4 +1,4 @@
-"""What goes wrong on devices, in words that tell what to do."""
+"""Device errors, translated into messages that say what to do."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from fedjax_sim.runtime.processes import watched
 
 
 class OutOfMemoryError(MemoryError):
-    """A device's memory does not hold what a round needs."""
+    """Too little device memory for a round."""
 
 
 @contextlib.contextmanager
@@ -22,13 +22,13 @@ def device_errors_explained(
     """Turns the errors of devices and collectives into ones that say what to do.
 
     Args:
-      algorithm: that runs meanwhile.
+      algorithm: algorithm that runs inside the context.
       data: a `FederatedData`.
-      layout: where.
-      num_runs: how many runs a device works on side by side.
+      layout: lanes and devices of the run.
+      num_runs: number of runs that a device works on side by side.
 
     Raises:
-      OutOfMemoryError: a device has no more memory.
+      OutOfMemoryError: a device runs out of memory.
       ProcessLostError: another process has ended.
     """
     with watched():

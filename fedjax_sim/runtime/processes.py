@@ -1,6 +1,6 @@
-"""The processes of a job, one or more on each host: how they meet, what they agree on, and who speaks.
+"""The processes of a job, one or more per host: connecting, agreeing and exchanging data.
 
-All of them run the same program on the devices of all. The first alone writes files and talks to people.
+All processes run the same program on all devices of the job. Only the first writes files and reports.
 """
 
 import contextlib
@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-# A process that says nothing for so long is lost, and with it the job.
+# A process that is silent for so long is lost, and with it the job.
 _SILENT_SECONDS = 30
-# What launchers tell each process: how many there are, which this is, and where JAX looks for the first.
+# What launchers tell a process: number of processes, its index, and where JAX looks for the first one.
 _LAUNCHERS = (
     ("SLURM", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),
     ("Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri"),
-    ("mpirun", "PMI_SIZE", "PMI_RANK", ""),  # of MPICH and its kin; never says
+    ("mpirun", "PMI_SIZE", "PMI_RANK", ""),  # MPICH and its kin; never say where
 )
-# What a failed collective says: a status, and a library that carries data between processes.
+# The error of a failed collective: a status, and a library that carries data between processes.
 _SIGNS_OF_LOSS = re.compile(
     "^(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): .*"
     "(gloo|nccl|coordination|connection closed|heartbeat|socket closed)",
@@ -33,30 +33,30 @@ _SIGNS_OF_LOSS = re.compile(
 
 
 class ProcessLostError(RuntimeError):
-    """Another process of this job has ended before its time, or does not answer."""
+    """The loss of another process of this job, which ended early or does not answer."""
 
 
 def connect(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> None:
-    """Joins the other processes of this job, so that a run uses the devices of all.
+    """Joins the other processes of this job, so that a run uses all their devices.
 
-    Call it before anything touches JAX's backend. Without arguments it finds the job in what SLURM's
-    srun or Open MPI's mpirun tell the processes that they start, and does nothing where neither has
-    started more than one.
+    Call it before anything touches JAX's backend. Without arguments it reads the job from what
+    SLURM's srun or Open MPI's mpirun sets in the environment, and does nothing if neither has started
+    more than one process.
 
     Args:
-      coordinator: "host:port" of the first process, which listens there.
-      num_processes: how many there are.
-      process_id: which one this is, from 0.
+      coordinator: "host:port" at which the first process listens.
+      num_processes: number of processes of the job.
+      process_id: index of this process, from 0.
 
     Raises:
-      ValueError: the numbers are incomplete or out of range, or a launcher has started several processes
-        and does not tell where the first one is.
+      ValueError: the arguments are incomplete or out of range, or a launcher has started several
+        processes but does not say where the first one is.
     """
     patience = {
         "heartbeat_timeout_seconds": _SILENT_SECONDS,
-        "shutdown_timeout_seconds": 2 * _SILENT_SECONDS,  # of the others, once one is done
+        "shutdown_timeout_seconds": 2 * _SILENT_SECONDS,  # for the others, once one is done
     }
     if num_processes is None and process_id is None:
         num_processes, process_id, finds_itself = _launched(coordinator)
@@ -73,8 +73,8 @@ def connect(
         )
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise ValueError(
-            f"the process id is {process_id} of {num_processes} processes; wanted a number from 0 on "
-            "that is less than the number of processes"
+            f"the process id is {process_id} of {num_processes} processes; wanted a number of at "
+            "least 0 and less than the number of processes"
         )
     if ":" not in coordinator:
         raise ValueError(f"the coordinator is {coordinator!r}; wanted host:port")
@@ -83,7 +83,7 @@ def connect(
 
 
 def _launched(coordinator: str | None) -> tuple[int | None, int | None, bool]:
-    """What a launcher says: how many processes, which this is, and whether JAX finds the first one."""
+    """Returns the number of processes, the index of this one, and whether JAX finds the first one."""
     for launcher, count, index, address in _LAUNCHERS:
         if int(os.environ.get(count, 1)) > 1 and index in os.environ:
             known = int(os.environ[count]), int(os.environ[index])
@@ -100,23 +100,23 @@ def _launched(coordinator: str | None) -> tuple[int | None, int | None, bool]:
 
 
 def wait_for_all() -> None:
-    """Returns when all processes of the job are here, however long the first still draws and writes."""
+    """Waits for all processes of the job, however long the first still draws and writes."""
     if is_multiprocess():
         multihost_utils.sync_global_devices("the end of the job")
 
 
 def is_multiprocess() -> bool:
-    """Whether the job has more than one process."""
+    """Returns whether the job has more than one process."""
     return jax.process_count() > 1
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes files and talks."""
+    """Returns whether this process is the one that writes files and reports."""
     return jax.process_index() == 0
 
 
 def fetch(tree: Any) -> Any:
-    """Arrays as NumPy's, whole on every process; all processes call it together."""
+    """Returns whole NumPy arrays on every process; all processes must call it together."""
 
     def one(leaf):
         if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
@@ -127,13 +127,13 @@ def fetch(tree: Any) -> Any:
 
 
 def local(leaf: Any) -> Any:
-    """An array that every process has, as this one alone can use it."""
+    """Converts an array that every process has, so that this process can use it alone."""
     is_shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
     return np.asarray(leaf) if is_shared else leaf
 
 
 def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """An array that every process has, where `sharding` says; each reads only what its devices need."""
+    """Shards an array that every process has; each process reads only what its devices need."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
@@ -145,10 +145,10 @@ def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def agree(settings: Mapping[str, Any]) -> None:
-    """Sees to it that all processes have the same settings.
+    """Checks that all processes have the same settings.
 
     Raises:
-      ValueError: they have not; names what differs, and where.
+      ValueError: the settings differ; the message says which, and where.
     """
     if not is_multiprocess():
         return
@@ -166,17 +166,17 @@ def agree(settings: Mapping[str, Any]) -> None:
             told = ", ".join(f"{value} in process {i}" for i, value in enumerate(values))
             different.append(f"  {name}: {told}")
     raise ValueError(
-        "the processes of this job do not run the same:\n"
+        "the processes of this job have different settings:\n"
         + "\n".join(different)
         + "\nGive all of them the same flags and the same data."
     )
 
 
 def on_first_process(work: Callable[[], Any]) -> Any:
-    """What `work` returns, a JSON value, done by the first process alone and told to the others.
+    """Runs `work` on the first process alone and returns its result, a JSON value, on all.
 
     Raises:
-      Exception: what it raises there; elsewhere a ValueError with the same words.
+      Exception: the error of `work` on the first process; elsewhere a ValueError with its message.
     """
     if not is_multiprocess():
         return work()
@@ -195,17 +195,17 @@ def on_first_process(work: Callable[[], Any]) -> Any:
 
 
 def from_first(tree: Any) -> Any:
-    """The first process's NumPy arrays, on every process; the others bring arrays of the same shapes."""
+    """Returns the first process's NumPy arrays; the others pass arrays of the same shapes."""
     if not is_multiprocess():
         return tree
-    # As bytes: what is sent is added up, and minus zero would arrive as plus zero.
+    # As bytes, since the broadcast is a sum, in which minus zero would become plus zero.
     sent = jax.tree.map(lambda a: np.ascontiguousarray(a).reshape(-1).view(np.uint8), tree)
     come = multihost_utils.broadcast_one_to_all(sent)
     return jax.tree.map(lambda a, like: np.asarray(a).view(like.dtype).reshape(like.shape), come, tree)
 
 
 def _of_all(message: bytes) -> list[bytes]:
-    """What each process says."""
+    """Returns the message of each process."""
     lengths = multihost_utils.process_allgather(np.int32(len(message)))
     padded = np.zeros(lengths.max(), np.uint8)
     padded[: len(message)] = np.frombuffer(message, np.uint8)
@@ -215,10 +215,10 @@ def _of_all(message: bytes) -> list[bytes]:
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Turns the errors of a collective that has lost a process into one that says so.
+    """Turns the error of a collective that has lost a process into one that says so.
 
     Raises:
-      ProcessLostError: a process is lost.
+      ProcessLostError: another process is lost.
     """
     try:
         yield
@@ -226,9 +226,9 @@ def watched() -> Iterator[None]:
         reason = (str(error).splitlines() or [""])[0]
         if is_multiprocess() and _SIGNS_OF_LOSS.match(reason):
             raise ProcessLostError(
-                f"process {jax.process_index()} of {jax.process_count()} has lost another one, which "
-                f"was killed, failed, runs another program or cannot be reached ({reason[:200]}). See "
-                "what the others say, then start again: with the same workdir it continues from its "
-                "last checkpoint"
+                f"process {jax.process_index()} of {jax.process_count()} has lost another process: it "
+                f"was killed, failed, runs another program or cannot be reached ({reason[:200]}). Check "
+                "the output of the others and start again: with the same workdir, the run continues "
+                "from its last checkpoint"
             ) from error
         raise

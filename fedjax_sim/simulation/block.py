@@ -1,4 +1,4 @@
-"""A block of rounds as one compiled program, and the row of metrics that it ends with."""
+"""Blocks of rounds, each one compiled program that ends with a row of metrics."""
 
 import dataclasses
 import functools
@@ -21,9 +21,9 @@ from fedjax_sim.simulation import client_memory, programs
 from fedjax_sim.simulation.sharded_cohorts import send_learners
 from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 
-_OWN = ("train_loss", "finite")  # infos that neither add up nor are averaged over rounds
+_OWN = ("train_loss", "finite")  # infos that are neither summed nor averaged over rounds
 _RESERVED = ("round", "seconds", "round_seconds", "messages_up", "messages_down")
-_CUMULATIVE = "cumulative_"  # floats that add up over rounds, as integers do
+_CUMULATIVE = "cumulative_"  # floats that are summed over rounds, as integers are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Blocks:
     """The rounds of an algorithm on some data, to be run in blocks.
 
     Attributes:
-      algorithm: whose rounds.
+      algorithm: algorithm to run.
       data: a `FederatedData`, placed on the layout's devices.
-      cohort_size: `K`, clients of a round.
+      cohort_size: `K`, clients per round.
       layout: lanes and devices.
-      capacity: the most rounds of a block.
-      cohort: of every round, where cohorts are not drawn.
+      capacity: most rounds in a block.
+      cohort: cohort of every round, if cohorts are not drawn.
     """
 
     algorithm: Algorithm
@@ -55,14 +55,14 @@ class Blocks:
     def on_devices(
         cls, algorithm: Algorithm, data: Any, size: int, layout: Layout, capacity: int
     ) -> Self:
-        """Blocks with all data on the devices: on each, unless learners have rows of their own.
+        """Makes blocks with all data on each device, unless learners read only their own rows.
 
-        Args: as of the attributes, `size` being `K` and `data` on the host.
+        Args: see the attributes; `size` is `K`, and `data` is on the host.
         """
         if is_multiprocess() and algorithm.reads_own_rows and layout.mesh is not None:
             cohort, data = send_learners(data, layout)
             return cls(algorithm, data, size, layout, capacity, cohort)
-        # A device could otherwise read the files themselves, which may shrink.
+        # Otherwise a device could read the files themselves, which may shrink.
         return cls(algorithm, place(data.in_memory(), layout), size, layout, capacity)
 
     @property
@@ -72,11 +72,11 @@ class Blocks:
     def starts(
         self, runs: Iterable[tuple[jax.Array, Mapping[str, float]]], initial_params: Any = None
     ) -> list[tuple[Any, Any]]:
-        """The states before the first round, and the keys of cohorts and training.
+        """Returns the states before the first round, and the keys of cohorts and training.
 
         Args:
-          runs: the key and the hyper-parameters of each.
-          initial_params: where they begin, if not where the algorithm says.
+          runs: key and hyper-parameters of each run.
+          initial_params: parameters to begin with, in place of the algorithm's.
         """
         # Initialise with the final sharding, so that all models never sit on one device.
         where = shardings(self.layout, self._specs)
@@ -87,7 +87,7 @@ class Blocks:
             keys = place(split_key(key), self.layout)
             arguments = (keys.init, as_rates(hparams), *given)
             program = program or programs.trace(begin_run, *arguments)
-            # Copied, since a state is donated, and these may be arrays of the user's.
+            # Copied, since states are donated and these arrays may belong to the user.
             consts, arguments = jax.tree.map(jnp.copy, (program.consts, arguments))
             states.append((begin(program, consts, *arguments), (keys.cohorts, keys.training)))
         return states
@@ -95,7 +95,7 @@ class Blocks:
     def run(
         self, state: Any, keys: Any, done: int, count: int
     ) -> tuple[Any, dict[str, np.ndarray], float]:
-        """`count` rounds after `done`; the state is consumed.
+        """Runs `count` rounds after round `done`; the state is consumed.
 
         Returns:
           The state, infos `[count]`, and the seconds that the rounds took.
@@ -122,13 +122,13 @@ class Blocks:
     def run_stacked(
         self, states: Any, keys: Any, done: int, counts: np.ndarray
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        """Blocks of many runs side by side: every argument and result has a leading axis of runs.
+        """Runs a block of many runs side by side; states, keys and results have a leading axis of runs.
 
         Args:
           states: the runs' states, see `stack`; consumed.
           keys: the runs' keys.
           done: rounds before the block.
-          counts: `[runs]`, how many rounds of each; a run of none keeps its state.
+          counts: `[runs]`, rounds of each run; a run of 0 rounds keeps its state.
 
         Returns:
           The states, and infos `[runs, capacity]`.
@@ -149,7 +149,7 @@ class Blocks:
         return states, fetch(infos)
 
     def stack(self, states: list[Any], keys: list[Any]) -> tuple[Any, Any]:
-        """The states and keys of many runs as ones with a leading axis, which the mesh's parts share."""
+        """Stacks the states and keys of many runs along a leading axis, which the mesh's parts share."""
 
         def stack(trees, specs):
             where = shardings(self.layout, of_runs(specs, self.layout))
@@ -158,21 +158,21 @@ class Blocks:
         return stack(states, self._specs), stack(keys, EVERYWHERE)
 
     def take(self, states: Any, i: int) -> Any:
-        """The state of one of many runs."""
+        """Returns the state of run `i` from stacked states."""
         where = shardings(self.layout, self._specs)
         return jax.jit(_take, out_shardings=where)(states, i)
 
     def next_count(self, done: int, num_rounds: int) -> int:
-        """How many rounds bring a run that has done `done` to its next evaluation."""
+        """Returns how many rounds after round `done` the next evaluation is."""
         return min(self.capacity - done % self.capacity, num_rounds - done)
 
     def message_bytes(self, state: Any) -> dict[str, int]:
-        """The size of a message of each kind that the algorithm sends."""
+        """Returns the size of one message of each kind that the algorithm sends."""
         server = state.server if isinstance(state, client_memory.WithMemory) else state
         return check_sizes(self.algorithm.message_bytes(server))
 
     def first_row(self, sizes: dict[str, int]) -> dict[str, Any]:
-        """What is known before the first round, evaluation aside; `sizes` are the messages'."""
+        """Returns the row before the first round, without evaluations; `sizes` as of `message_bytes`."""
         counts = [f"{what}_{name}" for name in sizes for what in ("messages", "trips")]
         row = dict.fromkeys(("round", "examples", "slots", *counts), 0)
         return row | balance(row, sizes) | {"train_loss": None, "round_seconds": None}
@@ -180,10 +180,10 @@ class Blocks:
     def next_row(
         self, before: dict, infos: dict[str, np.ndarray], sizes: dict[str, int]
     ) -> dict[str, Any]:
-        """The row after a block of rounds; totals go on from the row `before`.
+        """Returns the row after a block of rounds; totals continue from the row `before`.
 
         Raises:
-          ValueError: the rounds count other messages than `sizes` has.
+          ValueError: the rounds count other messages than those in `sizes`.
         """
         check_counts(infos, sizes)
         totals = {
@@ -200,7 +200,7 @@ class Blocks:
 
 
 class RunKeys(NamedTuple):
-    """PRNG keys of a run: of its start, its cohorts, its training."""
+    """The PRNG keys of a run: for its initial state, cohorts and training."""
 
     init: jax.Array
     cohorts: jax.Array
@@ -208,12 +208,12 @@ class RunKeys(NamedTuple):
 
 
 def split_key(key: jax.Array) -> RunKeys:
-    """The keys that a run's key stands for."""
+    """Splits a run's key into the keys of its parts."""
     return RunKeys(*jax.random.split(key, 3))
 
 
 def first_bad_round(done: int, infos: dict[str, np.ndarray]) -> int | None:
-    """The first round of a block after which a parameter or the loss is not a finite number."""
+    """Returns the first round of a block after which a parameter or the loss is not finite, or None."""
     bad = np.flatnonzero(~infos["finite"])
     return done + 1 + int(bad[0]) if bad.size else None
 
@@ -221,14 +221,14 @@ def first_bad_round(done: int, infos: dict[str, np.ndarray]) -> int | None:
 def evaluate_into(
     row: dict[str, Any], evaluators: Sequence[EvaluationFn], params: Any, stop_at: float | None
 ) -> bool:
-    """Adds what the evaluations say of `params` to a row.
+    """Adds the evaluations of `params` to a row.
 
     Returns:
-      Whether all of the row is finite.
+      Whether all values of the row are finite.
 
     Raises:
-      ValueError: no evaluation gives the accuracy that `stop_at` is compared with, or one gives a name
-        that the row has already.
+      ValueError: no evaluation gives the test accuracy that `stop_at` needs, or one gives a name that
+        the row already has.
     """
     own = {*row, *_RESERVED}
     for evaluation in evaluators:
@@ -238,7 +238,7 @@ def evaluate_into(
             raise ValueError(
                 f"an evaluation gives {taken[0]!r}, a column of every row; wanted another name"
             )
-        # Whether to go on follows from it, in all processes alike.
+        # The first process's values, so that all processes agree on whether to go on.
         row |= on_first_process(lambda found=found: found)
     if stop_at is not None and "test_accuracy" not in row:
         raise ValueError(
@@ -248,7 +248,7 @@ def evaluate_into(
 
 
 def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
-    """The mean over all examples of some rounds; None where nobody had any."""
+    """Returns the mean loss over all examples of some rounds; None if there are no examples."""
     return float(np.average(losses, weights=examples)) if examples.any() else None
 
 
@@ -258,12 +258,12 @@ def _adds_up(name: str, info: np.ndarray) -> bool:
 
 
 def _mean(info: np.ndarray) -> float:
-    """The mean over rounds."""
+    """Returns the mean over rounds."""
     return float(info.mean(dtype=np.float64))
 
 
 def _total(info: np.ndarray) -> int | float:
-    """The sum over rounds, exact for counts."""
+    """Returns the sum over rounds, exact for counts."""
     whole = np.issubdtype(info.dtype, np.integer)
     return int(info.sum(dtype=np.int64)) if whole else float(info.sum(dtype=np.float64))
 
@@ -271,10 +271,10 @@ def _total(info: np.ndarray) -> int | float:
 def _rounds(
     state, data, keys, first, count, cohort=None, *, round_fn, size, layout, capacity, trips=None
 ):
-    """`count` rounds from round `first`, at most `capacity`; infos are stacked, `[capacity]`.
+    """Runs `count` rounds from round `first`, at most `capacity`; infos are stacked, `[capacity]`.
 
-    Where a cohort is given, the data holds its clients alone, and every round is theirs. Where `trips`
-    are, so many rounds are made, of which those beyond `count` change nothing.
+    If `cohort` is given, the data holds its clients alone, and every round trains them. If `trips` is
+    given, so many rounds are executed; those beyond `count` change nothing.
     """
     cohort_key, train_key = keys
 
@@ -303,22 +303,22 @@ def _rounds(
 
 
 def _check_info(info: Mapping[str, Any]) -> None:
-    """Refuses a round's info that cannot be a row.
+    """Checks that a round's info can become a row.
 
     Raises:
-      ValueError: a value is no real scalar, or has a name that rows use themselves.
+      ValueError: a value is not a real scalar, or its name is a column of every row.
     """
     for name, value in info.items():
         if name in _RESERVED or name.startswith("bytes_"):
             raise ValueError(
-                f"a round's info holds {name!r}, a column that rows have themselves; wanted another name"
+                f"a round's info holds {name!r}, a column of every row; wanted another name"
             )
         dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
         if shape != () or not (jnp.issubdtype(dtype, jnp.bool_) or _is_real(dtype)):
             got = type(value).__name__ if dtype is None else f"{dtype} of shape {shape}"
             raise ValueError(
-                f"a round's info holds {name!r} ({got}); wanted a scalar array, real: keep arrays in "
-                "the state, or report their mean or their sum"
+                f"a round's info holds {name!r} ({got}); wanted a scalar array of real numbers: keep "
+                "other arrays in the state, or report their mean or sum"
             )
 
 
@@ -339,7 +339,7 @@ def _run_stacked(states, data, keys, first, counts, trips, cohort, **static):
     def run(state, data, keys, first, count):
         return _rounds(state, data, keys, first, count, cohort, trips=trips, **static)
 
-    # What lies on other devices is then never asked for: each part of the mesh has runs of its own.
+    # Sharding the run axis keeps the parts of the mesh independent.
     parts = RUNS if static["layout"].num_parts > 1 else None
     run = jax.vmap(run, in_axes=(0, None, 0, None, 0), spmd_axis_name=parts)
     return run(states, data, keys, first, counts)

@@ -1,4 +1,4 @@
-"""Checkpoints through orbax: written whole or not at all, verified when read."""
+"""Checkpoints through orbax, written whole or not at all and verified when read."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to continue: the round, the state's leaves, the rows of metrics up to it."""
+    """The data to continue a run: the round, the state's leaves, and the rows of metrics so far."""
 
     round: int
     leaves: dict[str, np.ndarray]
@@ -31,18 +31,18 @@ class Checkpoint:
 
 
 class StructureError(ValueError):
-    """A checkpoint of arrays other than those of the run that would continue from it."""
+    """A mismatch between the arrays of a checkpoint and those of the run."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, the newest three.
+    """The newest three checkpoints of a run.
 
     Args:
-      directory: made if absent.
+      directory: folder of the checkpoints, made if absent.
     """
 
     def __init__(self, directory: pathlib.Path):
-        # Imported here because it takes a second, which a run without a workdir need not pay.
+        # Imported here because it takes a second, which runs without a workdir need not wait.
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
@@ -66,7 +66,7 @@ class Checkpoints:
         return self._ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Writes a checkpoint; a run killed meanwhile keeps the ones before."""
+        """Writes a checkpoint; a run killed meanwhile keeps the earlier ones."""
         leaves = checkpoint.leaves
         meta = {
             "rows": checkpoint.rows,
@@ -85,27 +85,27 @@ class Checkpoints:
                 path.unlink()
 
     def restore(self, like: dict[str, np.ndarray]) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None.
+        """Returns the newest intact checkpoint, or None.
 
-        One that is not is moved aside, with a warning that names it.
+        Damaged checkpoints are moved aside, with a warning that names them.
 
         Args:
-          like: leaves of the shapes and dtypes to restore.
+          like: leaves with the shapes and dtypes to restore.
 
         Raises:
-          StructureError: it is of other shapes or dtypes; nothing is moved.
+          StructureError: a checkpoint has other shapes or dtypes; it is not moved.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return self._read(step, like)
             except StructureError:
                 raise
-            except Exception as error:  # whatever is wrong with it, an older one may be whole
+            except Exception as error:  # whatever the error, an older one may be intact
                 self._move_aside(step, error)
         return None
 
     def _digest_files(self, step: int) -> dict[str, str]:
-        """The digest of each file of a checkpoint, by its path in it."""
+        """Returns the digest of each file of a checkpoint, by its path there."""
         root = self._directory / str(step)
         files = sorted(path for path in root.rglob("*") if path.is_file())
         return {
@@ -113,12 +113,12 @@ class Checkpoints:
         }
 
     def _check_files(self, step: int) -> None:
-        """Looks at the files before orbax does, which prints a traceback for each array it gives up.
+        """Checks the files before orbax, which prints a traceback for each array that it cannot read.
 
-        A run killed between a checkpoint and its digests leaves none; the state has a digest as well.
+        A run killed before it writes the digests leaves none; the state has a digest of its own.
 
         Raises:
-          ValueError: a file is missing, has been added, or is not as it was written.
+          ValueError: a file is missing, has been added or has changed.
         """
         path = self._digests / f"{step}.json"
         if not path.exists():
@@ -126,7 +126,7 @@ class Checkpoints:
         known, found = json.loads(path.read_text()), self._digest_files(step)
         different = [name for name in sorted(known | found) if known.get(name) != found.get(name)]
         if different:
-            raise ValueError(f"its file {different[0]} is not as it was written")
+            raise ValueError(f"its file {different[0]} differs from what was written")
 
     def _read(self, step: int, like: dict[str, np.ndarray]) -> Checkpoint:
         self._check_files(step)
@@ -135,8 +135,8 @@ class Checkpoints:
         if meta["structure"] != _structure(like):
             raise StructureError(
                 f"the checkpoint of round {step} in {self._directory} holds the arrays "
-                f"{meta['structure']}, this run's state {_structure(like)}; it is the run of another "
-                "model or optimizer: choose another workdir"
+                f"{meta['structure']}, this run's state {_structure(like)}: it belongs to another "
+                "model or optimizer; choose another workdir"
             )
         composite = args.Composite(state=args.StandardRestore(like))
         leaves = self._manager.restore(step, args=composite)["state"]
@@ -157,24 +157,24 @@ class Checkpoints:
         self._manager = self._open()
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         _log.warning(
-            "The checkpoint of round %d is not whole (%s); moved to %s, trying the one before.",
+            "The checkpoint of round %d is damaged (%s); moved to %s, trying the one before.",
             step,
             reason[:200],
             destination,
         )
 
     def close(self) -> None:
-        """Waits for orbax's own clean-up."""
+        """Waits for the clean-up of orbax."""
         self._manager.close()
 
 
 def to_numpy(state: Any) -> dict[str, np.ndarray]:
-    """Leaves by number: whatever the pytree's classes, what is stored are plain arrays."""
+    """Returns the leaves by number, as plain arrays whatever the pytree's classes."""
     return _numbered(processes.fetch, state)
 
 
 def zeros_like(state: Any) -> dict[str, np.ndarray]:
-    """What `to_numpy` returns, with zeros in place of the values, which are not looked at."""
+    """Returns the same as `to_numpy`, but with zeros as values, and without reading the leaves."""
     return _numbered(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
 
 
@@ -187,7 +187,7 @@ def _numbered(convert: Callable[[jax.Array], np.ndarray], state: Any) -> dict[st
 
 
 def from_numpy(leaves: dict[str, np.ndarray], template: Any) -> Any:
-    """A state of such leaves, with the shardings of `template`."""
+    """Returns a state from the leaves of `to_numpy`, with the shardings of `template`."""
 
     def restore(i, like):
         value = leaves[f"{i:05d}"]

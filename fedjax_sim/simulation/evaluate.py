@@ -1,4 +1,4 @@
-"""Evaluation of a model on all examples of a data set, compiled, batched and masked."""
+"""Compiled, batched and masked evaluation of a model on all examples of a data set."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -13,16 +13,16 @@ from fedjax_sim.runtime.devices import default_layout
 from fedjax_sim.runtime.processes import fetch
 from fedjax_sim.simulation import programs
 
-_BATCH_SIZE = 250  # rows a device works on at a time; bounds the memory of activations
+_BATCH_SIZE = 250  # rows that a device works on at a time; bounds the memory of activations
 
 
 class RowMetrics:
-    """Each example's metrics under a model; the evaluations below are sums of them.
+    """The metrics of each example under a model; the evaluations below are sums of them.
 
     Args:
-      task: gives the metrics.
+      task: task with the metrics.
       examples: column name -> `[n, ...]`, NumPy.
-      layout: the devices that share the work.
+      layout: devices that share the work.
 
     Raises:
       ValueError: there are no examples.
@@ -36,7 +36,7 @@ class RowMetrics:
         self._metrics, self._layout = task.metrics, layout
 
     def digest(self, params: Params) -> str:
-        """Identifies the metrics and the examples; of `params` only the shapes are looked at."""
+        """Identifies the metrics and the examples; of `params` only the shapes matter."""
         rows = jax.tree.map(lambda column: fetch(column)[: self._n], self._rows)
         batch = jax.tree.map(
             lambda column: jax.ShapeDtypeStruct((2, *column.shape[1:]), column.dtype), rows
@@ -45,7 +45,7 @@ class RowMetrics:
         return f"{metrics}-{programs.digest_arrays(rows)}"
 
     def __call__(self, params: Params) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """name -> (total `[n]`, count `[n]`), float64 on the host."""
+        """Returns name -> (total `[n]`, count `[n]`), float64 on the host."""
         params = place(params, self._layout)
         outputs = _row_metrics(
             params,
@@ -59,12 +59,12 @@ class RowMetrics:
 
 
 class Evaluation:
-    """A function of params, with results such as `{"test_accuracy": 0.97}`, that says what it judges.
+    """A function of params, with results such as `{"test_accuracy": 0.97}`, and its digest.
 
     Args:
       evaluate: the function.
-      rows: what it judges on.
-      kind: what it makes of that.
+      rows: rows that it evaluates.
+      kind: what it computes from them, as part of the digest.
     """
 
     def __init__(self, evaluate: Callable[[Params], dict[str, float]], rows: RowMetrics, kind: str):
@@ -74,7 +74,7 @@ class Evaluation:
         return self._evaluate(params)
 
     def digest(self, params: Params) -> str:
-        """Identifies the metrics and the examples, by which a workdir recognises its run."""
+        """Identifies the metrics and the examples, for a workdir to recognise its run."""
         return f"{self._kind}-{self._rows.digest(params)}"
 
 
@@ -86,13 +86,13 @@ def _row_metrics(params, rows, *, metrics, layout, batch_size):
 def evaluator(
     task: Task, dataset: Any, *, prefix: str = "test", layout: Layout | None = None
 ) -> Callable[[Params], dict[str, float]]:
-    """An evaluation on a whole data set: every metric of the task, as a mean over all examples.
+    """Returns an evaluation of every metric of a task, as a mean over all examples of a data set.
 
     Args:
-      task: gives the metrics.
-      dataset: has `examples`, column name -> `[n, ...]`: a `Dataset` or a `FederatedData`.
-      prefix: of the names, such as "test" or "full_train".
-      layout: the devices that share the work; all of them by default.
+      task: task with the metrics.
+      dataset: a `Dataset` or `FederatedData`, with `examples`, column name -> `[n, ...]`.
+      prefix: prefix of the names, such as "test" or "full_train".
+      layout: devices that share the work; all of them by default.
 
     Returns:
       A function of params with results such as `{"test_accuracy": 0.97, "test_loss": 0.1}`.
@@ -114,12 +114,12 @@ def evaluator(
 def each_client_evaluator(
     task: Task, data: Any, *, layout: Layout | None = None
 ) -> Callable[[Params], np.ndarray]:
-    """A function of params that judges the model on each client's own examples.
+    """Returns a function that evaluates the model on each client's own examples.
 
     Args:
-      task: has a metric "accuracy".
+      task: task with a metric "accuracy".
       data: a `FederatedData`.
-      layout: the devices that share the work; all of them by default.
+      layout: devices that share the work; all of them by default.
 
     Returns:
       A function from params to `[N]` float64, NaN for a client without data.
@@ -133,7 +133,7 @@ def each_client_evaluator(
 def _of_each_client(
     task: Task, data: Any, layout: Layout | None
 ) -> tuple[Callable[[Params], np.ndarray], RowMetrics]:
-    """`each_client_evaluator`, and the rows that it judges on."""
+    """Returns the function of `each_client_evaluator`, and the rows that it evaluates."""
     offsets = np.asarray(data.offsets)
     num_clients = len(offsets) - 1
     owned = {name: np.asarray(column[: offsets[-1]]) for name, column in data.examples.items()}
@@ -151,7 +151,7 @@ def _of_each_client(
 def client_evaluator(
     task: Task, data: Any, *, layout: Layout | None = None
 ) -> Callable[[Params], dict[str, float]]:
-    """How accuracy is spread over the clients that have data; see `each_client_evaluator`.
+    """Returns an evaluation of accuracy's spread over clients with data; see `each_client_evaluator`.
 
     Returns:
       A function of params with results "client_accuracy_min", "_p10", "_median", "_p90", "_max".

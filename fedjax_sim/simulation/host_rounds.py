@@ -1,4 +1,4 @@
-"""Rounds on data that stays on the host: each cohort is gathered and sent while another round runs."""
+"""Rounds on data that stays on the host: each cohort is gathered and sent during the round before."""
 
 import concurrent.futures
 import dataclasses
@@ -21,18 +21,18 @@ from fedjax_sim.runtime.processes import is_multiprocess
 from fedjax_sim.simulation.block import Blocks
 from fedjax_sim.simulation.sharded_cohorts import send_parts, share_out
 
-# What the data may take of a device's memory; the rest is for models and activations.
+# The share of a device's memory that data may take; the rest is for models and activations.
 _LARGEST_SHARE = 0.5
 # Cohorts drawn by one call: enough to make the call cheap, few enough for short runs.
 _DRAWN_TOGETHER = 16
-_ROOM = 1.25  # times the rows of the mean cohort have room in the smallest shape
+_ROOM = 1.25  # the smallest shape has room for so many times the rows of the mean cohort
 
 
 def stays_on_host(data_placement: str, algorithm: Algorithm, data: Any, layout: Layout) -> bool:
-    """Whether the data of a run stays on the host, see `simulate`.
+    """Returns whether the data of a run stays on the host; see `simulate`.
 
     Raises:
-      ValueError: there is no such placement, or the algorithm cannot run in it.
+      ValueError: the placement is unknown, or the algorithm cannot run with it.
     """
     known = {"device": False, "host": True, "auto": None}
     chosen = choose("data_placement", data_placement, known)
@@ -55,10 +55,10 @@ class PrefetchedCohort(NamedTuple):
     """A cohort on the devices.
 
     Attributes:
-      cohort: who takes part.
+      cohort: clients that take part.
       data: a `FederatedData` of these clients alone, in this order.
-      new_shape: none before it had as many rows, so that the round has to be compiled for it.
-      seconds: that gathering and sending it took.
+      new_shape: whether this number of rows is new, so that the round must be compiled for it.
+      seconds: time to gather and send it.
     """
 
     cohort: Cohort
@@ -68,26 +68,26 @@ class PrefetchedCohort(NamedTuple):
 
 
 class CohortPrefetcher:
-    """Draws, gathers and sends one cohort after the other, in a thread, one round ahead.
+    """A thread that draws, gathers and sends each cohort one round ahead.
 
-    Rows are padded to a power of two, and to that of the mean cohort and some more at least, but never
-    beyond all rows there are, so that cohorts of many sizes share few programs.
+    Rows are padded to a power of two, so that cohorts of many sizes share few programs: at least to that
+    of a mean cohort plus a margin, at most to the number of all rows.
 
-    The devices of one process have the whole cohort each, and share it out as they please. Of several
-    processes each device gets clients of its own, and a process reads no others' rows.
+    In one process, each device receives the whole cohort, and any device may train any client. With
+    several processes, each device receives its own clients, and a process reads only their rows.
 
     Args:
       data: a `FederatedData`.
       key: PRNG key of the cohorts.
       size: `K`.
-      layout: where cohorts go.
-      num_rounds: no cohort of a later round is gathered.
-      spread: whether each device gets clients of its own; by default where there are several processes.
+      layout: lanes and devices that receive the cohorts.
+      num_rounds: number of rounds; no cohort of a later round is gathered.
+      spread: whether each device receives its own clients; by default with several processes.
 
     Attributes:
-      gather_seconds: that the thread spent on the cohorts asked for so far.
-      waited_seconds: how long rounds waited for it; what it took besides was hidden behind rounds,
-        evaluations and compilations.
+      gather_seconds: time that the thread spent on the cohorts asked for so far.
+      waited_seconds: time that rounds waited for the thread; the rest of its work was hidden behind
+        rounds, evaluations and compilations.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class CohortPrefetcher:
         return self._data.num_clients
 
     def cohort(self, r: int) -> PrefetchedCohort:
-        """The cohort of round r; from the first that is asked for they follow one another.
+        """Returns the cohort of round `r`; after the first call, rounds must be consecutive.
 
         Raises:
           ValueError: a file of the data has shrunk.
@@ -154,13 +154,13 @@ class CohortPrefetcher:
         return PrefetchedCohort(*jax.block_until_ready(sent), new_shape, time.perf_counter() - started)
 
     def _send(self, ids: np.ndarray, num_rows: int) -> tuple[Cohort, Any]:
-        """The whole cohort, to every device."""
+        """Sends the whole cohort to every device."""
         index = np.arange(ids.size, dtype=np.int32)
         ids, index, data = place((ids, index, self._data.select(ids, num_rows)), self._layout)
         return Cohort(ids, self._layout, index), data
 
     def _ids(self, r: int) -> np.ndarray:
-        """`[K]`, drawn one call ahead, since a call waits for the round that the device is busy with."""
+        """Returns ids `[K]`, drawn one call ahead, since a call waits for the round in progress."""
         call, within = divmod(r, _DRAWN_TOGETHER)
         for c in (call, call + 1):
             if c not in self._drawn:
@@ -177,9 +177,9 @@ class CohortPrefetcher:
 
 @functools.partial(jax.jit, static_argnames=("num_clients", "size"))
 def _draw(key, first, *, num_clients, size):
-    """The cohorts of some rounds from `first` on, `[_DRAWN_TOGETHER, K]` int32."""
+    """Draws the cohorts of the rounds from `first` on, `[_DRAWN_TOGETHER, K]` int32."""
 
-    # Not by vmap, under which some kinds of keys draw other numbers.
+    # Not by vmap: under it, some kinds of keys draw other numbers.
     def draw(r):
         return sample_cohort(jax.random.fold_in(key, r), num_clients, size)
 
@@ -188,12 +188,12 @@ def _draw(key, first, *, num_clients, size):
 
 @dataclasses.dataclass(frozen=True)
 class HostBlocks(Blocks):
-    """Rounds on what a feed brings; `data` is the `CohortPrefetcher`."""
+    """Rounds on prefetched cohorts; `data` is the `CohortPrefetcher`."""
 
     def run(
         self, state: Any, keys: Any, done: int, count: int
     ) -> tuple[Any, dict[str, np.ndarray], float]:
-        """See `Blocks.run`; a round is one call here, and a new shape is compiled off the clock."""
+        """Runs each round by a call of its own, compiling new shapes off the clock; see `Blocks.run`."""
         infos, seconds = [], 0.0
         for r in range(done, done + count):
             started = time.perf_counter()

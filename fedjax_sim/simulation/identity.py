@@ -13,10 +13,10 @@ from fedjax_sim.simulation import client_memory, programs
 from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 from fedjax_sim.version import VERSION
 
-# Told in config.json but not compared: where a run runs changes no more than the order of its sums, and
-# how long it is to last changes none of its rounds.
+# In config.json but not compared: the placement of a run changes only the order of its sums, and its
+# length changes none of its rounds.
 NOT_COMPARED = ("lanes", "stacked", "num_rounds")
-# Entries of config.json that are no settings.
+# Entries of config.json that are not settings.
 _NAMES = (
     "versions",
     "earlier_versions",
@@ -25,7 +25,7 @@ _NAMES = (
     "initial_params",
     "data_digest",
 )
-# A plain function may round otherwise when it judges the same model on another machine.
+# A plain function may round differently when it evaluates the same model on another machine.
 _TOLERANCE = 1e-3
 
 
@@ -40,16 +40,16 @@ def identify(
     """Returns what a run computes, as entries of its config.json.
 
     Args:
-      algorithm: whose rounds; they are traced on one device, wherever the run takes place.
+      algorithm: algorithm to run; its rounds are traced on one device, wherever the run takes place.
       data: a `FederatedData`.
-      size: `K`, clients of a round.
+      size: `K`, clients per round.
       hparams: the algorithm's hyper-parameters.
       evaluators: the run's evaluations.
-      initial_params: where it begins, or None.
+      initial_params: parameters to begin with, or None.
 
     Returns:
-      "versions"; "programs", what each part is called -> its digest; "evaluations", a digest each, None
-      of a plain function; "initial_params", a digest or None.
+      "versions"; "programs", name of a part -> digest; "evaluations", a digest each, None for a plain
+      function; "initial_params", a digest or None.
     """
     key, examples, rates = jax.random.key(0), data.examples, as_rates(hparams)
     start = (key, rates) if initial_params is None else (key, rates, programs.shapes_of(initial_params))
@@ -71,20 +71,20 @@ def identify(
 
 
 def versions() -> dict[str, str]:
-    """The versions that a run may depend on."""
+    """Returns the versions that a run may depend on."""
     return {"fedjax_sim": VERSION, "jax": jax.__version__}
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuses names in a user's configuration that a workdir has a meaning of its own for.
+    """Checks that a user's configuration avoids the names that config.json uses itself.
 
     Raises:
-      ValueError: there is one.
+      ValueError: `config` has such a name.
     """
     taken = sorted(config.keys() & {*_NAMES})
     if taken:
         raise ValueError(
-            f"config has the name {taken[0]!r}, which config.json uses itself; wanted any but "
+            f"config has the name {taken[0]!r}, which config.json uses itself; wanted any name but "
             f"{', '.join(_NAMES)}"
         )
 
@@ -100,16 +100,16 @@ def check_evaluations(
     where: Any,
     others: Collection[str] | None = None,
 ) -> None:
-    """Refuses to continue a run with evaluations that judge otherwise than those it began with.
+    """Refuses to continue a run with evaluations that differ from those it began with.
 
-    The workdir cannot see inside a plain function, so the function judges a model of the run once more.
+    The workdir cannot see inside a plain function, so the function evaluates a model of the run again.
 
     Args:
-      evaluators: as of now.
-      known: a row of the run.
-      params: the model of that row.
-      where: the workdir, for the error.
-      others: the names in the row that no evaluation gives, if they are known.
+      evaluators: current evaluations.
+      known: row of the run.
+      params: model of that row.
+      where: workdir, for the error message.
+      others: names in the row that no evaluation gives, if known.
 
     Raises:
       ValueError: the values differ from the row's, or have other names.
@@ -121,8 +121,8 @@ def check_evaluations(
         if "absent" in (before, now) or not _is_close(before, now):
             raise ValueError(
                 f"{where} belongs to a run of another evaluation: {name} of the model of round "
-                f"{known['round']} is {before} there, {now} now. Repeat that evaluation, a function of "
-                "the parameters alone, to continue it, or choose another workdir."
+                f"{known['round']} is {before} there, {now} now. To continue it, use that evaluation, "
+                "a function of the parameters alone; otherwise choose another workdir."
             )
 
 

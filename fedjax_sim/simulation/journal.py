@@ -1,4 +1,4 @@
-"""Keeps what a run must not lose: its rows and its state, in memory and in its workdir."""
+"""The journal of a run: its rows and its state, in memory and in its workdir."""
 
 import pathlib
 import time
@@ -16,20 +16,20 @@ _METRICS = "metrics.jsonl"
 class Journal:
     """The rows of a run and, in a workdir, its metrics.jsonl and checkpoints.
 
-    Both are brought to the last whole checkpoint at the start, so that after a kill at any moment
-    no row is lost or there twice.
+    On start, both are rewound to the last intact checkpoint, so that a kill at any moment neither loses
+    nor repeats a row.
 
     Attributes:
       rows: one dict per evaluation.
-      state: where the run stands.
+      state: current state of the run.
 
     Args:
-      home: the workdir, or None to keep everything in memory.
-      state: where a run without a checkpoint starts.
-      seconds: the least time between two checkpoints.
-      at_once: whether the first row is saved as it comes; otherwise when so many seconds are over.
+      home: workdir, or None to keep everything in memory.
+      state: initial state of a run without a checkpoint.
+      seconds: least time between two checkpoints.
+      at_once: whether the first row is saved at once, rather than after `seconds`.
 
-    Of several processes the first alone reads and writes; all of them record the same.
+    With several processes, only the first reads and writes; all of them record the same.
     """
 
     def __init__(self, home: pathlib.Path | None, state: Any, seconds: float, *, at_once: bool = True):
@@ -47,7 +47,7 @@ class Journal:
         self._leaves = None
 
     def _read(self) -> tuple[int, list[dict]] | None:
-        """The newest checkpoint; brings the files to it."""
+        """Returns the round and rows of the newest checkpoint, and rewinds the files to it."""
         self._home.mkdir(exist_ok=True)
         self._checkpoints = Checkpoints(self._home / "checkpoints")
         saved = self._checkpoints.restore(self._leaves)
@@ -58,7 +58,7 @@ class Journal:
         return saved.round, saved.rows
 
     def record(self, row: dict, state: Any, *, last: bool) -> None:
-        """Takes an evaluation and the state after it; the last one is always saved."""
+        """Records an evaluation and the state after it; the last one is always saved."""
         self.rows.append(row)
         self.state = state
         if self._home is None:
@@ -69,7 +69,7 @@ class Journal:
             self.save(state)
 
     def save(self, state: Any) -> None:
-        """Writes a checkpoint of the last row and the state after it, unless there is one."""
+        """Writes a checkpoint of the last row and the state after it, unless it exists."""
         if self._home is None or not self.rows or self.rows[-1]["round"] == self._saved_round:
             return
         leaves = to_numpy(state)
@@ -79,7 +79,7 @@ class Journal:
 
     @property
     def saved_round(self) -> int | None:
-        """The round of the newest checkpoint."""
+        """The round of the newest checkpoint, or None."""
         return self._saved_round if self._saved_round >= 0 else None
 
     def __enter__(self) -> Self:

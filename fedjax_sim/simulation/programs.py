@@ -1,4 +1,4 @@
-"""Programs as content: what a function computes, whatever it and its parts are called."""
+"""Programs as content: identified by what they compute, not by names."""
 
 import hashlib
 import re
@@ -14,12 +14,11 @@ _CALLS = ("jit", "pjit")
 
 
 def digest(fn: Callable, *args: Any) -> str:
-    """Identifies what `fn` computes of arguments of these shapes.
+    """Identifies what `fn` computes from arguments of these shapes.
 
-    The digest covers the operations in their order, the shapes and dtypes of their operands, and the
-    values of all constants, arrays that the function has closed over included. It does not cover names,
-    so that the same function built anew has the same digest, nor what a callback to the host does.
-    It may change with the version of JAX.
+    The digest covers the operations in order, the shapes and dtypes of their operands, and the values of
+    all constants, including closed-over arrays. It does not cover names, so the same function built anew
+    has the same digest, nor what a callback to the host does. It may change with the version of JAX.
 
     Args:
       fn: a pure function.
@@ -34,11 +33,11 @@ def digest(fn: Callable, *args: Any) -> str:
 class Program:
     """A traced function, equal to any other that computes the same.
 
-    Equality leaves out the values of the constants: they are arguments of `run`, so that a function
-    that has closed over other arrays of the same shapes is compiled once.
+    Equality ignores the values of constants: they are arguments of `run`, so functions that close over
+    different arrays of the same shapes are compiled once.
 
     Attributes:
-      digest: covers the constants as well.
+      digest: hash that covers the constants as well.
     """
 
     def __init__(self, closed: ClosedJaxpr, out_tree: Any):
@@ -58,29 +57,29 @@ class Program:
 
     @property
     def consts(self) -> list[Any]:
-        """The arrays that the function has closed over."""
+        """The arrays that the function closes over."""
         return self._closed.consts
 
     def run(self, consts: list[Any], *args: Any) -> Any:
-        """Returns what the function makes of these constants and arguments."""
+        """Runs the function with these constants and arguments."""
         fn = jaxpr_as_fun(ClosedJaxpr(self._closed.jaxpr, consts))
         return jax.tree.unflatten(self._out_tree, fn(*jax.tree.leaves(args)))
 
 
 def trace(fn: Callable, *args: Any) -> Program:
-    """Traces `fn` anew, so that what it has closed over is read now."""
-    # A function of its own each time: JAX keeps the traces of functions that it has seen.
+    """Traces `fn` anew, so that closed-over arrays are read now."""
+    # A new function each time, since JAX caches the traces of functions that it has seen.
     closed, shape = jax.make_jaxpr(lambda *args: fn(*args), return_shape=True)(*args)
     return Program(closed, jax.tree.structure(shape))
 
 
 def shapes_of(tree: Any) -> Any:
-    """The arrays of a pytree as shapes and dtypes."""
+    """Returns the shapes and dtypes of the arrays of a pytree."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def digest_arrays(tree: Any) -> str:
-    """Identifies the values of a pytree of arrays; 16 hexadecimal digits."""
+    """Identifies the values of a pytree of arrays, by 16 hexadecimal digits."""
     whole = hashlib.sha256(str(jax.tree.structure(tree)).encode())
     for leaf in jax.tree.leaves(tree):
         _add(whole, leaf)
@@ -103,7 +102,7 @@ def _add_jaxpr(whole: Any, jaxpr: Jaxpr) -> None:
                 _add(whole, operand.val)
             else:
                 _say(whole, numbers[operand])
-        # Where a call runs and what it is called do not change what it computes.
+        # The placement and the name of a call do not change what it computes.
         is_call = equation.primitive.name in _CALLS
         for name in ("jaxpr",) if is_call else sorted(equation.params):
             _say(whole, name)
@@ -137,11 +136,11 @@ def _add(whole: Any, value: Any) -> None:
         _say(whole, f"{array.dtype} {np.shape(value)}")
         whole.update(array.tobytes())
     elif callable(value) and not isinstance(value, type | jnp.dtype):
-        # Rules for a derivative or for lanes, whose operations are in the program where they are used;
-        # and callbacks to the host, which cannot be looked into.
+        # Rules for derivatives or lanes, already part of the program where they are used, and callbacks
+        # to the host, which are opaque.
         _say(whole, type(value).__name__)
     else:
-        # Without addresses, which are others in each process.
+        # Without addresses, which differ between processes.
         _say(whole, re.sub(" at 0x[0-9a-f]+", "", f"{type(value).__name__} {value}"))
 
 

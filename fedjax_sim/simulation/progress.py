@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar on a terminal, plain lines elsewhere."""
+"""The progress display of a run: a live bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -11,11 +11,11 @@ _SECONDS_BETWEEN_LINES = 2.0
 
 
 class Progress:
-    """Shows rounds done, accuracy and time left on standard error.
+    """A display of rounds done, accuracy and time left, on standard error.
 
     Args:
-      total: the rounds there are, of all runs together.
-      done: those of an earlier part.
+      total: number of rounds, of all runs together.
+      done: rounds already done at the start.
     """
 
     def __init__(self, total: int, done: int = 0):
@@ -26,12 +26,12 @@ class Progress:
             self._bar = tqdm(total=total, initial=done, unit="round", dynamic_ncols=True)
 
     def update(self, done: int, row: Mapping[str, Any], *, last: bool) -> None:
-        """Shows that `done` rounds are done, with the accuracies and losses of a row.
+        """Shows the number of rounds done, with the accuracies and losses of a row.
 
         Args:
-          done: of all runs together.
-          row: of metrics.
-          last: says that nothing follows.
+          done: rounds done, of all runs together.
+          row: row of metrics.
+          last: whether nothing follows.
         """
         shown = {k: v for k, v in row.items() if k.endswith(("accuracy", "test_loss"))}
         text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())

@@ -1,4 +1,4 @@
-"""What a run yields, as arrays and as a summary."""
+"""Results of runs and sweeps, as arrays and as summaries."""
 
 import dataclasses
 import itertools
@@ -12,23 +12,23 @@ import numpy as np
 from fedjax_sim.core import trees
 from fedjax_sim.core.types import Layout
 
-_TOTALS = ("cumulative_", "bytes_", "messages_", "trips_")  # how columns of totals begin
+_TOTALS = ("cumulative_", "bytes_", "messages_", "trips_")  # prefixes of columns of totals
 
 
 def rounds_to_target(rounds: Any, accuracies: Any, target: float) -> float | None:
-    """The round at which a curve, made monotone, first reaches a target.
+    """Returns the round at which a curve, made monotone, first reaches a target.
 
     The curve is replaced by its running maximum and read by linear interpolation between the two
     evaluations around the crossing (McMahan et al., "Communication-efficient learning of deep
     networks from decentralized data", AISTATS 2017, section 3).
 
     Args:
-      rounds: `[n]`, ascending; or what else adds up with them, such as bytes.
+      rounds: `[n]`, ascending; or another cumulative quantity, such as bytes.
       accuracies: `[n]`.
-      target: in the unit of the accuracies.
+      target: target in the unit of the accuracies.
 
     Returns:
-      The round, or None where the curve stays below the target.
+      The round, or None if the curve stays below the target.
     """
     best = np.maximum.accumulate(np.asarray(accuracies, np.float64))
     rounds = np.asarray(rounds, np.float64)
@@ -44,18 +44,18 @@ def rounds_to_target(rounds: Any, accuracies: Any, target: float) -> float | Non
 
 
 def columns(rows: list[dict]) -> dict[str, np.ndarray]:
-    """Rows of metrics as columns, name -> `[evaluations]` float64; NaN where a row has no value."""
+    """Returns rows of metrics as columns, name -> `[evaluations]` float64; NaN for missing values."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in names}
 
 
 def ledger_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a row that count messages, trips and bytes; none of rows that have no ledger."""
+    """Returns the columns of a row that count messages, trips and bytes, if it has any."""
     return {name: total for name, total in row.items() if name.startswith(_TOTALS)}
 
 
 def accuracy_curve(rows: list[dict]) -> tuple[list[int], list[float]]:
-    """The rounds of the rows that have a test accuracy, and these accuracies."""
+    """Returns the rounds of the rows with a test accuracy, and these accuracies."""
     judged = [row for row in rows if "test_accuracy" in row]
     return [row["round"] for row in judged], [row["test_accuracy"] for row in judged]
 
@@ -67,14 +67,14 @@ class Result:
     Attributes:
       state: the algorithm's state; `state.params` is the model.
       rows: one dict per evaluation, as in metrics.jsonl.
-      target: the accuracy asked for, or None.
+      target: target accuracy, or None.
       layout: lanes and devices.
       compilations: programs that this process compiled.
-      compile_seconds: the time that took, tracing included; see `CompilationCounter`.
-      gather_seconds: what gathering cohorts on the host and sending them took; zero where the data lies
-        on the devices.
-      waited_seconds: how long rounds waited for their cohorts; a share of
-        `1 - waited_seconds / gather_seconds` was hidden behind computing.
+      compile_seconds: time to compile them, tracing included; see `CompilationCounter`.
+      gather_seconds: time to gather cohorts on the host and send them; zero if the data is on the
+        devices.
+      waited_seconds: time that rounds waited for their cohorts; a share of
+        `1 - waited_seconds / gather_seconds` was hidden behind computation.
     """
 
     state: Any
@@ -88,15 +88,15 @@ class Result:
 
     @property
     def params(self) -> Any:
-        """The trained model; of several processes all ask for it together."""
+        """The trained model; with several processes, all must ask for it together."""
         return self.state.params
 
     def history(self) -> dict[str, np.ndarray]:
-        """The rows as columns, name -> `[evaluations]`."""
+        """Returns the rows as columns, name -> `[evaluations]`."""
         return columns(self.rows)
 
     def summary(self) -> dict[str, Any]:
-        """The run in numbers, ready for JSON."""
+        """Returns the run in numbers, ready for JSON."""
         rounds, accuracies = accuracy_curve(self.rows)
         last = self.rows[-1]
         reached = None if self.target is None else rounds_to_target(rounds, accuracies, self.target)
@@ -104,7 +104,7 @@ class Result:
         per_round = [row["round_seconds"] for _, row in blocks]
         seconds = sum(row["round_seconds"] * (row["round"] - before["round"]) for before, row in blocks)
         return {
-            # Of shapes alone: learners' mean is a matter of all processes, a summary of one.
+            # From shapes alone: the learners' mean needs all processes, a summary only one.
             "num_params": trees.num_params(jax.eval_shape(lambda state: state.params, self.state)),
             "rounds": last["round"],
             "best_accuracy": max(accuracies, default=None),
@@ -131,13 +131,13 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-      hparams: name -> value, of all the algorithm's hyper-parameters.
-      seed: of the run's key.
-      rows: one dict per evaluation, as `simulate` makes them; `seconds` and `round_seconds` are what
-        this run took of the time of all.
+      hparams: name -> value, for all the algorithm's hyper-parameters.
+      seed: seed of the run's key.
+      rows: one dict per evaluation, as in `simulate`; `seconds` and `round_seconds` are this run's share
+        of the total time.
       state: the algorithm's state after the last row.
-      diverged: the round in which training left the finite numbers, or None; rows end before it, and
-        `state` is then of no use.
+      diverged: round in which training diverged, or None; rows end before it, and `state` is then
+        useless.
     """
 
     hparams: Mapping[str, float]
@@ -147,11 +147,11 @@ class SweepRun:
     diverged: int | None
 
     def history(self) -> dict[str, np.ndarray]:
-        """The rows as columns, name -> `[evaluations]`."""
+        """Returns the rows as columns, name -> `[evaluations]`."""
         return columns(self.rows)
 
     def rounds_to_target(self, target: float) -> float | None:
-        """When the test accuracy first reaches a target; see the function of this name."""
+        """Returns when the test accuracy first reaches a target; see the function of this name."""
         return rounds_to_target(*accuracy_curve(self.rows), target)
 
     @property
@@ -166,10 +166,10 @@ class SweepResult:
 
     Attributes:
       runs: every combination of hyper-parameters and seeds.
-      target: the accuracy asked for, or None.
-      seconds: that the whole sweep took.
+      target: target accuracy, or None.
+      seconds: time that the whole sweep took.
       compilations: programs compiled for it.
-      compile_seconds: the time that took, tracing included; see `CompilationCounter`.
+      compile_seconds: time to compile them, tracing included; see `CompilationCounter`.
     """
 
     runs: tuple[SweepRun, ...]
@@ -179,7 +179,7 @@ class SweepResult:
     compile_seconds: float
 
     def summary(self) -> list[dict[str, Any]]:
-        """A dict per run: its hyper-parameters, seed and result, ready for JSON."""
+        """Returns a dict per run: its hyper-parameters, seed and result, ready for JSON."""
         return [
             dict(run.hparams)
             | {

@@ -1,4 +1,4 @@
-"""Clients of a device's own: each gets its part of the clients, and nobody else's rows."""
+"""Sharded cohorts: each device receives its own clients and only their rows."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from fedjax_sim.engine.placement import SPREAD, place, shardings
 
 
 def share_out(sizes: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Positions of clients of these sizes, `[K]`, in parts: the largest to the least loaded first."""
+    """Splits the positions of clients of `sizes` `[K]`: the next largest to the least loaded part."""
     load = np.zeros(parts, np.int64)
     owner = np.zeros(len(sizes), np.int64)
     for position in np.argsort(-sizes, kind="stable"):
@@ -23,7 +23,7 @@ def share_out(sizes: np.ndarray, parts: int) -> list[np.ndarray]:
 
 
 def send_learners(data: Any, layout: Layout) -> tuple[Cohort, Any]:
-    """To each device the learners whose models it keeps; see `send_parts`."""
+    """Sends to each device the learners that it trains; see `send_parts`."""
     parts = np.split(np.arange(data.num_clients), layout.num_devices)
     num_rows = max(int(data.offsets[part[-1] + 1] - data.offsets[part[0]]) for part in parts)
     everybody = np.arange(data.num_clients)

@@ -1,4 +1,4 @@
-"""The simulation of a federation: blocks of compiled rounds, evaluations between them."""
+"""The simulation of a federation: blocks of compiled rounds, with evaluations between them."""
 
 import contextlib
 import math
@@ -41,10 +41,10 @@ from fedjax_sim.simulation.validation import (
 
 
 class DivergenceError(ArithmeticError):
-    """Training left the finite numbers.
+    """Divergence of training: a parameter or a loss is not finite.
 
     Attributes:
-      round: the round in which it did.
+      round: round in which training diverged.
     """
 
     def __init__(self, message: str, round: int):
@@ -53,7 +53,7 @@ class DivergenceError(ArithmeticError):
 
 
 def cohort_size(num_clients: int, client_fraction: float) -> int:
-    """`m = max(C * K, 1)` of the FedAvg paper: how many of `num_clients` take part in a round.
+    """Returns `m = max(C * K, 1)` of the FedAvg paper, the number of clients in a round.
 
     Raises:
       ValueError: there are no clients, or the fraction lies outside [0, 1].
@@ -62,7 +62,7 @@ def cohort_size(num_clients: int, client_fraction: float) -> int:
         raise ValueError("the federation has no clients; wanted at least one")
     if not 0 <= client_fraction <= 1:
         raise ValueError(f"client_fraction is {client_fraction}; wanted a number in [0, 1]")
-    # Rounded first, so that 0.29 of 100 clients are 29 in spite of binary fractions.
+    # Rounded first, so that 0.29 of 100 clients is 29 despite binary fractions.
     return max(math.floor(round(client_fraction * num_clients, 6)), 1)
 
 
@@ -86,53 +86,53 @@ def simulate(
     allow_version_change: bool = False,
     progress: bool = False,
 ) -> Result:
-    """Runs rounds of a federated algorithm, evaluating, logging and saving between blocks of them.
+    """Runs rounds of a federated algorithm in blocks, with evaluation, logging and saving in between.
 
-    The rounds between two evaluations are one compiled program, and the same program serves every
-    later call with this algorithm and this data's shapes: other rates and seeds compile nothing.
+    The rounds between two evaluations are one compiled program. Later calls with the same algorithm and
+    data of the same shapes reuse it: other rates and seeds compile nothing.
 
     Args:
-      algorithm: such as `fed_avg(...)`.
+      algorithm: algorithm to run, such as `fed_avg(...)`.
       data: a `FederatedData`.
-      key: PRNG key; with the settings it fixes the whole run.
-      num_rounds: `R`.
-      client_fraction: `C`; a round's cohort is `cohort_size(N, C)` clients, drawn anew each round.
-      evaluate: functions of `params` whose results, dicts of floats, become a row; the name
-        "test_accuracy" is the one that `stop_at`, the summary and the pictures look at. Of several
-        processes each calls them, at the same time.
+      key: PRNG key; together with the settings it determines the whole run.
+      num_rounds: `R`, number of rounds to run.
+      client_fraction: `C`; each round draws a new cohort of `cohort_size(N, C)` clients.
+      evaluate: functions of `params` that return dicts of floats for the rows. `stop_at`, the summary
+        and the plots use the name "test_accuracy". With several processes, each calls the functions, at
+        the same time.
       eval_every: rounds between evaluations; there is one before the first round and one at the end.
-      stop_at: ends the run at the first evaluation with at least this "test_accuracy".
+      stop_at: "test_accuracy" that ends the run, at the first evaluation that reaches it.
       hparams: values in place of the algorithm's defaults.
       layout: lanes and devices; `layout_for(algorithm, data)` by default.
-      data_placement: where the data stays, which changes no result. "device": all of it on every device.
-        "host": in memory or in files; each cohort is gathered and sent while the round before it runs,
-        by a thread, which JAX's context managers do not reach. "auto": "host" for columns that are
-        memory maps, for data that would fill more than half of a device's memory, and for several
-        processes, each of which then reads the rows of its own clients alone; otherwise "device".
-      workdir: for metrics.jsonl, config.json and checkpoints. A run that finds its own configuration
-        there continues from its last checkpoint, and ends as it would have without interruption. It is
+      data_placement: where the data stays; it does not change results. "device": all of it on every
+        device. "host": in memory or in files; a thread, which JAX's context managers do not reach,
+        gathers and sends each cohort during the round before. "auto": "host" for memory-mapped columns,
+        for data that would fill more than half of a device's memory, and for several processes, each of
+        which then reads only its own clients' rows; otherwise "device".
+      workdir: folder for metrics.jsonl, config.json and checkpoints. A run that finds its own
+        configuration there continues from its last checkpoint, and ends as if never interrupted. It is
         recognised by what it computes: the programs of the algorithm and of the evaluations, the data,
         the settings and `config`. Only `num_rounds` may be larger than before. A plain function in
-        `evaluate` judges the first and the last model again, and has to find what it found before, up
-        to one part in a thousand. Callbacks to the host inside a program are not compared.
-      config: what else identifies the run, kept in config.json; JSON values. The run's own settings take
+        `evaluate` evaluates the first and the last model again, and must repeat its earlier results to
+        one part in a thousand. Callbacks to the host inside a program are not compared.
+      config: further JSON values that identify the run, kept in config.json. The run's own settings take
         precedence over entries of the same name.
-      checkpoint_seconds: the least time between two checkpoints (the last state is always saved).
-      initial_params: where training begins, like the parameters of the algorithm's state; by default
-        what the algorithm makes of the key.
-      allow_version_change: whether the workdir of a run that began with another version of JAX or of
-        this package may be continued. Its programs are then not compared.
-      progress: shows a bar on a terminal, lines elsewhere.
+      checkpoint_seconds: least time between two checkpoints (the last state is always saved).
+      initial_params: parameters to begin with, like those of the algorithm's state; by default the
+        algorithm makes them from the key.
+      allow_version_change: whether to continue a run that began with another version of JAX or of this
+        package. Its programs are then not compared.
+      progress: whether to show a bar on a terminal, lines elsewhere.
 
     Returns:
       The final state, the rows, timing and counts.
 
     Raises:
-      ValueError: a setting is out of its range, the workdir is another run's, the data is malformed or
+      ValueError: a setting is out of range, the workdir belongs to another run, the data is malformed or
         needed on the devices, a round is too long for its counters, or the processes of a job differ in
         their settings or data.
       OSError: the disk of the workdir is full.
-      DivergenceError: a parameter or the loss is no longer a finite number.
+      DivergenceError: a parameter or the loss is no longer finite.
       OutOfMemoryError: a device's memory does not hold the lanes.
       ProcessLostError: another process of the job has ended.
     """
@@ -219,7 +219,7 @@ def simulate(
         if not journal.rows:
             conclude(blocks.first_row(sizes), start)
         if not is_last(journal.rows[-1]):
-            # A block of no rounds compiles the program, so that the clock of the others runs for them.
+            # An empty block compiles the program, so that other blocks are timed without compilation.
             journal.state, *_ = blocks.run(journal.state, keys, 0, 0)
         while not is_last(journal.rows[-1]):
             before = journal.rows[-1]
@@ -237,18 +237,18 @@ def simulate(
 
 
 def divergence(round: int, hparams: Mapping[str, float], saved: int | None) -> DivergenceError:
-    """The error that tells where training left the finite numbers, and why, most likely."""
+    """Returns the error that says where training diverged, and the likely cause."""
     if round == 0:
         return DivergenceError(
-            "a loss is not a finite number before any training: do the labels go beyond the model's "
-            "classes, or the features beyond what it can bear?",
+            "a loss is not a finite number before any training; check that all labels are classes of "
+            "the model and that no feature is too large for it",
             round,
         )
     rates = ", ".join(f"{name}={value:g}" for name, value in hparams.items())
     kept = "" if saved is None else f" The checkpoint of round {saved} is kept."
     return DivergenceError(
         f"training diverged in round {round}: a parameter or a loss is not a finite number "
-        f"({rates}). The likely cause is a learning rate that is too high: try a third of "
+        f"({rates}). The learning rate is probably too high: try a third of "
         f"it.{kept}",
         round,
     )

@@ -35,12 +35,12 @@ from fedjax_sim.simulation.validation import (
     merge_hparams,
 )
 
-# The least time between two checkpoints of a run; more for many runs, which are saved one by one.
+# Least time between two checkpoints of a run; longer for many runs, which are saved one by one.
 _CHECKPOINT_SECONDS = 10.0
 
 
 class UnfinishedError(Exception):
-    """A sweep was told not to go on; its workdir holds all that it has done."""
+    """A sweep that `go_on` stopped; its workdir holds all rounds done."""
 
 
 def sweep(
@@ -64,51 +64,52 @@ def sweep(
 ) -> SweepResult:
     """Runs every combination of hyper-parameters and seeds, with one compilation for all of them.
 
-    A run here is the run that `simulate` makes on the same layout with the same hyper-parameters and
-    `key=jax.random.key(seed)`. One that diverges is frozen there and marked, and the others go on.
+    Each run is the same as that of `simulate` on the same layout with the same hyper-parameters and
+    `key=jax.random.key(seed)`. A run that diverges is frozen and marked, and the others go on.
 
-    On a CPU each core takes one run at a time and trains its clients alone, so that no core waits for
-    another; rows and parameters are those of `simulate`, to the bit. On an accelerator the runs are one
-    more axis of the compiled program: R runs of L lanes train R * L clients side by side. Such stacked
-    programs add in another order, so that their rows equal those of `simulate` up to rounding.
+    On a CPU, each core takes one run at a time and trains its clients alone, so no core waits for
+    another; rows and parameters equal those of `simulate` bit for bit. On an accelerator, the runs are
+    one more axis of the compiled program: R runs of L lanes train R * L clients side by side. Such
+    stacked programs add in another order, so their rows equal those of `simulate` up to rounding.
 
     Args:
-      algorithm: such as `fed_avg(...)`.
+      algorithm: algorithm to run, such as `fed_avg(...)`.
       data: a `FederatedData`, the same for all runs; each device holds all of it.
-      hparams: name -> the values to try; what is not named keeps the algorithm's default.
-      seeds: one run each, for every combination.
-      num_rounds: `R`, for every run.
+      hparams: name -> values to try; other hyper-parameters keep the algorithm's defaults.
+      seeds: seeds of the runs, each combined with every setting of the hyper-parameters.
+      num_rounds: `R`, number of rounds of every run.
       client_fraction: `C`, see `simulate`.
-      evaluate: see `simulate`. On a CPU it is called from several threads, which JAX's context managers
-        do not reach; an evaluation made with `layout=Layout()` keeps to the core of its run.
+      evaluate: see `simulate`. On a CPU, several threads call it, which JAX's context managers do not
+        reach; an evaluation made with `layout=Layout()` stays on the core of its run.
       eval_every: rounds between evaluations.
-      stop_at: the runs of a seed race for this "test_accuracy": all of them end at the first evaluation
-        in which one has it, for then the best combination is known.
-      layout: where runs run. Of one whose mesh has an axis "runs", each part takes its share of them.
-        By default `layout_for(algorithm, data, num_runs=...)` where runs are an axis of the program and
-        for a run that is alone; on a CPU one device for each of several runs.
+      stop_at: "test_accuracy" for which the runs of a seed race: all of them end at the first evaluation
+        in which one reaches it, since the best combination is then known.
+      layout: lanes and devices. If its mesh has an axis "runs", each part takes a share of the runs. By
+        default, `layout_for(algorithm, data, num_runs=...)` for stacked runs and for a single run; on a
+        CPU, one device for each of several runs.
       stacked: whether runs are an axis of the program rather than spread over cores; by default on
-        accelerators, where several runs share several devices, and where there are several processes.
-      workdir: where each run keeps its rows and checkpoints, in a folder named after it. A sweep that
-        finds its own settings there continues every run from its last checkpoint, and ends as it would
-        have without interruption.
-      go_on: asked before each block of rounds, such as `lambda: time.monotonic() < end`. Once it says
-        no, none is begun any more, all runs are saved in the workdir, and `UnfinishedError` is raised.
-      initial_params: where every run begins, see `simulate`.
+        accelerators, if several runs share several devices, and with several processes.
+      workdir: folder in which each run keeps its rows and checkpoints, in a folder named after it. A
+        sweep that finds its own settings there continues every run from its last checkpoint, and ends as
+        if never interrupted.
+      go_on: function asked before each block of rounds, such as `lambda: time.monotonic() < end`. Once
+        it returns False, no block begins, all runs are saved in the workdir, and `UnfinishedError` is
+        raised.
+      initial_params: parameters with which every run begins, see `simulate`.
       allow_version_change: see `simulate`.
-      progress: shows a bar on a terminal, lines elsewhere.
+      progress: whether to show a bar on a terminal, lines elsewhere.
 
     Returns:
-      The runs, in the order of the combinations, seeds varying fastest.
+      The runs, in the order of the combinations, with seeds varying fastest.
 
     Raises:
-      ValueError: a setting is out of its range, a grid is empty or holds a value twice, the data is
-        malformed, a round is too long for its counters, the workdir is another sweep's.
-      DivergenceError: a loss is not a finite number before any training.
-      UnfinishedError: `go_on` has said no; the same call continues.
+      ValueError: a setting is out of range, a grid is empty or repeats a value, the data is malformed, a
+        round is too long for its counters, or the workdir belongs to another sweep.
+      DivergenceError: a loss is not finite before any training.
+      UnfinishedError: `go_on` returned False; the same call continues the sweep.
     """
     if go_on is not None and workdir is None:
-        raise ValueError("go_on is given without workdir; wanted one, to keep what has been done")
+        raise ValueError("go_on is given without workdir; wanted a workdir, to keep the rounds done")
     evaluators = as_evaluators(evaluate, stop_at)
     combinations = check_sweep(
         algorithm,
@@ -121,15 +122,15 @@ def sweep(
         eval_every=eval_every,
         stop_at=stop_at,
     )
-    # Programs of several devices wait for each other and must not be run by several threads.
+    # Programs of several devices wait for each other, so several threads must not run them.
     together = layout is not None and not layout.is_single and len(combinations) > 1
     together |= processes.is_multiprocess()
     if stacked is None:
         stacked = jax.default_backend() != "cpu" or together
     elif not stacked and together:
         raise ValueError(
-            "stacked is False, but several runs share devices or processes only as an axis of the "
-            "program; leave it out, or give layout=Layout()"
+            "stacked is False, but several runs can share devices or processes only as an axis of "
+            "the program; leave stacked out, or give layout=Layout()"
         )
     if layout is None:
         alone = stacked or len(combinations) == 1
@@ -214,7 +215,7 @@ def _check_done(runs: Sequence[RunState], num_rounds: int, home: pathlib.Path) -
     """Refuses fewer rounds than a sweep has done.
 
     Raises:
-      ValueError: some run has more.
+      ValueError: a run has done more than `num_rounds` rounds.
     """
     done = max(run.done for run in runs)
     if done > num_rounds:
@@ -225,14 +226,14 @@ def _check_done(runs: Sequence[RunState], num_rounds: int, home: pathlib.Path) -
 
 
 def _agreed(go_on: Callable[[], bool] | None) -> Callable[[], bool]:
-    """The same answer in all processes, whose clocks differ."""
+    """Makes `go_on` answer alike in all processes, since their clocks differ."""
     if go_on is None:
         return lambda: True
     return lambda: bool(processes.on_first_process(lambda: bool(go_on())))
 
 
 def _journal(home: pathlib.Path, run: RunState, num_runs: int) -> Journal:
-    """Where a run is kept."""
+    """Opens the journal of a run."""
     folder = home / _name(run.hparams, run.seed)
     return Journal(folder, run.state, _CHECKPOINT_SECONDS * max(1, num_runs / 10), at_once=False)
 
@@ -253,15 +254,15 @@ def check_sweep(
     eval_every: int = 1,
     stop_at: float | None = None,
 ) -> list[tuple[dict[str, float], int]]:
-    """Looks at everything that `sweep` would refuse, without running anything.
+    """Refuses what `sweep` would refuse, without running anything.
 
     Args: see `sweep`.
 
     Returns:
-      The runs there would be: their hyper-parameters and seeds.
+      The hyper-parameters and the seed of each run.
 
     Raises:
-      ValueError: a setting is out of its range, a grid is empty or holds a value twice.
+      ValueError: a setting is out of range, or a grid is empty or repeats a value.
     """
     size = cohort_size(data.num_clients, client_fraction)
     as_evaluators(evaluate, stop_at)
@@ -285,7 +286,7 @@ def _check_grid(name: str, grid: Sequence[Any], kind: type) -> list[Any]:
     wanted = "whole numbers" if kind is numbers.Integral else "numbers"
     if isinstance(grid, str | bytes) or not np.iterable(grid):
         raise ValueError(f"{name} is {grid!r}; wanted a sequence of {wanted}")
-    grid = grid.tolist() if hasattr(grid, "tolist") else list(grid)  # arrays become Python's numbers
+    grid = grid.tolist() if hasattr(grid, "tolist") else list(grid)  # arrays become Python numbers
     if not grid:
         raise ValueError(f"{name} is empty; wanted at least one value")
     strange = [v for v in grid if not isinstance(v, kind) or isinstance(v, bool)]

@@ -1,4 +1,4 @@
-"""Many runs side by side: spread over the cores of a CPU, or as one more axis of the program."""
+"""The runs of a sweep, side by side: spread over CPU cores, or as one more axis of the program."""
 
 import concurrent.futures
 import dataclasses
@@ -27,19 +27,19 @@ from fedjax_sim.simulation.validation import EvaluationFn
 
 @dataclasses.dataclass(eq=False)
 class RunState:
-    """One run: where it stands.
+    """The current state of one run.
 
     Attributes:
       hparams: name -> value.
-      seed: of its key.
+      seed: seed of its key.
       state: the algorithm's state after the last row.
-      keys: of cohorts and of training.
+      keys: keys of cohorts and of training.
       rows: one dict per evaluation.
-      before: the state one block earlier, kept where a race may take a block back.
-      diverged: the round in which it left the finite numbers, or None.
+      before: the state one block earlier, kept if a race may take a block back.
+      diverged: round in which the run diverged, or None.
       seconds: its share of the time so far.
-      busy: a core is at work on its next block.
-      journal: where what is certain of it is written down, if anywhere.
+      busy: whether a core is running its next block.
+      journal: journal of its final rows, or None.
     """
 
     hparams: Mapping[str, float]
@@ -58,20 +58,20 @@ class RunState:
         return self.rows[-1]["round"] if self.rows else 0
 
     def keep_in(self, journal: Journal) -> None:
-        """Continues from where a journal stands, and is written down there from now on."""
+        """Continues from a journal, and is recorded there from now on."""
         self.journal, self.state, self.rows = journal, journal.state, list(journal.rows)
         if not self.rows:
             return
         if self.rows[-1].get("diverged") is True:
             self.diverged = self.rows.pop()["round"]
         self.seconds = self.rows[-1]["seconds"]
-        # What was written down is never taken back, unless another machine rounds otherwise; then this
-        # is the earliest state there is.
+        # Recorded rows are never taken back, unless another machine rounds differently; then this is the
+        # earliest state there is.
         self.before = self.state
 
 
 class SweepRunner:
-    """What all runs share: how to go on, how to judge, when a seed's runs have their winner."""
+    """What all runs of a sweep share: blocks, evaluations, and the end of each seed's race."""
 
     def __init__(
         self,
@@ -92,15 +92,15 @@ class SweepRunner:
             self._look_for_end(run)
 
     def is_open(self, run: RunState) -> bool:
-        """Whether a run goes on: not at its last round, not diverged, its race not over."""
+        """Returns whether a run has rounds left, has not diverged, and its race is not over."""
         going = not run.rows or run.done < self.num_rounds
         return going and run.diverged is None and len(run.rows) < self._end[run.seed]
 
     def next_run(self) -> RunState | None:
-        """The open run that is farthest behind, unless that would lead it too far ahead.
+        """Returns the idle open run that is farthest behind, unless it would get too far ahead.
 
-        Cores that wait for all runs at every evaluation would idle; so a run may be one block ahead of
-        the slowest of its seed, and gives that block back if the race proves to have ended before.
+        Waiting for all runs at every evaluation would leave cores idle. A run may therefore be one block
+        ahead of the slowest of its seed, and drops that block if the race turns out to end before it.
         """
         open_runs = [run for run in self.runs if self.is_open(run)]
         ready = [run for run in open_runs if not run.busy]
@@ -109,7 +109,7 @@ class SweepRunner:
         return min(ready, key=lambda run: len(run.rows), default=None)
 
     def _earliest_ends(self) -> dict[int, float]:
-        """In rows, for each seed: while its slowest run has n, the race may yet end with row n + 1."""
+        """Returns each seed's earliest end in rows: n + 1 while its slowest run has n rows."""
         ends = dict(self._end)
         if self._stop_at is not None:
             for run in filter(self.is_open, self.runs):
@@ -123,7 +123,7 @@ class SweepRunner:
             self._end[run.seed] = min(self._end[run.seed], len(run.rows))
 
     def advance(self, run: RunState) -> tuple[Any, dict | None, int | None]:
-        """A run's next block: its state after it, its row, and the round in which it diverged."""
+        """Runs a run's next block; returns its state, its row, and the round in which it diverged."""
         started = time.perf_counter()
         if not run.rows:
             return run.state, *self.judge(run, None, run.state, 0.0)
@@ -136,7 +136,7 @@ class SweepRunner:
     def judge(
         self, run: RunState, infos: Any, state: Any, seconds: float
     ) -> tuple[dict | None, int | None]:
-        """The row after a block of so many seconds; None and the round in which it diverged."""
+        """Returns the row after a block of `seconds`, or None and the round in which it diverged."""
         if infos is None:
             row = self.blocks.first_row(self._sizes)
         else:
@@ -154,7 +154,7 @@ class SweepRunner:
         return (row, None) if finite else (None, row["round"])
 
     def commit(self, run: RunState, state: Any, row: dict | None, diverged: int | None) -> None:
-        """Takes what `advance` or `judge` found; one thread at a time."""
+        """Stores what `advance` or `judge` returned; only one thread at a time may call it."""
         run.state = state
         if row is None:
             run.diverged = diverged
@@ -167,7 +167,7 @@ class SweepRunner:
             self._bar.update(done, run.rows[-1], last=not any(map(self.is_open, self.runs)))
 
     def keep(self, *, last: bool = False) -> None:
-        """Writes down what no end of a race can take back; the last time the states as well."""
+        """Records what no end of a race can take back; the last time, the states as well."""
         if self.runs[0].journal is None:
             return
         ends = self._earliest_ends()
@@ -175,18 +175,18 @@ class SweepRunner:
             sure = _until(run, ends[run.seed])
             ended = [] if sure.diverged is None else [{"round": sure.diverged, "diverged": True}]
             new = [*sure.rows, *ended][len(run.journal.rows) :]
-            if new:  # one at most, and never of a run that is busy, whose state is gone
+            if new:  # at most one, and never of a busy run, since its state is gone
                 run.journal.record(new[0], sure.state, last=not self.is_open(run))
             if last:
                 run.journal.save(sure.state)
 
     def finished(self, run: RunState) -> SweepRun:
-        """A run without what it did after its race had ended."""
+        """Returns a run without the blocks after the end of its race."""
         return _until(run, self._end[run.seed])
 
 
 def _until(run: RunState, end: float) -> SweepRun:
-    """A run as it was with at most `end` rows."""
+    """Returns a run as it was with at most `end` rows."""
     rows, state, diverged = run.rows, run.state, run.diverged
     if len(rows) > end:
         rows, state = rows[:end], run.before
@@ -196,15 +196,15 @@ def _until(run: RunState, end: float) -> SweepRun:
 
 
 def run_on_cores(runner: SweepRunner) -> None:
-    """Each core takes a run, leads it one block on and takes the next.
+    """Runs a sweep on all cores: each core takes a run, advances it by one block and takes the next.
 
-    Compiled programs leave Python's lock alone, and several executions share one CPU device, so
-    threads are enough and one compilation serves them all.
+    Compiled programs release Python's lock, and several executions can share one CPU device, so threads
+    are enough and one compilation serves them all.
     """
     first = runner.next_run()
     if first is None or not runner.go_on():
         return
-    # Off the clock: what these two compile serves all.
+    # Off the clock: these two calls compile for all runs.
     first.state, *_ = runner.blocks.run(first.state, first.keys, 0, 0)
     runner.commit(first, *runner.advance(first))
     turn, stop = threading.Condition(), threading.Event()
@@ -251,16 +251,16 @@ def run_on_cores(runner: SweepRunner) -> None:
 
 
 def run_stacked(runner: SweepRunner) -> None:
-    """All runs step together, as one more axis of the program; those that ended keep still.
+    """Advances all runs together, as one more axis of the program; ended runs stay as they are.
 
-    So do those that a kill while they were saved has left ahead of others, until these are as far.
+    Runs that a kill during saving left ahead wait until the others catch up.
     """
     for run in runner.runs:
         if not run.rows:
             if not runner.go_on():
                 return
             runner.commit(run, *runner.advance(run))
-    # The parts of a mesh have equally many runs; some may have one more of which nothing is asked.
+    # The parts of a mesh need equally many runs; idle copies of the first run fill them up.
     stacked = runner.runs + runner.runs[:1] * (-len(runner.runs) % runner.blocks.layout.num_parts)
     states = None
     while (slowest := runner.next_run()) and runner.go_on():

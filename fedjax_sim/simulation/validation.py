@@ -1,4 +1,4 @@
-"""What a run is asked to do, looked at before anything is compiled."""
+"""Checks of a run's arguments, before anything is compiled."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +13,18 @@ from fedjax_sim.core.types import Algorithm, Layout
 
 EvaluationFn = Callable[[Any], Mapping[str, float]]
 
-# Half of what an int32 counts: the planner marks lanes that take no part by a load of that size.
+# Half of what an int32 counts: the planner marks unused lanes by a load of that size.
 _MOST_SLOTS = 2**30
-_IDLE = 1.05  # what idle lanes may add to the work of a round
+_IDLE = 1.05  # factor by which idle lanes may increase the work of a round
 
 
 def as_evaluators(
     evaluate: EvaluationFn | Sequence[EvaluationFn], stop_at: float | None
 ) -> tuple[EvaluationFn, ...]:
-    """The evaluations as a tuple.
+    """Returns the evaluations as a tuple.
 
     Raises:
-      ValueError: the target accuracy is not a share, or there is nothing to compare it with.
+      ValueError: `stop_at` is not in (0, 1], or there is no evaluation to compare with it.
     """
     evaluators = (evaluate,) if callable(evaluate) else tuple(evaluate)
     if stop_at is not None and not 0 < stop_at <= 1:
@@ -35,10 +35,10 @@ def as_evaluators(
 
 
 def merge_hparams(algorithm: Algorithm, given: Mapping[str, float]) -> dict[str, float]:
-    """The algorithm's hyper-parameters with `given` in place of their defaults.
+    """Returns the algorithm's hyper-parameters with `given` in place of their defaults.
 
     Raises:
-      ValueError: the algorithm does not have one, or it is out of its range.
+      ValueError: the algorithm lacks a hyper-parameter in `given`, or a value is out of range.
     """
     defaults = algorithm.hparams
     unknown = sorted(given.keys() - defaults.keys())
@@ -57,10 +57,10 @@ def as_rates(hparams: Mapping[str, float]) -> dict[str, np.float32]:
 
 
 def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
-    """Refuses data without examples, in files that have shrunk, or not made for the algorithm.
+    """Checks that the algorithm can run on the data.
 
     Raises:
-      ValueError: it is one.
+      ValueError: the data has no examples, its files have shrunk, or it does not suit the algorithm.
     """
     if int(data.offsets[-1]) == 0:
         raise ValueError("no client of the federation has any data; wanted at least one example")
@@ -68,22 +68,22 @@ def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
     if algorithm.num_learners not in (None, data.num_clients):
         raise ValueError(
             f"the algorithm has {algorithm.num_learners} learners, the federation {data.num_clients} "
-            "clients; wanted a client for each learner"
+            "clients; wanted one client per learner"
         )
     algorithm.check(data, num_rounds)
 
 
 def check_counters(algorithm: Algorithm, data: Any, size: int, layout: Layout) -> None:
-    """Refuses rounds whose example slots are more than their counters hold.
+    """Refuses rounds with more example slots than their counters hold.
 
     Args:
-      algorithm: whose rounds.
+      algorithm: algorithm to run.
       data: a `FederatedData`.
-      size: `K`, clients of a round; the largest might be drawn together.
-      layout: lanes and devices, whose lanes may all last as long as the longest.
+      size: `K`, clients per round; the largest may be drawn together.
+      layout: lanes and devices; all lanes may last as long as the longest.
 
     Raises:
-      ValueError: a round may have too many.
+      ValueError: a round may have too many example slots.
     """
     if algorithm.most_slots is None:
         return
@@ -94,8 +94,8 @@ def check_counters(algorithm: Algorithm, data: Any, size: int, layout: Layout) -
     if most >= _MOST_SLOTS:
         raise ValueError(
             f"a round of {size} clients, the largest with {largest.max()} examples, may execute "
-            f"{most:.3g} example slots, padding included; wanted fewer than {_MOST_SLOTS:.3g}, which "
-            "its counters hold: lower local_epochs, batch_size or the client fraction"
+            f"{most:.3g} example slots, padding included; wanted fewer than {_MOST_SLOTS:.3g}, the "
+            "limit of its counters: lower local_epochs, batch_size or the client fraction"
         )
 
 
@@ -105,8 +105,8 @@ def check_initial_params(
     """Refuses parameters that a run cannot begin with.
 
     Raises:
-      ValueError: they have other names, shapes or dtypes than the algorithm's, hold a NaN or an
-        infinity, or the algorithm does not take any.
+      ValueError: the parameters differ from the algorithm's in names, shapes or dtypes, hold a NaN or
+        an infinity, or the algorithm does not take any.
     """
     if initial_params is None:
         return
@@ -134,7 +134,7 @@ def check_initial_params(
 
 
 def _paths(tree: Any) -> dict[str, str]:
-    """The arrays of a pytree: where -> what."""
+    """Returns the arrays of a pytree, path -> dtype and shape."""
     return {
         jax.tree_util.keystr(path): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -145,24 +145,24 @@ def check_layout(algorithm: Algorithm, layout: Layout) -> None:
     """Refuses devices that cannot share an algorithm's learners evenly.
 
     Raises:
-      ValueError: they are such.
+      ValueError: the devices cannot share the learners evenly.
     """
     if algorithm.num_learners is not None and algorithm.num_learners % layout.num_devices:
         raise ValueError(
             f"{layout.num_devices} devices cannot share {algorithm.num_learners} learners evenly; "
-            f"wanted such as default_layout(num_learners={algorithm.num_learners}) gives"
+            f"wanted a layout such as default_layout(num_learners={algorithm.num_learners})"
         )
 
 
 def check_one_run(num_clients: int, layout: Layout) -> None:
-    """Refuses devices and processes that a single run has nothing to do for.
+    """Refuses devices and processes that a single run would leave idle.
 
     Args:
-      num_clients: of a round.
-      layout: of the run.
+      num_clients: clients per round.
+      layout: layout of the run.
 
     Raises:
-      ValueError: the mesh is one of several runs, or the job has more processes than clients.
+      ValueError: the mesh is for several runs, or the job has more processes than clients.
     """
     if layout.num_parts > 1:
         raise ValueError(
@@ -171,6 +171,6 @@ def check_one_run(num_clients: int, layout: Layout) -> None:
         )
     if layout.mesh is not None and jax.process_count() > num_clients:
         raise ValueError(
-            f"{jax.process_count()} processes share {num_clients} clients a round, so that some have "
-            "nothing to do; start fewer processes, or choose a larger client fraction"
+            f"{jax.process_count()} processes share {num_clients} clients a round, so that some would "
+            "be idle; start fewer processes, or choose a larger client fraction"
         )

@@ -24,9 +24,9 @@ class Claim(NamedTuple):
     """A workdir that a process holds.
 
     Attributes:
-      evaluations_known: whether the run's evaluations are known to be those it began with. Nothing can
-        be said of plain functions, see `identity.check_evaluations`.
-      config: what `confirm` writes, such as more rounds; None where nothing changes.
+      evaluations_known: whether the run's evaluations are known to be those it began with. This cannot
+        be known of plain functions, see `identity.check_evaluations`.
+      config: configuration for `confirm` to write, with more rounds, say; None if nothing changes.
     """
 
     evaluations_known: bool
@@ -41,24 +41,24 @@ def claimed(
     not_compared: Collection[str] = (),
     allow_version_change: bool = False,
 ) -> Iterator[Claim]:
-    """Makes `workdir` the home of a run, or continues the one there, and keeps others out meanwhile.
+    """Claims `workdir` for a new run or the one already there, and keeps others out meanwhile.
 
-    Of several processes the first does so for all. The lock comes first, so that of two that begin in
-    the same folder one is refused before it has changed anything.
+    With several processes, the first does so for all. It takes the lock first, so that of two runs that
+    begin in the same folder, one is refused before it has changed anything.
 
     Args:
-      workdir: made if absent.
-      config: by which the run is recognised, JSON values.
-      not_compared: names of what is kept in config.json but may differ.
+      workdir: folder of the run, made if absent.
+      config: configuration by which the run is recognised, JSON values.
+      not_compared: names of entries in config.json that may differ.
       allow_version_change: whether a run that began with other versions may be continued; its programs
         are then not compared.
 
     Yields:
-      The claim; whoever has looked at the run there calls `confirm`.
+      The claim; the caller checks the run there and then calls `confirm`.
 
     Raises:
       ValueError: the folder belongs to a run of another configuration or versions, holds other files,
-        or another process is at work there.
+        or is in use by another process.
     """
     with contextlib.ExitStack() as stack:
 
@@ -72,7 +72,7 @@ def claimed(
 
 
 def confirm(workdir: pathlib.Path, claim: Claim) -> None:
-    """Keeps what a run has been told anew, such as more rounds."""
+    """Writes a configuration that has changed, such as more rounds."""
     if claim.config is not None:
         write_json(workdir / "config.json", claim.config)
 
@@ -89,8 +89,8 @@ def _claim(
     if new_versions and not allow_version_change:
         raise ValueError(
             f"{workdir} was begun with {_told(known)}, and this is {_told(config)}: its programs cannot "
-            "be compared and may round otherwise. Give allow_version_change=True "
-            "(--allow_version_change) to continue all the same, or choose another workdir."
+            "be compared and may round differently. Give allow_version_change=True "
+            "(--allow_version_change) to continue anyway, or choose another workdir."
         )
     there, now = known.get("evaluations"), config.get("evaluations")
     unsure = isinstance(there, list) and len(there) == len(now or ())
@@ -127,7 +127,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _differences(known: Mapping[str, Any], config: Mapping[str, Any], left_out: set[str]) -> list[str]:
-    """A line for each setting that is not the same; a mapping's entries count one by one."""
+    """Returns a line for each setting that differs; the entries of a mapping count one by one."""
     lines = []
     for name in sorted((known.keys() | config.keys()) - left_out):
         there, now = known.get(name, "absent"), config.get(name, "absent")
@@ -146,7 +146,7 @@ def _told(config: Mapping[str, Any]) -> str:
 
 
 def _refuse_strangers(workdir: pathlib.Path) -> None:
-    """Refuses a folder of other files."""
+    """Refuses a folder that holds other files than those of a run."""
     if workdir.exists() and not workdir.is_dir():
         raise ValueError(f"{workdir} is not a folder; choose another workdir")
     if (workdir / "config.json").exists():
@@ -154,7 +154,7 @@ def _refuse_strangers(workdir: pathlib.Path) -> None:
     own = (_PARTIAL, _LOCK)
     if any(not path.name.endswith(own) for path in workdir.glob("*")):
         raise ValueError(
-            f"{workdir} is not empty and holds no config.json, so it is not a run's; "
+            f"{workdir} is not empty and holds no config.json, so it is not the folder of a run; "
             "choose another workdir"
         )
 
@@ -164,12 +164,12 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"config holds {name!r}, which is no JSON ({error})") from error
+            raise ValueError(f"config holds {name!r}, which is not JSON ({error})") from error
     return json.loads(json.dumps(_plain(dict(config))))
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON has; it has no infinity, which a threshold may be."""
+    """Converts a value for JSON, which has no infinity, though a threshold may be infinite."""
     if isinstance(value, Mapping):
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -182,7 +182,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other processes out of a run's workdir; the lock ends with the process that holds it.
 
     Raises:
-      ValueError: another process is at work there.
+      ValueError: another process is running there.
     """
     try:
         import fcntl
@@ -194,17 +194,17 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another process is running in {workdir}; wait for its end, or choose another workdir"
+                f"another process is running in {workdir}; wait until it ends, or choose another workdir"
             ) from None
         yield
 
 
 @contextlib.contextmanager
 def full_disk_explained(path: pathlib.Path) -> Iterator[None]:
-    """Says of a full disk that it is full, however deep in a library it showed.
+    """Reports a full disk as such, however deep in a library the error occurred.
 
     Raises:
-      OSError: it is; the message tells the path and the free bytes.
+      OSError: the disk is full; the message gives the path and the free bytes.
     """
     try:
         yield
@@ -215,7 +215,7 @@ def full_disk_explained(path: pathlib.Path) -> Iterator[None]:
         free = shutil.disk_usage(path if path.is_dir() else path.parent).free
         raise OSError(
             errno.ENOSPC,
-            f"the disk of {path} is full: {free} bytes are free. Free some and repeat the run with the "
+            f"the disk of {path} is full: {free} bytes are free. Free more and repeat the run with the "
             "same workdir: it continues from its last checkpoint, if it has one",
         ) from error
 
@@ -226,7 +226,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def write_rows(path: pathlib.Path, rows: list[dict]) -> None:
-    """Makes a file of JSON lines hold exactly `rows`."""
+    """Replaces the contents of a file of JSON lines by `rows`."""
     write_text(path, "".join(map(_line, rows)))
 
 
@@ -243,7 +243,7 @@ def _line(row: dict) -> str:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text so that the file is never seen half-written; of several processes the first does."""
+    """Writes a text so that the file is never seen half-written; only the first process does."""
     if not processes.is_first():
         return
     partial = path.with_name(path.name + _PARTIAL)

@@ -32,9 +32,9 @@ def test_sizes_come_in_the_ledgers_order():
     [
         (
             {"up_model": 4, "up_models": 4},
-            "no kind of message is 'up_models'; wanted some of up_model, ",
+            "unknown kind of message 'up_models'; wanted some of up_model, ",
         ),
-        ({"model": 4}, "no kind of message is 'model'; .*down_request$"),
+        ({"model": 4}, "unknown kind of message 'model'; .*down_request$"),
         ({"up_model": -1}, "message_bytes of up_model is -1; wanted at least 0"),
     ],
 )

@@ -93,7 +93,7 @@ def test_slots_count_whole_batches(batch_size, epochs):
     work = fs.local_training(LINEAR, optax.sgd, local_epochs=epochs, batch_size=batch_size)
     width = PIECES[-1] if batch_size == math.inf else int(batch_size)
     sizes = range(0, 650, 7)
-    slots = work.slots(jnp.array(sizes, jnp.int32))
+    slots = work.slots(jnp.array(sizes, jnp.int32), None)
     assert slots.dtype == jnp.int32
     expected = [epochs * width * math.ceil(size / width) for size in sizes]
     np.testing.assert_array_equal(slots.sum(axis=1), expected)
@@ -102,7 +102,9 @@ def test_slots_count_whole_batches(batch_size, epochs):
 
 def test_slots_of_a_full_gradient_are_pieces_the_largest_first():
     assert PIECES == (200, 50, 10)
-    slots = fs.full_gradient(LINEAR).slots(jnp.array([0, 1, 50, 51, 199, 200, 430, 600], jnp.int32))
+    slots = fs.full_gradient(LINEAR).slots(
+        jnp.array([0, 1, 50, 51, 199, 200, 430, 600], jnp.int32), None
+    )
     expected = [
         [0, 0, 0],
         [0, 0, 10],

@@ -113,7 +113,7 @@ def test_a_killed_process_ends_the_job_which_others_finish_as_one_process_would(
     assert time.monotonic() - killed < 60
     assert codes[0] != 0
     assert codes[1] == -signal.SIGKILL
-    assert "has lost another one" in told[0] or "another task died" in told[0], told[0]
+    assert "has lost another process" in told[0] or "another task died" in told[0], told[0]
 
     before = rows_of(tmp_path / "job")
     assert len(before) < ROWS

@@ -62,7 +62,7 @@ def test_what_does_not_match_its_digest_is_moved_aside(tmp_path, caplog, damage,
     found = restored(tmp_path)
     assert found.round == 1
     assert (found.leaves["00000"] == 1).all()
-    assert f"round 2 is not whole (its {what} do" in caplog.text
+    assert f"round 2 is damaged (its {what} do" in caplog.text
     assert (tmp_path / "checkpoints_unreadable" / "2").is_dir()
 
 
@@ -73,7 +73,7 @@ def test_a_damaged_file_is_named_and_orbax_says_nothing(tmp_path, caplog, capfd,
     path = next(newest.glob(pattern))
     path.write_bytes(path.read_bytes()[:5])
     assert restored(tmp_path).round == 1
-    assert f"its file {path.relative_to(newest)} is not as it was written" in caplog.text
+    assert f"its file {path.relative_to(newest)} differs from what was written" in caplog.text
     assert capfd.readouterr().err.count("\n") <= 1
 
 

@@ -227,7 +227,7 @@ def test_no_name_of_a_config_hides_a_setting(task, data, tmp_path):
     "value", [np.float32(1), {1, 2}, {"a": [object()]}], ids=["float32", "set", "object"]
 )
 def test_a_config_that_is_no_json_is_refused_by_name(task, data, tmp_path, value):
-    with pytest.raises(ValueError, match="config holds 'mine', which is no JSON"):
+    with pytest.raises(ValueError, match="config holds 'mine', which is not JSON"):
         play(task, data, tmp_path / "run", config={"mine": value})
     play(task, data, tmp_path / "run", config={"mine": [float("nan"), {"a": float("inf")}]})
 

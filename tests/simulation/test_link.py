@@ -111,5 +111,5 @@ def test_the_edges_of_sense():
     ids=["no bytes", "no trips", "not in every row"],
 )
 def test_bytes_without_messages_are_refused(older):
-    with pytest.raises(ValueError, match="do not tell in which messages and trips"):
+    with pytest.raises(ValueError, match="do not say which messages and trips"):
         fs.Link().seconds(older)

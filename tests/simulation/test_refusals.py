@@ -83,7 +83,7 @@ def test_infos_are_scalars(task, data):
 def test_infos_and_evaluations_leave_our_columns_alone(task, data, name):
     """A round's info called "round" made the run endless."""
     taken = reporting(fed_avg(task), **{name: lambda state, cohort: state.round})
-    with pytest.raises(ValueError, match=f"info holds '{name}', a column that rows have themselves"):
+    with pytest.raises(ValueError, match=f"info holds '{name}', a column of every row"):
         simulate(taken, data)
     with pytest.raises(ValueError, match=f"an evaluation gives '{name}', a column of every row"):
         simulate(fed_avg(task), data, evaluate=lambda params: {name: 1.0})

@@ -96,7 +96,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_last_whole_one(task, data, tmp_p
     damage(largest)
     with caplog.at_level(logging.WARNING):
         resumed = run(task, data, workdir=home)
-    assert "checkpoint of round 6 is not whole" in caplog.text
+    assert "checkpoint of round 6 is damaged" in caplog.text
     assert (home / "checkpoints_unreadable" / "6").is_dir()
     toys.assert_same(resumed.params, whole.params)
     assert without_clock(rows_of(home)) == without_clock(whole.rows)
@@ -108,7 +108,7 @@ def test_without_any_whole_checkpoint_the_run_starts_again(task, data, tmp_path,
     for meta in (home / "checkpoints").glob("*/meta/metadata"):
         meta.write_text("{")
     resumed = run(task, data, workdir=home)
-    assert caplog.text.count("is not whole") == 3
+    assert caplog.text.count("is damaged") == 3
     toys.assert_same(resumed.params, whole.params)
     assert without_clock(rows_of(home)) == without_clock(whole.rows)
 
