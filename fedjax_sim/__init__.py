@@ -13,7 +13,16 @@ result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
 """
 
 from fedjax_sim import data, engine, models, reporting, runtime
-from fedjax_sim.algorithms import dynamic_averaging, fed_avg, fed_sgd, protocols, sgd
+from fedjax_sim.algorithms import (
+    dynamic_averaging,
+    fed_avg,
+    fed_nova,
+    fed_prox,
+    fed_sgd,
+    protocols,
+    scaffold,
+    sgd,
+)
 from fedjax_sim.core import checks, messages
 from fedjax_sim.core.types import (
     Algorithm,
@@ -70,6 +79,8 @@ __all__ = [
     "engine",
     "evaluator",
     "fed_avg",
+    "fed_nova",
+    "fed_prox",
     "fed_sgd",
     "full_gradient",
     "local_training",
@@ -80,6 +91,7 @@ __all__ = [
     "reporting",
     "rounds_to_target",
     "runtime",
+    "scaffold",
     "sgd",
     "simulate",
     "sweep",

@@ -24,6 +24,11 @@ ALGORITHMS = {
         stream="shared",
     ),
     "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4),
+    "fed_nova": lambda task: fs.fed_nova(task, client_lr=0.1, local_epochs=1, batch_size=4),
+    "fed_prox": lambda task: fs.fed_prox(
+        task, client_lr=0.1, mu=0.5, local_epochs=2, batch_size=4, stragglers=0.5
+    ),
+    "scaffold": lambda task: fs.scaffold(task, client_lr=0.1, local_epochs=2, batch_size=4),
     "fed_sgd": lambda task: fs.fed_sgd(task, client_lr=0.1),
     "sgd": lambda task: fs.sgd(task, client_lr=0.1, batch_size=4, steps_per_round=5),
 }

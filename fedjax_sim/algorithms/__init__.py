@@ -3,7 +3,10 @@
 from fedjax_sim.algorithms.common import ServerState
 from fedjax_sim.algorithms.dynamic_averaging import AveragingState, dynamic_averaging
 from fedjax_sim.algorithms.fed_avg import fed_avg
+from fedjax_sim.algorithms.fed_nova import fed_nova
+from fedjax_sim.algorithms.fed_prox import fed_prox
 from fedjax_sim.algorithms.fed_sgd import fed_sgd
+from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.algorithms.sgd import SGDState, sgd
 
 __all__ = [
@@ -12,6 +15,9 @@ __all__ = [
     "ServerState",
     "dynamic_averaging",
     "fed_avg",
+    "fed_nova",
+    "fed_prox",
     "fed_sgd",
+    "scaffold",
     "sgd",
 ]

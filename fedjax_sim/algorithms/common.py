@@ -1,6 +1,7 @@
 """Plumbing that algorithms share; each algorithm's own mathematics stands in its own file."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -8,10 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.core.messages import exchange
-from fedjax_sim.core.types import Batch, Cohort, Params, Task
+from fedjax_sim.core import trees
+from fedjax_sim.core.checks import check_rates
+from fedjax_sim.core.messages import exchange, model_exchange
+from fedjax_sim.core.types import Algorithm, Batch, Client, Cohort, Params, Task
+from fedjax_sim.engine.client import ClientWork, local_training, most_slots
 from fedjax_sim.engine.collectives import CohortResult
-from fedjax_sim.engine.optimizers import OptimizerFactory, one_update
+from fedjax_sim.engine.memory import lane_bytes
+from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, one_update, rate_of
 
 
 def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
@@ -58,19 +63,21 @@ def parts(
 
 
 class ServerState(NamedTuple):
-    """What a round needs of the one before where nothing but the server has a memory.
+    """What a round of most algorithms needs of the round before.
 
     Attributes:
       params: `w`, the shared model.
-      server: the server optimizer's state.
+      server: state of the server optimizer.
       round: `[]` int32, `t`, the rounds done.
       hparams: name -> `[]` float32.
+      extra: what else the server remembers, such as SCAFFOLD's control variate.
     """
 
     params: Params
     server: Any
     round: jax.Array
     hparams: Mapping[str, jax.Array]
+    extra: Any = ()
 
 
 def start_server(
@@ -101,3 +108,110 @@ def round_info(result: CohortResult, cohort: Cohort) -> dict[str, jax.Array]:
         "examples": losses.examples,
         "slots": result.slots,
     } | exchange(cohort.num_clients)
+
+
+class LocalSGD(NamedTuple):
+    """What algorithms share whose clients run local SGD and whose server takes an optimizer step.
+
+    Attributes:
+      work: `E` epochs of `B`-batches, see `local_training`.
+      weight_of: function from `n_k` to a client's weight.
+      make_server: function from a rate to the server optimizer.
+      num_steps: `num_steps(client) -> []` int32, the local steps of a client that completes `E` epochs.
+      algorithm: `algorithm(name, round_fn, *, hparams={}, settings={}, extra=None, **fields)` makes the
+        `Algorithm`. `extra(params, num_clients)` is what the
+        server remembers besides, before the first round.
+    """
+
+    work: ClientWork
+    weight_of: Callable[[jax.Array], jax.Array]
+    make_server: OptimizerFactory
+    num_steps: Callable[[Client], jax.Array]
+    algorithm: Callable[..., Algorithm]
+
+    def client_rate(self, state: ServerState) -> jax.Array:
+        """Returns the clients' rate in this round."""
+        return client_rate(state.hparams, state.round)
+
+    def server_step(self, state: ServerState, mean: Params, weight: jax.Array) -> ServerState:
+        """Returns the state after a step along the mean update of a cohort with this total weight."""
+        optimizer = self.make_server(state.hparams.get("server_lr", 1.0))
+        return server_step(state, optimizer, trees.scale(mean, -1), weight)
+
+
+def local_sgd(
+    task: Task,
+    client_optimizer: Any,
+    server_optimizer: Any,
+    *,
+    local_epochs: int,
+    batch_size: float,
+    client_lr: float | None,
+    server_lr: float | None,
+    lr_decay: float,
+    weighting: str,
+    shuffle: str,
+    wrap: Callable[[OptimizerFactory], OptimizerFactory] = lambda make: make,
+    epochs: Callable[[jax.Array], jax.Array] | None = None,
+) -> LocalSGD:
+    """Returns the plumbing of an algorithm with local SGD; arguments not listed are those of `fed_avg`.
+
+    Args:
+      wrap: from the clients' optimizer to the one they run, such as one with another gradient. It may
+        take any pytree as its rate.
+      epochs: see `local_training`.
+
+    Raises:
+      ValueError: a setting is out of its range, or a rate is given twice or not at all.
+    """
+    if server_lr is None and server_optimizer is optax.sgd:
+        server_lr = 1.0
+    client_rates = rate_of("client_lr", client_lr, client_optimizer)
+    server_rates = rate_of("server_lr", server_lr, server_optimizer)
+    rates = client_rates | server_rates | {"lr_decay": lr_decay}
+    make_client, make_server = as_factory(client_optimizer), as_factory(server_optimizer)
+    work = local_training(
+        task,
+        wrap(make_client),
+        local_epochs=local_epochs,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        epochs=epochs,
+    )
+
+    def algorithm(name, round_fn, *, hparams=None, settings=None, extra=None, **fields) -> Algorithm:
+        hparams = rates | (hparams or {})
+        check_rates(hparams)
+
+        def init(key, hparams, num_clients: int, params: Any = None) -> ServerState:
+            params = task.init(key) if params is None else params
+            state = start_server(params, make_server(hparams.get("server_lr", 1.0)), hparams)
+            return state if extra is None else state._replace(extra=extra(params, num_clients))
+
+        fixed = {
+            "algorithm": name,
+            "local_epochs": local_epochs,
+            "batch_size": str(batch_size),
+            "weighting": weighting,
+            "shuffle": shuffle,
+        }
+        optimizers = {"client optimizer": make_client, "server optimizer": make_server}
+        standard = {
+            "message_bytes": model_exchange,
+            "lane_bytes": functools.partial(lane_bytes, task, make_client, batch_size),
+            "most_slots": functools.partial(
+                most_slots, local_epochs=local_epochs, batch_size=batch_size
+            ),
+            "num_classes": task.num_classes,
+            "parts": functools.partial(parts, task, optimizers),
+        }
+        return Algorithm(
+            init, round_fn, hparams=hparams, settings=fixed | (settings or {}), **(standard | fields)
+        )
+
+    def num_steps(client: Client) -> jax.Array:
+        if batch_size == math.inf:
+            return jnp.asarray(local_epochs, jnp.int32)
+        return local_epochs * -(-client.size // int(batch_size))
+
+    return LocalSGD(work, client_weight(weighting), make_server, num_steps, algorithm)

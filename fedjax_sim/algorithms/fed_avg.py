@@ -5,30 +5,14 @@ of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1
 with the weights of arXiv version 4: n_k over the examples of the SELECTED clients.
 """
 
-import functools
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from fedjax_sim.algorithms.common import (
-    ServerState,
-    client_rate,
-    client_weight,
-    parts,
-    round_info,
-    server_step,
-    start_server,
-)
+from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
 from fedjax_sim.core import trees
-from fedjax_sim.core.checks import check_rates
-from fedjax_sim.core.messages import model_exchange
 from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
-from fedjax_sim.engine.client import local_training, most_slots
-from fedjax_sim.engine.memory import lane_bytes
-from fedjax_sim.engine.optimizers import as_factory, rate_of
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import weigh
 
@@ -68,50 +52,28 @@ def fed_avg(
     Raises:
       ValueError: a setting is out of its range, or a rate is given twice or not at all.
     """
-    if server_lr is None and server_optimizer is optax.sgd:
-        server_lr = 1.0
-    client_rates = rate_of("client_lr", client_lr, client_optimizer)
-    server_rates = rate_of("server_lr", server_lr, server_optimizer)
-    hparams = client_rates | server_rates | {"lr_decay": lr_decay}
-    check_rates(hparams)
-    weight_of = client_weight(weighting)
-    make_client, make_server = as_factory(client_optimizer), as_factory(server_optimizer)
-    client_update = local_training(
-        task, client_optimizer, local_epochs=local_epochs, batch_size=batch_size, shuffle=shuffle
+    local = local_sgd(
+        task,
+        client_optimizer,
+        server_optimizer,
+        local_epochs=local_epochs,
+        batch_size=batch_size,
+        client_lr=client_lr,
+        server_lr=server_lr,
+        lr_decay=lr_decay,
+        weighting=weighting,
+        shuffle=shuffle,
     )
-
-    def init(key: jax.Array, hparams: Mapping, num_clients: int, params: Any = None) -> ServerState:
-        params = task.init(key) if params is None else params
-        return start_server(params, make_server(hparams.get("server_lr", 1.0)), hparams)
 
     def leave(shared, own_k, client, trained, key):
         (w, _), (w_k, losses) = shared, trained
-        return ClientOutput(weigh(trees.subtract(w_k, w), weight_of(client.size)), losses)
+        return ClientOutput(weigh(trees.subtract(w_k, w), local.weight_of(client.size)), losses)
 
     def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
-        shared = (state.params, client_rate(state.hparams, state.round))
-        result = train_clients(client_update, shared, data, cohort, key=key, leave=leave)
-        update, weight = result.message
-        pseudo_gradient = trees.scale(update, -1 / jnp.maximum(weight, 1e-30))
-        optimizer = make_server(state.hparams.get("server_lr", 1.0))
-        return server_step(state, optimizer, pseudo_gradient, weight), own, round_info(result, cohort)
+        shared = (state.params, local.client_rate(state))
+        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave)
+        update = result.message
+        state = local.server_step(state, update.mean(), update.weight)
+        return state, own, round_info(result, cohort)
 
-    settings = {
-        "algorithm": "fed_avg",
-        "local_epochs": local_epochs,
-        "batch_size": str(batch_size),
-        "weighting": weighting,
-        "shuffle": shuffle,
-    }
-    optimizers = {"client optimizer": make_client, "server optimizer": make_server}
-    return Algorithm(
-        init,
-        round_fn,
-        model_exchange,
-        hparams,
-        settings,
-        lane_bytes=functools.partial(lane_bytes, task, make_client, batch_size),
-        most_slots=functools.partial(most_slots, local_epochs=local_epochs, batch_size=batch_size),
-        num_classes=task.num_classes,
-        parts=functools.partial(parts, task, optimizers),
-    )
+    return local.algorithm("fed_avg", round_fn)

@@ -339,12 +339,11 @@ def sum_gradient(
 
     def summed(params):
         total, count = task.loss(params, batch, key)
+        total, count = (jnp.sum(jnp.where(real, column, 0)) for column in (total, count))
         losses = LossSums(
-            jnp.sum(jnp.where(real, total, 0)),
-            jnp.sum(jnp.where(real, count, 0)),
-            jnp.sum(real, dtype=jnp.int32),
+            total.astype(jnp.float32), count.astype(jnp.float32), jnp.sum(real, dtype=jnp.int32)
         )
-        return losses.total, losses
+        return total, losses
 
     return jax.grad(summed, has_aux=True)(params)
 
@@ -389,7 +388,8 @@ def _pieces(size: jax.Array) -> list[jax.Array]:
 
 def no_losses() -> LossSums:
     """Where sums begin."""
-    return LossSums(jnp.zeros(()), jnp.zeros(()), jnp.zeros((), jnp.int32))
+    zero = jnp.zeros((), jnp.float32)
+    return LossSums(zero, zero, jnp.zeros((), jnp.int32))
 
 
 def _ceil_div(a: jax.Array, b: int) -> jax.Array:

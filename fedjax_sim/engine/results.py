@@ -97,7 +97,7 @@ def collect(
         metrics=metrics,
         own=jax.tree.map(write, result.own, output.own),
         rows=jax.tree.map(write, result.rows, output.row),
-        slots=result.slots + slots,
+        slots=result.slots + slots.astype(jnp.int32),  # sums of int32 are int64 in x64 mode
         trained=jax.tree.map(lambda trained: write(trained, 1), result.trained),
     )
 

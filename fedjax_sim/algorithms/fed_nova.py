@@ -1,0 +1,112 @@
+"""FedNova: updates are normalised by the local steps behind them.
+
+J. Wang, Q. Liu, H. Liang, G. Joshi, H. V. Poor, "Tackling the objective inconsistency problem in
+heterogeneous federated optimization", NeurIPS 2020, https://arxiv.org/abs/2007.07481, equation 7.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
+from fedjax_sim.core import trees
+from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.engine.optimizers import as_factory
+from fedjax_sim.engine.queues import train_clients
+from fedjax_sim.engine.results import weigh
+
+
+def fed_nova(
+    task: Task,
+    client_optimizer: Any = optax.sgd,
+    server_optimizer: Any = optax.sgd,
+    *,
+    local_epochs: int,
+    batch_size: float,
+    client_lr: float | None = None,
+    server_lr: float | None = None,
+    lr_decay: float = 1.0,
+    weighting: str = "examples",
+    shuffle: str = "each_epoch",
+) -> Algorithm:
+    """The server adds `tau_eff * sum of p_k Delta_k / a_k`, so that no client counts for its many steps.
+
+    `a_k` is the L1 norm of the weights with which client k's gradients enter its update: `tau_k` for
+    plain SGD, more with momentum. `tau_eff` is the mean of `tau_k`. It is measured on one number that
+    descends along a gradient of 1, which is exact for optimizers that are linear in their gradients;
+    others, such as Adam, are refused.
+
+    Arguments are those of `fed_avg`; messages carry one number more, which is not charged.
+
+    Raises:
+      ValueError: a setting is out of its range, a rate is given twice or not at all, or the client
+        optimizer is not linear in its gradients.
+    """
+    make_client = as_factory(client_optimizer)
+    check_linear(make_client)
+    local = local_sgd(
+        task,
+        client_optimizer,
+        server_optimizer,
+        local_epochs=local_epochs,
+        batch_size=batch_size,
+        client_lr=client_lr,
+        server_lr=server_lr,
+        lr_decay=lr_decay,
+        weighting=weighting,
+        shuffle=shuffle,
+    )
+
+    def leave(shared, own_k, client, trained, key):
+        (w, _), (w_k, losses) = shared, trained
+        tau = local.num_steps(client)
+        a = jnp.maximum(total_weight(make_client, tau), 1e-30)
+        weight = local.weight_of(client.size)
+        normalised = trees.scale(trees.subtract(w_k, w), 1 / a)
+        return ClientOutput(weigh((normalised, tau.astype(jnp.float32)), weight), losses)
+
+    def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
+        shared = (state.params, local.client_rate(state))
+        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave)
+        direction, tau_eff = result.message.mean()
+        state = local.server_step(state, trees.scale(direction, tau_eff), result.message.weight)
+        return state, own, round_info(result, cohort)
+
+    return local.algorithm("fed_nova", round_fn)
+
+
+def total_weight(make_optimizer: Any, steps: jax.Array) -> jax.Array:
+    """Returns how far `steps` `[]` gradients of 1 move a number that starts at 0, at rate 1."""
+    optimizer = make_optimizer(1.0)
+
+    def step(_, carry):
+        moved, state = carry
+        update, state = optimizer.update(jnp.ones(()), state, moved)
+        return moved + update, state
+
+    start = jnp.zeros(())
+    return -jax.lax.fori_loop(0, steps, step, (start, optimizer.init(start)))[0]
+
+
+def check_linear(make_optimizer: Any) -> None:
+    """Refuses an optimizer whose update does not double with its gradients.
+
+    Raises:
+      ValueError: it is not linear.
+    """
+
+    def moved(gradient):
+        optimizer, w = make_optimizer(1.0), jnp.ones(())
+        state = optimizer.init(w)
+        for factor in (1.0, 3.0):
+            update, state = optimizer.update(factor * gradient, state, w)
+        return update
+
+    zero, one, two = (float(moved(jnp.float32(g))) for g in (0.0, 1.0, 2.0))
+    if zero != 0 or abs(two - 2 * one) > 1e-5 * abs(one):
+        raise ValueError(
+            "the client optimizer is not linear in its gradients, so that FedNova's a_k is not defined; "
+            "wanted SGD, with momentum or without"
+        )

@@ -1,0 +1,101 @@
+"""FedProx: local training is held near the shared model.
+
+T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith, "Federated optimization in
+heterogeneous networks", MLSys 2020, https://arxiv.org/abs/1812.06127, algorithm 2. Clients are drawn
+uniformly and averaged by n_k, as in the authors' code; the paper draws them by n_k and takes the plain
+mean.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
+from fedjax_sim.core import trees
+from fedjax_sim.core.checks import check_shares
+from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.engine.queues import train_clients
+from fedjax_sim.engine.results import weigh
+
+
+def fed_prox(
+    task: Task,
+    client_optimizer: Any = optax.sgd,
+    server_optimizer: Any = optax.sgd,
+    *,
+    local_epochs: int,
+    batch_size: float,
+    mu: float,
+    client_lr: float | None = None,
+    server_lr: float | None = None,
+    lr_decay: float = 1.0,
+    weighting: str = "examples",
+    shuffle: str = "each_epoch",
+    stragglers: float = 0.0,
+    drop_stragglers: bool = False,
+) -> Algorithm:
+    """Client k descends `h_k(w_k) = F_k(w_k) + mu / 2 ||w_k - w||^2`; otherwise this is FedAvg.
+
+    Args:
+      mu: weight of the proximal term; may vary without recompiling. 0 is FedAvg.
+      stragglers: each client is a straggler with this probability, anew in each round: it completes
+        1 to `E - 1` epochs, drawn uniformly. The paper makes exactly this share of a cohort stragglers.
+      drop_stragglers: whether the server ignores their updates, as the paper's FedAvg does.
+
+    Other arguments are those of `fed_avg`.
+
+    Raises:
+      ValueError: a setting is out of its range, or a rate is given twice or not at all.
+    """
+    check_shares({"stragglers": stragglers})
+
+    def epochs(key: jax.Array) -> jax.Array:
+        which, count = jax.random.split(key)
+        some = jax.random.randint(count, (), 1, max(local_epochs, 2))
+        return jnp.where(jax.random.bernoulli(which, stragglers), some, local_epochs)
+
+    def proximal(make_optimizer):
+        def make(rate):
+            eta, mu, w = rate
+
+            def pull(gradient, w_k):
+                return jax.tree.map(lambda g, a, b: g + mu * (a - b), gradient, w_k, w)
+
+            return optax.chain(optax.stateless(pull), make_optimizer(eta))
+
+        return make
+
+    local = local_sgd(
+        task,
+        client_optimizer,
+        server_optimizer,
+        local_epochs=local_epochs,
+        batch_size=batch_size,
+        client_lr=client_lr,
+        server_lr=server_lr,
+        lr_decay=lr_decay,
+        weighting=weighting,
+        shuffle=shuffle,
+        wrap=proximal,
+        epochs=epochs if stragglers else None,
+    )
+
+    def leave(shared, own_k, client, trained, key):
+        (w, _), (w_k, losses) = shared, trained
+        weight = local.weight_of(client.size)
+        if drop_stragglers:
+            weight = jnp.where(losses.examples < local_epochs * client.size, 0.0, weight)
+        return ClientOutput(weigh(trees.subtract(w_k, w), weight), losses)
+
+    def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
+        w = state.params
+        shared = (w, (local.client_rate(state), state.hparams["mu"], w))
+        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave)
+        update = result.message
+        state = local.server_step(state, update.mean(), update.weight)
+        return state, own, round_info(result, cohort)
+
+    settings = {"stragglers": stragglers, "drop_stragglers": drop_stragglers}
+    return local.algorithm("fed_prox", round_fn, hparams={"mu": mu}, settings=settings)

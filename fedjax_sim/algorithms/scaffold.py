@@ -1,0 +1,109 @@
+"""SCAFFOLD: control variates correct the drift of local training.
+
+S. P. Karimireddy, S. Kale, M. Mohri, S. J. Reddi, S. U. Stich, A. T. Suresh, "SCAFFOLD: stochastic
+controlled averaging for federated learning", ICML 2020, https://arxiv.org/abs/1910.06378, algorithm 1
+with option II.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
+from fedjax_sim.core import trees
+from fedjax_sim.core.messages import model_exchange
+from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.engine.queues import train_clients
+from fedjax_sim.engine.results import weigh
+
+
+def scaffold(
+    task: Task,
+    server_optimizer: Any = optax.sgd,
+    *,
+    local_epochs: int,
+    batch_size: float,
+    client_lr: float,
+    server_lr: float | None = None,
+    lr_decay: float = 1.0,
+    weighting: str = "uniform",
+    shuffle: str = "each_epoch",
+) -> Algorithm:
+    """Clients descend `g_k(y) - c_k + c`, where `c_k` estimates client k's gradient and `c` their mean.
+
+    Clients run plain SGD, for which `(x - y) / (K eta)` is the mean of their corrected gradients. Each
+    client keeps a control variate `c_k`, zero at first. A message holds a model and a control variate.
+
+    Args:
+      client_lr: `eta`, the clients' rate.
+      server_lr: `eta_g`, the server's rate; by default 1 for `optax.sgd`.
+      weighting: "uniform" as in the paper, or "examples", of the mean update; the control variates' mean
+        is always uniform.
+
+    Other arguments are those of `fed_avg`.
+
+    Raises:
+      ValueError: a setting is out of its range, or a rate is given twice or not at all.
+    """
+
+    def corrected(make_optimizer):
+        def make(rate):
+            eta, correction = rate
+            add = optax.stateless(lambda gradient, _: trees.add(gradient, correction))
+            return optax.chain(add, make_optimizer(eta))
+
+        return make
+
+    local = local_sgd(
+        task,
+        optax.sgd,
+        server_optimizer,
+        local_epochs=local_epochs,
+        batch_size=batch_size,
+        client_lr=client_lr,
+        server_lr=server_lr,
+        lr_decay=lr_decay,
+        weighting=weighting,
+        shuffle=shuffle,
+        wrap=corrected,
+    )
+
+    def enter(shared, c_k, client, key):
+        x, c, eta = shared
+        return x, (eta, trees.subtract(c, c_k))
+
+    def leave(shared, c_k, client, trained, key):
+        (x, c, eta), (y, losses) = shared, trained
+        steps = local.num_steps(client)  # the paper's K, of this client
+        scale = jnp.where(client.size > 0, 1 / jnp.maximum(steps * eta, 1e-30), 0.0)
+        drift = jax.tree.map(lambda x, y, c: scale * (x - y) - c, x, y, c)
+        drift = jax.tree.map(lambda d: jnp.where(client.size > 0, d, 0), drift)
+        update = weigh(trees.subtract(y, x), local.weight_of(client.size))
+        return ClientOutput((update, drift), losses, own=trees.add(c_k, drift))
+
+    def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
+        c, num_clients = state.extra
+        shared = (state.params, c, local.client_rate(state))
+        result = train_clients(
+            local.work, shared, data, cohort, key=key, enter=enter, leave=leave, own=own
+        )
+        update, drift = result.message
+        state = local.server_step(state, update.mean(), update.weight)
+        c = jax.tree.map(lambda c, d: c + d / num_clients, c, drift)
+        return state._replace(extra=(c, num_clients)), result.own, round_info(result, cohort)
+
+    def zeros(params):
+        return jax.tree.map(jnp.zeros_like, params)
+
+    def message_bytes(state: ServerState) -> dict[str, int]:
+        return {name: 2 * size for name, size in model_exchange(state).items()}
+
+    return local.algorithm(
+        "scaffold",
+        round_fn,
+        extra=lambda params, num_clients: (zeros(params), jnp.float32(num_clients)),
+        memory=lambda key, params: zeros(params),
+        message_bytes=message_bytes,
+    )
