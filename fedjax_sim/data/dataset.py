@@ -12,21 +12,21 @@ _INT32 = np.iinfo(np.int32)
 class Dataset:
     """Labelled examples as NumPy arrays of `n` rows.
 
-    64-bit columns are stored in 32 bits, as JAX would hold them by default.
+    64-bit columns are stored in 32 bits, JAX's default.
 
     Attributes:
-      examples: what a model reads. `"x"`: features `[n, ...]`, of images uint8 `[n, height, width,
-        channels]`. `"y"`: int32 labels in `[0, num_classes)`, `[n]`, or `[n, ...]` with several to
-        a row. More columns are welcome.
-      num_classes: how many labels there are.
-      name: shown in descriptions and errors.
-      keys: facts about rows that no model reads, such as the `"writer"` of a digit; integers or
-        strings `[n]`, NumPy's or objects. They decide who owns a row (see `natural`) and never reach
-        the device.
+      examples: the columns that a model reads. `"x"`: features `[n, ...]`; images are uint8 `[n,
+        height, width, channels]`. `"y"`: int32 labels in `[0, num_classes)`, `[n]`, or `[n, ...]` for
+        several per row. More columns are allowed.
+      num_classes: number of labels.
+      name: name shown in descriptions and errors.
+      keys: facts about rows that no model reads, such as the `"writer"` of a digit: integers or
+        strings `[n]`, as NumPy or object arrays. They decide which client owns a row (see `natural`)
+        and never reach the device.
 
     Raises:
-      ValueError: a column is missing, of another length, or holds something unusable: a label out
-        of range, NaN, infinity, or an integer beyond 32 bits. The first bad row is named.
+      ValueError: a column is missing, has the wrong length, or holds an unusable value: a label out
+        of range, NaN, infinity, or an integer beyond 32 bits. The error names the first bad row.
     """
 
     examples: dict[str, np.ndarray]
@@ -43,9 +43,7 @@ class Dataset:
             )
         count = self.num_classes
         if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
-            raise ValueError(
-                f"{self.name}: num_classes is {count!r}; it must be at least 1, and a whole number."
-            )
+            raise ValueError(f"{self.name}: num_classes is {count!r}; wanted an integer of at least 1.")
         examples = {k: _stored(self.name, k, np.asarray(v)) for k, v in self.examples.items()}
         keys = {k: _stored_key(self.name, k, np.asarray(v)) for k, v in self.keys.items()}
         rows = len(examples["x"])
@@ -73,18 +71,18 @@ def from_arrays(
     keys: Mapping[str, np.ndarray] | None = None,
     name: str = "arrays",
 ) -> Dataset:
-    """Makes a `Dataset` of arrays in memory.
+    """Makes a `Dataset` from arrays in memory.
 
     Args:
       x: features `[n, ...]`; uint8 images stay uint8, since a task decodes them on the device.
       y: integer labels `[n]`.
-      num_classes: by default the largest label plus one; give it where the rows at hand may lack
-        the last class, as a small test set can.
+      num_classes: number of labels, by default the largest label plus one; give it if the rows may
+        lack the last class, as a small test set can.
       keys: columns `[n]` that decide ownership, such as `{"writer": writers}`.
-      name: shown in descriptions and errors.
+      name: name shown in descriptions and errors.
 
     Raises:
-      ValueError: see `Dataset`.
+      ValueError: a column is unusable, see `Dataset`.
     """
     if num_classes is None:
         y = np.asarray(y)
@@ -94,7 +92,7 @@ def from_arrays(
 
 
 def _stored(name: str, column: str, array: np.ndarray) -> np.ndarray:
-    """`array` `[n, ...]` in the dtype it is kept in, once its numbers are known to survive that."""
+    """Returns `array` `[n, ...]` in its storage dtype, once its values are known to survive that."""
     if array.ndim == 0 or array.dtype.kind not in "biuf":
         raise ValueError(
             f"{name}: column {column!r} is {array.dtype} of shape {array.shape}; wanted booleans, "
@@ -124,7 +122,7 @@ def _stored_key(name: str, column: str, array: np.ndarray) -> np.ndarray:
 def _check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
     _check_integers(name, labels)
     in_range = (labels >= 0) & (labels < num_classes)
-    wanted = f"labels from 0 to {num_classes - 1}; check num_classes, or number the labels anew"
+    wanted = f"labels from 0 to {num_classes - 1}; check num_classes, or renumber the labels"
     _check_rows(name, "y", labels, in_range, wanted)
 
 
@@ -137,7 +135,7 @@ def _check_integers(name: str, labels: np.ndarray) -> None:
 
 
 def _check_rows(name: str, column: str, array: np.ndarray, good: np.ndarray, wanted: str) -> None:
-    """Raises for the first entry of `array` whose flag in `good`, of the same shape, is False."""
+    """Raises for the first entry of `array` that `good`, of the same shape, marks False."""
     if good.all():
         return
     place = np.unravel_index(np.argmin(good), good.shape)

@@ -1,4 +1,4 @@
-"""Counts of what a federation holds."""
+"""Summary counts of a federation."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ _MAX_CLASSES_SHOWN = 20
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """The smallest, the median, the mean and the largest of some counts."""
+    """Minimum, median, mean and maximum of some counts."""
 
     min: int
     median: float
@@ -18,7 +18,7 @@ class Spread:
 
     @classmethod
     def of(cls, counts: np.ndarray) -> "Spread":
-        """The spread of `counts` `[m]`, m at least 1."""
+        """Returns the spread of `counts` `[m]`, m at least 1."""
         return cls(int(counts.min()), float(np.median(counts)), float(counts.mean()), int(counts.max()))
 
     def __str__(self) -> str:
@@ -27,16 +27,16 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Description:
-    """The counts of a federation; `str` of it is readable.
+    """Counts of a federation; `str` formats them for reading.
 
     Attributes:
-      name: the data set's.
-      num_clients: `N`.
-      num_examples: `n`.
-      empty_clients: how many clients own nothing.
-      sizes: of the rows per client.
-      labels_per_client: of the distinct labels per client, over clients that own something.
-      label_counts: `[num_classes]`, how often each label occurs.
+      name: name of the data set.
+      num_clients: number of clients, `N`.
+      num_examples: number of examples, `n`.
+      empty_clients: number of clients without examples.
+      sizes: spread of examples per client.
+      labels_per_client: spread of distinct labels per client, over clients with examples.
+      label_counts: occurrences of each label, `[num_classes]`.
     """
 
     name: str

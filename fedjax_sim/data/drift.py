@@ -1,13 +1,13 @@
-"""Concept drift: what the labels or the images of a stream mean changes while it is learned from.
+"""Concept drift: the meaning of a stream's labels or images changes during training.
 
-A stream is what a learner, a client of a `FederatedData`, observes of its rows in their order: at step
-t, from 0, its rows `t * B` to `t * B + B - 1`, B to a batch. A concept is the distribution of an
-example, the same for all learners, and a drift changes it for all of them at once. Any data can be made
-to drift: a `Drift` alters each batch inside the compiled step, and the rows stay as they are stored.
-Streams with a drift in the rows themselves come from `random_graphical_model`.
+A stream is the sequence of rows that a learner, a client of a `FederatedData`, observes: at step t, from
+0, its rows `t * B` to `t * B + B - 1`, with batches of B. A concept is the distribution of an example,
+the same for all learners; a drift changes it for all of them at once. Any data can drift: a `Drift`
+alters each batch inside the compiled step and leaves the stored rows alone. Streams with a drift in the
+rows themselves come from `random_graphical_model`.
 
 M. Kamp, L. Adilova, J. Sicking, F. Hüger, P. Schlicht, T. Wirtz, S. Wrobel, "Efficient decentralized
-deep learning by dynamic model averaging", ECML-PKDD 2018, https://arxiv.org/abs/1807.03210, triggers
+deep learning by dynamic model averaging", ECML-PKDD 2018, https://arxiv.org/abs/1807.03210, trigger
 drifts at random steps; the ways of changing labels and images here are our own choice.
 """
 
@@ -25,13 +25,13 @@ from fedjax_sim.core.types import Batch
 
 
 class Drift(NamedTuple):
-    """How the concept of a stream changes, the same for all learners.
+    """A change of a stream's concept, the same for all learners.
 
     Attributes:
-      apply: `apply(batch, step) -> batch`, pure, of one learner's batch, column -> `[B, ...]`, at a step
-        `[]` int32 from 0; shapes and dtypes stay as they are.
-      at: the steps from which on the concept is another one; empty for a gradual change.
-      settings: name -> JSON value, by which a run's configuration tells it from others.
+      apply: pure function `apply(batch, step) -> batch` of one learner's batch, column -> `[B, ...]`,
+        and the step, `[]` int32 from 0; it keeps shapes and dtypes.
+      at: the steps at which a new concept begins; empty for a gradual change.
+      settings: name -> JSON value; they identify the drift in a run's configuration.
     """
 
     apply: Callable[[Batch, jax.Array], Batch]
@@ -40,47 +40,47 @@ class Drift(NamedTuple):
 
 
 def drift_steps(probability: float, num_steps: int, seed: int = 0) -> tuple[int, ...]:
-    """Draws at which steps of a stream a drift happens: at each but step 0, independently.
+    """Draws the steps of a stream at which a drift happens, each but step 0 independently.
 
     Args:
-      probability: of a drift at a step.
-      num_steps: how many steps the stream has; a longer one begins with the same drifts.
-      seed: decides the draws.
+      probability: probability of a drift at a step.
+      num_steps: length of the stream; a longer one begins with the same drifts.
+      seed: seed of the draws.
 
     Returns:
-      The steps, ascending, of 1 to `num_steps - 1`.
+      The steps, ascending, from 1 to at most `num_steps - 1`.
 
     Raises:
       ValueError: an argument is out of range.
     """
     if not 0 <= probability <= 1:
         raise ValueError(
-            f"probability is {probability}; wanted a number from 0 to 1: how likely each step is a drift"
+            f"probability is {probability}; wanted a number from 0 to 1, the chance of a drift at a step"
         )
     num_steps = check_count("num_steps", num_steps)
     check_seed(seed)
-    # Named, since default_rng is free to change its algorithm between versions of NumPy.
+    # PCG64 by name: default_rng may change its algorithm between versions of NumPy.
     generator = np.random.Generator(np.random.PCG64(seed))
     return tuple((1 + np.flatnonzero(generator.random(num_steps - 1) < probability)).tolist())
 
 
 def label_drift(at: Sequence[int], *, num_classes: int, seed: int = 0) -> Drift:
-    """Permutes the labels, by another random permutation of the classes from each step of `at` on.
+    """Permutes the labels, with a new random permutation of the classes from each step of `at` on.
 
-    Before the first of these steps labels are as stored. Each permutation is drawn from all those that
-    differ from the one before it.
+    Before the first of these steps, labels are as stored. Each permutation is drawn from all that
+    differ from the previous one.
 
     Args:
-      at: steps, ascending, such as those of `drift_steps`; without any, labels stay as they are.
-      num_classes: how many labels there are, as in `FederatedData.num_classes`.
-      seed: decides the permutations.
+      at: ascending steps, such as those of `drift_steps`; if empty, labels never change.
+      num_classes: number of labels, as in `FederatedData.num_classes`.
+      seed: seed of the permutations.
 
     Returns:
       A drift of the column "y", integers `[B]` in `[0, num_classes)`.
 
     Raises:
       ValueError: the steps are not ascending whole numbers of at least 1, `num_classes` is below 2, the
-        seed is below 0, or, when applied, labels are not `[B]`.
+        seed is negative, or, when applied, labels are not `[B]`.
     """
     at = check_drift_times("at", at)
     num_classes = check_count("num_classes", num_classes)
@@ -111,17 +111,17 @@ def label_drift(at: Sequence[int], *, num_classes: int, seed: int = 0) -> Drift:
 
 
 def rotation_drift(degrees_per_step: float) -> Drift:
-    """Turns the images further at each step, by `degrees_per_step * step` in all: a gradual drift.
+    """Rotates the images by `degrees_per_step * step`: a gradual drift.
 
-    Positive angles turn counter-clockwise with row 0 at the top, as `np.rot90` does. Pixels between
-    others are interpolated bilinearly, those from outside the image are zero, and integers are rounded.
+    Positive angles turn counter-clockwise with row 0 at the top, as in `np.rot90`. Values between
+    pixels are interpolated bilinearly, values outside the image are zero, and integers are rounded.
 
     Args:
-      degrees_per_step: degrees; the stored images are those of step 0.
+      degrees_per_step: rotation per step, in degrees; step 0 sees the stored images.
 
     Returns:
       A drift of the column "x": images `[B, H, W]` or `[B, H, W, C]`, or `[B, P]`, squares of P pixels
-      row by row. Their dtype stays.
+      row by row. It keeps their dtype.
 
     Raises:
       ValueError: the angle is not finite or, when applied, the column does not hold images.
@@ -135,7 +135,7 @@ def rotation_drift(degrees_per_step: float) -> Drift:
     def apply(batch: Batch, step: jax.Array) -> Batch:
         x = batch["x"]
         height, width = _image_size(x.shape)
-        # Whole turns go first, since radians in float32 would lose a large angle's fraction.
+        # Drop whole turns first: radians in float32 would lose the fraction of a large angle.
         degrees = jnp.mod(jnp.float32(degrees_per_step) * jnp.float32(step), jnp.float32(360))
         sources = _rotated_places(height, width, jnp.deg2rad(degrees))
 
@@ -152,29 +152,29 @@ def rotation_drift(degrees_per_step: float) -> Drift:
 
 
 def check_drift_times(name: str, times: Sequence[int]) -> tuple[int, ...]:
-    """`times`, steps or positions of a stream, as a tuple of ints.
+    """Returns `times`, steps or positions of a stream, as a tuple of ints.
 
     Raises:
-      ValueError: they are not ascending whole numbers, from 1 to what an int32 holds.
+      ValueError: `times` are not ascending whole numbers from 1 to the int32 maximum.
     """
     if np.ndim(times) != 1:
         raise ValueError(
-            f"{name} is {times!r}; wanted a sequence of whole numbers: (), or such as (100,)"
+            f"{name} is {times!r}; wanted a sequence of whole numbers, such as () or (100,)"
         )
     before = 0
     for i, time in enumerate(times):
-        # Bounds before floor, which knows neither NaN nor infinity.
+        # Bounds first: math.floor takes neither NaN nor infinity.
         if not before < time < 2**31 or time != math.floor(time):
             raise ValueError(
-                f"{name}[{i}] is {time}; wanted a whole number above {before}: give ascending ones, "
-                "each once and the first at least 1, since a stream's first concept needs no drift"
+                f"{name}[{i}] is {time}; wanted a whole number above {before}: give strictly ascending "
+                "ones from 1 on, since a stream's first concept needs no drift"
             )
         before = int(time)
     return tuple(int(time) for time in times)
 
 
 def _image_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width, in pixels, of a batch of images of this shape."""
+    """Returns the height and width, in pixels, of a batch of images of this shape."""
     if len(shape) in (3, 4):
         return shape[1], shape[2]
     side = math.isqrt(shape[1]) if len(shape) == 2 else 0
@@ -187,12 +187,12 @@ def _image_size(shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _rotated_places(height: int, width: int, angle: jax.Array) -> list[jax.Array]:
-    """Rows and columns, `[H, W]` float32 each, of an image that come to each place of the turned one.
+    """Returns the source row and column, `[H, W]` float32 each, of each pixel of the rotated image.
 
     Args:
       height: H.
       width: W.
-      angle: `[]` float32, radians, counter-clockwise about the middle.
+      angle: `[]` float32, radians, counter-clockwise about the centre.
     """
     middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
     down = jnp.arange(height, dtype=jnp.float32)[:, None] - middle_row

@@ -14,7 +14,7 @@ from fedjax_sim.data.partition import Assignment, Partition
 from fedjax_sim.data.storage import mapped
 from fedjax_sim.data.validation import check_examples, check_values, checked_offsets
 
-_PIECE_ROWS = 2**18  # of labels counted at a time
+_PIECE_ROWS = 2**18  # rows whose labels are counted at a time
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -22,28 +22,27 @@ _PIECE_ROWS = 2**18  # of labels counted at a time
 class FederatedData:
     """The examples of `N` clients, `n` in all; client k owns rows `offsets[k]:offsets[k + 1]`.
 
-    A pytree of two leaves' worth of data, `examples` and `offsets`. Pass it to a jitted function as
-    an argument: closed over, the data would become part of the program. The other attributes
-    describe the data on the host and do not travel: inside a jitted function, and in whatever
-    `jax.tree.map` or `jax.device_put` returns, they are None, so that two federations of equal
-    shapes share one compiled program. To move the data and keep them, call `place`.
+    A pytree of `examples` and `offsets`. Pass it to a jitted function as an argument: closed over,
+    the data would become part of the program. The other attributes describe the data on the host.
+    Inside jitted functions, and in results of `jax.tree.map` or `jax.device_put`, they are None, so
+    that federations of equal shapes share one compiled program. `place` moves the data and keeps them.
 
-    With offsets on the host, the constructor checks all that takes no look at the examples. `check`,
-    which `simulate` and `sweep` call before anything else, looks at them.
+    If the offsets are on the host, the constructor checks everything but the values of the examples.
+    `check` looks at those; `simulate` and `sweep` call it before anything else.
 
     Attributes:
-      examples: column name -> `[n, ...]`, in the dtype of storage: NumPy arrays, memory maps of files
-        (see `open_federated`), or arrays on devices (see `place`). Rows that follow the last client's
+      examples: column name -> `[n, ...]`, in the storage dtype: NumPy arrays, memory-mapped files
+        (see `open_federated`), or arrays on devices (see `place`). Rows after the last client's
         belong to nobody.
-      offsets: `[N + 1]` int32, ascending from 0 to at most `n`; NumPy's integers of other widths are
+      offsets: `[N + 1]` int32, ascending from 0 to at most `n`; NumPy integers of other widths are
         converted.
-      client_ids: `[N]`, what the data set calls each client; NumPy.
-      num_classes: how many labels there are.
-      name: shown in descriptions.
+      client_ids: NumPy array `[N]`, the data set's name for each client.
+      num_classes: number of labels.
+      name: name shown in descriptions.
 
     Raises:
       ValueError: the offsets are not ascending 32-bit integers from 0 to at most n, columns differ in
-        length or are not numbers, there is not an id for each client, or `num_classes` is not a
+        length or are not numeric, `client_ids` are not one per client, or `num_classes` is not a
         positive integer.
     """
 
@@ -54,7 +53,7 @@ class FederatedData:
     name: str | None = None
 
     def __post_init__(self):
-        # Offsets on devices may be tracers, or those of several devices one after the other.
+        # Offsets on devices may be tracers, or the concatenated offsets of several devices.
         if isinstance(self.offsets, np.ndarray | Sequence):
             object.__setattr__(self, "offsets", checked_offsets(*self._all()))
 
@@ -64,7 +63,7 @@ class FederatedData:
 
     @classmethod
     def tree_unflatten(cls, _, children):
-        # Without the constructor, whose checks are not for what JAX puts in place of arrays.
+        # Bypasses the constructor: its checks do not apply to JAX's placeholders for arrays.
         made = object.__new__(cls)
         for name, value in zip(("examples", "offsets"), children, strict=True):
             object.__setattr__(made, name, value)
@@ -76,16 +75,16 @@ class FederatedData:
 
     @property
     def sizes(self):
-        """`[N]` int32, how many rows each client owns."""
+        """Number of rows that each client owns, `[N]` int32."""
         return self.offsets[1:] - self.offsets[:-1]
 
     def pooled(self) -> "FederatedData":
-        """The same rows owned by a single client, as centralised training sees them."""
+        """Returns the same rows owned by a single client, as centralised training sees them."""
         offsets = np.array([0, self.offsets[-1]], np.int32)
         return dataclasses.replace(self, offsets=offsets, client_ids=np.zeros(1, np.int64))
 
     def place(self, where: jax.Device | jax.sharding.Sharding) -> "FederatedData":
-        """A copy whose arrays lie on `where`, a device or a sharding.
+        """Returns a copy with its arrays on `where`, a device or a sharding.
 
         Raises:
           ValueError: a stored column is not what was written.
@@ -96,7 +95,7 @@ class FederatedData:
         return dataclasses.replace(self, examples=examples, offsets=offsets)
 
     def in_memory(self) -> "FederatedData":
-        """The same, with columns that are memory maps read as a whole.
+        """Returns a copy with its memory-mapped columns read into memory.
 
         Raises:
           ValueError: a stored column is not what was written.
@@ -108,22 +107,22 @@ class FederatedData:
         return dataclasses.replace(self, examples=read)
 
     def select(self, clients: np.ndarray, num_rows: int | None = None) -> "FederatedData":
-        """These clients alone, their rows gathered in memory; of data on the host.
+        """Gathers the rows of some clients in memory; the data must be on the host.
 
-        Time and memory depend on what is selected, not on what there is.
+        Time and memory depend on the selection, not on the size of the federation.
 
         Args:
-          clients: `[K]` integers, indices.
-          num_rows: of the new columns, at least as many as the clients own, and by default just as
-            many; zeros follow the last client's rows.
+          clients: client indices, `[K]` integers.
+          num_rows: length of the new columns, by default the number of rows that the clients own;
+            zeros fill the rest.
 
         Raises:
-          ValueError: the clients own more than `num_rows`, or a file of the data has shrunk.
+          ValueError: the clients own more than `num_rows` rows, or a data file has shrunk.
         """
         starts, ends = self.offsets[clients], self.offsets[clients + 1]
         offsets = np.concatenate([[0], np.cumsum(ends - starts)]).astype(np.int32)
         if num_rows is not None and num_rows < offsets[-1]:
-            raise ValueError(f"num_rows is {num_rows}; the clients own {offsets[-1]}: give that or more")
+            raise ValueError(f"num_rows is {num_rows}; wanted at least the {offsets[-1]} rows owned")
         owned = list(zip(starts.tolist(), ends.tolist(), strict=True))
 
         def gather(column):
@@ -143,30 +142,30 @@ class FederatedData:
         )
 
     def check_files(self) -> None:
-        """Looks whether the files of columns that are memory maps are as long as they were.
+        """Checks that no file of a memory-mapped column has shrunk.
 
         Raises:
-          ValueError: one has shrunk.
+          ValueError: a file has shrunk.
         """
         for column in self.examples.values():
             mapped.check_length(column)
 
     def check(self, num_classes: int | None = None) -> None:
-        """Looks at every value that a client owns, some rows at a time, and at the structure again.
+        """Checks every value that a client owns, some rows at a time, and the structure again.
 
-        * Columns of `open_federated` are compared with their digests, once in the life of the object.
-        * Floats must be finite, and 64-bit numbers must fit the type in which devices hold them.
-        * Integers in a column `"y"` must be labels in `[0, num_classes)`, where the attribute or the
-          argument of this name says how many there are.
+        * Columns of `open_federated` are compared with their digests, once per object.
+        * Floats must be finite, and 64-bit numbers must fit the dtype in which devices hold them.
+        * Integers in a column `"y"` must be labels in `[0, num_classes)`, if the attribute or the
+          argument of this name is given.
 
-        Columns on devices are copied to the host one at a time; those that other processes hold parts
-        of are passed over.
+        Columns on devices are copied to the host one at a time; columns that other processes hold
+        parts of are skipped.
 
         Args:
-          num_classes: how many labels the model tells apart.
+          num_classes: number of labels that the model distinguishes.
 
         Raises:
-          ValueError: a file has shrunk or is not what was written, or a value cannot be used; the error
+          ValueError: a file has shrunk or is not what was written, or a value is unusable; the error
             names the column, the row and its client.
         """
         known = [n for n in (self.num_classes, num_classes) if n is not None]
@@ -174,12 +173,12 @@ class FederatedData:
         check_examples(*whole._all())
 
     def digest(self) -> str:
-        """Identifies the examples and their owners, so that a run never continues on other data.
+        """Returns a digest of the examples and their owners, so that no run resumes on other data.
 
-        Columns of `open_federated` that `check` has compared with their digests are not read again.
+        Columns of `open_federated` that `check` has verified are not read again.
 
         Raises:
-          ValueError: a file of the data has shrunk, or is not what was written.
+          ValueError: a data file has shrunk, or is not what was written.
         """
         digest = hashlib.sha256(np.asarray(self.offsets).tobytes())
         for name in sorted(self.examples):
@@ -189,10 +188,10 @@ class FederatedData:
         return digest.hexdigest()[:16]
 
     def label_histogram(self) -> np.ndarray:
-        """How often each client holds each label, `[N, num_classes]` int64.
+        """Counts each client's labels, `[N, num_classes]` int64.
 
         Raises:
-          ValueError: this is a copy that has lost `num_classes`, there are no integer labels, or one is
+          ValueError: this is a copy without `num_classes`, there are no integer labels, or a label is
             out of range.
         """
         num_classes = self._known_classes()
@@ -203,10 +202,10 @@ class FederatedData:
         return counts
 
     def describe(self) -> Description:
-        """Counts what there is; print it.
+        """Counts clients, examples and labels; print the result.
 
         Raises:
-          ValueError: this is a copy that has lost `num_classes`, there are no integer labels, or one is
+          ValueError: this is a copy without `num_classes`, there are no integer labels, or a label is
             out of range.
         """
         num_classes = self._known_classes()
@@ -214,8 +213,8 @@ class FederatedData:
         distinct = np.zeros(self.num_clients, np.int64)
         for first, last, pairs in self._owned_labels(num_classes):
             label_counts += np.bincount(pairs % num_classes, minlength=num_classes)
-            # Pairs that occur, since a full table of clients by labels can exceed memory; sorted, which
-            # is twenty times as fast as the hashing of np.unique.
+            # Only pairs that occur: a full table of clients by labels can exceed memory. Sorting is
+            # twenty times as fast as the hashing of np.unique.
             pairs.sort()
             owners = pairs[np.diff(pairs, prepend=-1) > 0] // num_classes
             distinct[first:last] = np.bincount(owners, minlength=last - first)
@@ -233,13 +232,13 @@ class FederatedData:
     def _known_classes(self) -> int:
         if self.num_classes is None:
             raise ValueError(
-                "num_classes is None, as in any copy that came out of a jitted function, "
-                "jax.tree.map or jax.device_put; call this on what federate returned, or place it."
+                "num_classes is None, as in any result of a jitted function, jax.tree.map or "
+                "jax.device_put; call this on what federate returned, and move data with place."
             )
         labels = self.examples.get("y")
         if labels is None or np.dtype(labels.dtype).kind not in "iu":
             raise ValueError(
-                f"{self.name or 'data'} has no column 'y' of integers, the labels that would be counted."
+                f"{self.name or 'data'} has no column 'y' of integers; wanted labels to count."
             )
         return self.num_classes
 
@@ -247,10 +246,10 @@ class FederatedData:
         return self.examples, self.offsets, self.client_ids, self.num_classes, self.name
 
     def _owned_labels(self, num_classes: int) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Every label there is, some whole clients' at a time.
+        """Yields all labels, a range of whole clients at a time.
 
         Yields:
-          The first of some clients, the one after their last, and for each of their labels
+          The range's first client, the one after its last, and for each label in it
           `(client - first) * num_classes + label`, int64.
         """
         offsets = np.asarray(self.offsets, np.int64)
@@ -275,17 +274,17 @@ def federate(
     """Gathers the rows of a data set client by client.
 
     Args:
-      dataset: what to divide.
-      partition: how: one of the partitions of this package, such as `iid(num_clients=100)`; any
-        function from a `Dataset` to an `Assignment` or to one array of row numbers per client; or
-        either of these by itself. Rows that no client owns are left out.
+      dataset: data set to divide.
+      partition: a partition of this package, such as `iid(num_clients=100)`; any function from a
+        `Dataset` to an `Assignment` or to one array of row numbers per client; or such an assignment
+        or arrays directly. Rows that no client owns are left out.
 
     Returns:
       A `FederatedData` of NumPy arrays. Within a client, rows keep the order of the partition.
 
     Raises:
-      ValueError: a row is out of range or owned twice, no client owns anything, or there are more
-        rows than 32-bit offsets can count.
+      ValueError: a row is out of range or owned twice, no client owns a row, or there are more rows
+        than 32-bit offsets can count.
     """
     owned = partition(dataset) if callable(partition) else partition
     if not isinstance(owned, Assignment):
@@ -319,11 +318,11 @@ def _check_assignment(dataset: Dataset, owned: Assignment) -> None:
         row = int(np.argmax(times > 1))
         raise ValueError(
             f"row {row} is owned {times[row]} times, first by client "
-            f"{_owner_of(owned, owned.rows == row)}; a row may have one owner: list it once."
+            f"{_owner_of(owned, owned.rows == row)}; a row has one owner: list it once."
         )
 
 
 def _owner_of(owned: Assignment, marked: np.ndarray) -> Any:
-    """The id of the client that owns the first row for which `marked` `[total]` is True."""
+    """Returns the id of the client that owns the first row marked True in `marked` `[total]`."""
     client = np.searchsorted(owned.offsets, np.argmax(marked), side="right") - 1
     return owned.client_ids[client]

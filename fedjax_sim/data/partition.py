@@ -1,7 +1,7 @@
-"""Who owns which rows: ways of dividing a `Dataset` among clients.
+"""Partitions: ways of dividing the rows of a `Dataset` among clients.
 
-Each factory here returns a `Partition`, a function from a data set to an `Assignment`. Its draws
-come from a PCG64 generator started from the given seed, so they repeat.
+Each factory returns a `Partition`, a function from a data set to an `Assignment`. Its draws come
+from a PCG64 generator with the given seed, so they are reproducible.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class Assignment:
     Attributes:
       rows: `[total]` int64, row numbers, client after client.
       offsets: `[N + 1]` int64; client k owns `rows[offsets[k]:offsets[k + 1]]`.
-      client_ids: `[N]` integers or strings, what the data set calls each client.
+      client_ids: `[N]` integers or strings, the data set's name for each client.
 
     Raises:
-      ValueError: the three do not fit together.
+      ValueError: the three arrays are inconsistent.
     """
 
     rows: np.ndarray
@@ -39,7 +39,9 @@ class Assignment:
                 f"{len(self.rows)}."
             )
         if (np.diff(offsets) < 0).any():
-            raise ValueError(f"offsets fall at client {np.argmax(np.diff(offsets) < 0)}.")
+            raise ValueError(
+                f"offsets fall at client {np.argmax(np.diff(offsets) < 0)}; wanted ascending ones."
+            )
         if len(self.client_ids) != len(offsets) - 1:
             raise ValueError(
                 f"there are {len(self.client_ids)} client_ids for {len(offsets) - 1} clients; give "
@@ -48,14 +50,14 @@ class Assignment:
 
     @classmethod
     def from_lists(cls, lists: Sequence[np.ndarray], client_ids: Sequence | None = None) -> "Assignment":
-        """Makes an assignment of one array of row numbers per client.
+        """Makes an assignment from one array of row numbers per client.
 
         Args:
-          lists: N arrays of integers `[n_k]`; one may be empty.
-          client_ids: `[N]`, by default 0 to N - 1.
+          lists: N integer arrays `[n_k]`, some possibly empty.
+          client_ids: names of the clients `[N]`, by default 0 to N - 1.
 
         Raises:
-          ValueError: there is no client, an array is not integers `[n_k]`, or the number of
+          ValueError: there are no clients, an array is not integers `[n_k]`, or the number of
             `client_ids` is not N.
         """
         arrays = [np.asarray(rows) for rows in lists]
@@ -98,7 +100,7 @@ def shards(*, num_clients: int, shards_per_client: int = 2, seed: int = 0) -> Pa
     The pathological non-IID partition of McMahan, Moore, Ramage, Hampson and Agüera y Arcas,
     "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
     https://arxiv.org/abs/1602.05629, section 3: 200 shards of 300 digits, 2 for each of 100
-    clients, so that most clients hold two digits. Sizes of shards differ by at most one.
+    clients, so most clients hold two digits. Shard sizes differ by at most one.
 
     Raises:
       ValueError: a setting is below 1 or, when applied, labels are not `[n]` or there are more
@@ -124,9 +126,9 @@ def dirichlet(*, num_clients: int, alpha: float, seed: int = 0) -> Partition:
 
     Yurochkin, Agarwal, Ghosh, Greenewald, Hoang and Khazaeni, "Bayesian Nonparametric Federated
     Learning of Neural Networks", ICML 2019, https://arxiv.org/abs/1905.12022. A small `alpha` gives
-    nearly all of a label to one client, a large one shares it evenly. Every row has an owner; sizes
-    vary and clients may be empty. (Hsu, Qi and Brown, https://arxiv.org/abs/1909.06335, draw
-    proportions of labels for each client instead, with equal sizes.)
+    nearly all of a label to one client; a large one shares it evenly. Every row has an owner; sizes
+    vary and clients may be empty. (Hsu, Qi and Brown, https://arxiv.org/abs/1909.06335, instead draw
+    label proportions for each client, with equal sizes.)
 
     Raises:
       ValueError: `num_clients` is below 1, `alpha` is not finite and positive or, when applied,
@@ -152,15 +154,15 @@ def dirichlet(*, num_clients: int, alpha: float, seed: int = 0) -> Partition:
 
 
 def lognormal(*, num_clients: int, sigma: float, seed: int = 0) -> Partition:
-    """Deals shuffled rows out in sizes proportional to draws from LogNormal(0, sigma).
+    """Deals out shuffled rows in sizes proportional to draws from LogNormal(0, sigma).
 
     The unbalanced IID partition of Acar, Zhao, Matas, Mattina, Whatmough and Saligrama, "Federated
     Learning Based on Dynamic Regularization", ICLR 2021, https://arxiv.org/abs/2111.04263. Every
-    client gets one row first and its share of the rest after. With `sigma` 0 it is `iid`'s even
-    split.
+    client gets one row first, then its share of the rest. With `sigma` 0 this is the even split of
+    `iid`.
 
     Raises:
-      ValueError: `num_clients` is below 1, `sigma` is not finite or below 0 or, when applied, there
+      ValueError: `num_clients` is below 1, `sigma` is negative or not finite or, when applied, there
         are more clients than rows.
     """
     _check_at_least_one(num_clients=num_clients)
@@ -173,7 +175,7 @@ def lognormal(*, num_clients: int, sigma: float, seed: int = 0) -> Partition:
         generator = _generator(seed)
         rows = generator.permutation(len(dataset))
         draws = generator.standard_normal(num_clients)
-        # Measured from the largest draw, so that no sigma makes the exponential overflow.
+        # Relative to the largest draw, so that no sigma makes the exponential overflow.
         log_weights = _scaled(draws - draws.max(), sigma)
         sizes = 1 + apportion(log_weights, len(dataset) - num_clients)
         return Assignment.from_lists(np.split(rows, np.cumsum(sizes)[:-1]))
@@ -202,7 +204,7 @@ def natural(key: str) -> Partition:
 
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of `values` `[n]` the number of its distinct value, and these in ascending order."""
+    """Returns the index of each of `values` `[n]` among the distinct ones, and these in order."""
     if values.dtype.kind != "O":
         distinct, numbers = np.unique(values, return_inverse=True)
         return numbers, distinct
@@ -214,7 +216,7 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_owner(owners: np.ndarray, client_ids: np.ndarray) -> Assignment:
-    """The assignment in which row i belongs to client `owners[i]`; `owners`: `[n]`."""
+    """Returns the assignment that gives row i to client `owners[i]`; `owners`: `[n]`."""
     sizes = np.bincount(owners, minlength=len(client_ids))
     return Assignment(np.argsort(owners, kind="stable"), _offsets(sizes), client_ids)
 
@@ -224,33 +226,33 @@ def _offsets(sizes: Sequence[int]) -> np.ndarray:
 
 
 def apportion(log_weights: np.ndarray, total: int) -> np.ndarray:
-    """Integers `[N]` that add up to `total`, proportional to `exp(log_weights)` up to rounding."""
+    """Returns integers `[N]` that sum to `total`, proportional to `exp(log_weights)` up to rounding."""
     shares = np.cumsum(np.exp(log_weights - log_weights.max()))
     cuts = np.rint(shares / shares[-1] * total).astype(np.int64)
     return np.diff(cuts, prepend=0)
 
 
 def _log_gamma(generator: np.random.Generator, alpha: float, num_clients: int) -> np.ndarray:
-    """Logarithms `[N]` of Gamma(alpha) draws, up to a common constant.
+    """Draws logarithms `[N]` of Gamma(alpha) variables, up to a common constant.
 
     Normalised, such draws are Dirichlet(alpha). Gamma(alpha) is Gamma(alpha + 1) times U^(1/alpha)
     with U uniform (Marsaglia and Tsang, "A simple method for generating gamma variables", ACM TOMS
-    26(3), 2000, section 6). For small alpha all draws underflow to 0, and their shares to 0/0.
+    26(3), 2000, section 6). Without logarithms, draws underflow for small alpha and shares are 0/0.
     """
     minus_log_u = generator.standard_exponential(num_clients)
-    # Measured from the smallest, so that at least one logarithm is finite for every alpha.
+    # Relative to the smallest, so that at least one logarithm is finite for every alpha.
     log_boosts = -_scaled(minus_log_u - minus_log_u.min(), 1 / max(alpha, np.finfo(float).tiny))
     return np.log(generator.standard_gamma(alpha + 1, num_clients)) + log_boosts
 
 
 def _scaled(values: np.ndarray, factor: float) -> np.ndarray:
-    """`values * factor`, where infinity is an answer."""
+    """Returns `values * factor`, which may be infinite."""
     with np.errstate(over="ignore"):
         return values * factor
 
 
 def _generator(seed: int) -> np.random.Generator:
-    # Named, since default_rng is free to change its algorithm between versions of NumPy.
+    # PCG64 by name: default_rng may change its algorithm between versions of NumPy.
     return np.random.Generator(np.random.PCG64(seed))
 
 
@@ -258,8 +260,8 @@ def _row_labels(dataset: Dataset) -> np.ndarray:
     labels = dataset.examples["y"]
     if labels.ndim != 1:
         raise ValueError(
-            f"{dataset.name}: labels have shape {labels.shape}; dividing by label needs one for "
-            "each row, [n]: use iid, lognormal or natural."
+            f"{dataset.name}: labels have shape {labels.shape}; dividing by label needs [n], one "
+            "per row: use iid, lognormal or natural instead."
         )
     return labels
 

@@ -1,4 +1,4 @@
-"""Checks of a federation: of its structure when it is built, of every value before it is used."""
+"""Checks of a federation: its structure when it is built, every value before it is used."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,21 +15,21 @@ _INT32 = np.iinfo(np.int32)
 def checked_offsets(
     examples: Any, offsets: Any, client_ids: Any, num_classes: Any, name: str | None
 ) -> np.ndarray:
-    """Checks all of a federation that takes no look at its examples.
+    """Checks everything about a federation but the values of its examples.
 
     Args:
       examples: column name -> `[n, ...]`.
       offsets: `[N + 1]` integers, on the host.
       client_ids: `[N]`, or None.
-      num_classes: how many labels there are, or None.
-      name: of the federation, for errors.
+      num_classes: number of labels, or None.
+      name: name of the federation, for errors.
 
     Returns:
       The offsets as int32.
 
     Raises:
       ValueError: the offsets are not ascending 32-bit integers from 0 to at most n, columns differ in
-        length or are not numbers, there is not an id for each client, or `num_classes` is not a
+        length or are not numeric, `client_ids` are not one per client, or `num_classes` is not a
         positive integer.
     """
     title = name or "data"
@@ -52,11 +52,11 @@ def checked_offsets(
         k = int(np.argmax(falls))
         raise ValueError(
             f"{title}: offsets fall from {offsets[k]} to {offsets[k + 1]} at "
-            f"{_client(client_ids, k)}; wanted where each client's rows begin, in ascending order."
+            f"{_client(client_ids, k)}; wanted each client's first row, in ascending order."
         )
     column, rows = next((name, len(column)) for name, column in examples.items())
     if offsets[-1] > min(rows, _INT32.max):
-        wanted = f"at most {_INT32.max}, what an int32 holds" if rows > _INT32.max else f"at most {rows}"
+        wanted = f"at most {_INT32.max}, the int32 maximum" if rows > _INT32.max else f"at most {rows}"
         raise ValueError(
             f"{title}: offsets end with {offsets[-1]} and column {column!r} has {rows} rows; wanted "
             f"{wanted}."
@@ -88,8 +88,8 @@ def _check_columns(title: str, examples: Any) -> None:
             )
         if isinstance(column, np.ndarray) and not column.dtype.isnative:
             raise ValueError(
-                f"{title}: column {name!r} holds {column.dtype}, bytes in another order than this "
-                "machine's; call .astype(dtype.newbyteorder('='))."
+                f"{title}: column {name!r} holds {column.dtype}; wanted this machine's byte order: "
+                "call .astype(dtype.newbyteorder('='))."
             )
 
 
@@ -99,16 +99,16 @@ def check_examples(
     """Checks every value that a client owns, some rows at a time.
 
     Args:
-      examples: column name -> `[n, ...]`; of arrays on devices, those that other processes hold parts
-        of are passed over, and others are copied to the host, one column at a time.
+      examples: column name -> `[n, ...]`; arrays on devices are skipped if other processes hold parts
+        of them, and otherwise copied to the host, one column at a time.
       offsets: `[N + 1]`.
       client_ids: `[N]`, or None.
-      num_classes: how many labels there are, or None.
-      name: of the federation, for errors.
+      num_classes: number of labels, or None.
+      name: name of the federation, for errors.
 
     Raises:
       ValueError: a stored column is not what was written, or a value is a label out of range, NaN,
-        infinity, or a number that does not fit what devices hold it in.
+        infinity, or a number that does not fit its dtype on devices.
     """
     on_host = {column: _on_host(values) for column, values in examples.items()}
     offsets = _on_host(offsets)
@@ -134,10 +134,10 @@ def check_values(
     num_classes: int | None,
     name: str | None,
 ) -> None:
-    """Checks some rows of a column, `values` `[m, ...]`, of which one is row `first` of the federation.
+    """Checks `values` `[m, ...]`, the rows of a column from row `first` of the federation on.
 
     Raises:
-      ValueError: a value cannot be used; it is named with its row and the row's client.
+      ValueError: a value is unusable; the error names it, its row and the row's client.
     """
     limits = _limits(column, values.dtype, num_classes)
     if limits is None or not values.size:
@@ -157,11 +157,11 @@ def check_values(
 
 
 def _limits(column: str, dtype: np.dtype, num_classes: int | None) -> tuple[Any, Any, str] | None:
-    """The least and the largest value that is allowed and what that is called; None: all are."""
+    """Returns the least and largest allowed values and their description; None if all are allowed."""
     kept = jax.dtypes.canonicalize_dtype(dtype)
     if jnp.issubdtype(dtype, jnp.integer):
         if column == "y" and num_classes is not None:
-            cure = "number the labels anew, or take a model and a num_classes of more"
+            cure = "renumber the labels, or raise num_classes and the model's classes"
             return 0, num_classes - 1, f"labels from 0 to {num_classes - 1}: {cure}"
         if kept == dtype:
             return None
@@ -179,7 +179,7 @@ def _on_host(array: Any) -> np.ndarray | None:
 
 
 def _is_numeric(dtype: np.dtype) -> bool:
-    # Others than NumPy's own, such as bfloat16, are known to JAX alone.
+    # Only JAX knows dtypes that are not NumPy's own, such as bfloat16.
     return dtype.itemsize <= 8 and (dtype.kind == "b" or jnp.issubdtype(dtype, jnp.number))
 
 
@@ -190,12 +190,12 @@ def _is_integer(value: Any) -> bool:
 def _client(client_ids: Any, k: int) -> str:
     if client_ids is None:
         return f"client {k}"
-    # As a plain value, whose repr is short.
+    # A plain Python value has a short repr.
     return f"client {np.asarray(client_ids)[k : k + 1].tolist()[0]!r}"
 
 
 def _kind(value: Any) -> str:
-    """What something is, in a few words."""
+    """Describes a value in a few words."""
     if isinstance(value, np.ndarray | jax.Array):
         return f"{value.dtype} of shape {list(value.shape)}"
     article = "an" if type(value).__name__[0] in "aeiou" else "a"

@@ -1,4 +1,4 @@
-"""Turns any model that maps inputs to logits into a `Task`."""
+"""Classification tasks from models that map inputs to logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ def classifier(
     *,
     decode: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Task:
-    """The task of predicting `batch["y"]` `[B]` from `batch["x"]` `[B, *input_shape]`.
+    """Makes the task of predicting `batch["y"]` `[B]` from `batch["x"]` `[B, *input_shape]`.
 
     The model gets its inputs in the dtype of its parameters; the loss is float32.
 
@@ -33,10 +33,11 @@ def classifier(
         a flax linen module;
         a function that takes `nnx.Rngs` and returns a flax nnx module;
         a pair `(init, apply)` with `init(key) -> params` and `apply(params, x) -> logits [B, classes]`,
-          which gets no key and so cannot drop anything.
-      input_shape: the shape of one example, as stored.
-      decode: stored inputs `[B, *input_shape]` -> the model's floats, inside the compiled step; it may
-        change the shape. The default scales integers to [0, 1] by 255 and leaves floats alone.
+          which gets no key and so cannot use dropout.
+      input_shape: shape of one example, as stored.
+      decode: function from stored inputs `[B, *input_shape]` to the model's floats, which runs inside
+        the compiled step and may change the shape. The default divides integers by 255, to [0, 1], and
+        leaves floats alone.
 
     Returns:
       A task with cross-entropy loss and the metrics "accuracy" and "loss".
@@ -44,8 +45,8 @@ def classifier(
     Raises:
       ValueError: the model is of another kind, keeps state beside its parameters (such as running
         batch statistics, which have no meaning as an average over clients), or does not return
-        one vector of logits for each example; a flax module takes another argument that is required
-        or a bool, or has dropout that stays off in training or on in evaluation.
+        one vector of logits per example; or a flax module takes another argument that is required or
+        a bool, or has dropout that stays off in training or on in evaluation.
     """
     decode = decode or scale_pixels
     decoded = jax.eval_shape(decode, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
@@ -79,7 +80,7 @@ def classifier(
 
 
 def scale_pixels(x: jax.Array) -> jax.Array:
-    """Bytes to floats in [0, 1]; floats pass unchanged."""
+    """Scales bytes to floats in [0, 1]; floats pass unchanged."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
     return x.astype(jnp.float32) * jnp.float32(1 / 255)
@@ -94,7 +95,7 @@ def _as_model(model: Any, example: jax.Array) -> Model:
     if isinstance(model, nnx.Module):
         raise ValueError(
             "got an nnx module that already has its parameters; pass a function that builds it, "
-            "such as `lambda rngs: MyModule(rngs=rngs)`, so that each seed has its own start"
+            "such as `lambda rngs: MyModule(rngs=rngs)`, so that each seed starts anew"
         )
     if isinstance(model, type) and issubclass(model, nn.Module):
         raise ValueError(f"got the class {model.__name__}; pass a module, such as {model.__name__}(...)")

@@ -1,4 +1,4 @@
-"""The models that the FedAvg paper trains on MNIST, logistic regression, and a network with dropout.
+"""The FedAvg paper's models of MNIST, logistic regression, and a network with dropout.
 
 H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
 of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629, section 3.
@@ -23,7 +23,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, ...]` to logits `[B, features[-1]]`."""
+        """Maps `[B, ...]` to logits `[B, features[-1]]`."""
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.features):
             x = nn.Dense(width, kernel_init=_glorot)(x if i == 0 else nn.relu(x))
@@ -40,36 +40,36 @@ class ConvPool(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, C]` to `[B, H', W', features]`, pooled `[B, H'/2, W'/2, features]`."""
+        """Maps `[B, H, W, C]` to `[B, H', W', features]`, or `[B, H'/2, W'/2, features]` if pooled."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", _glorot, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = conv2d(x, kernel, padding=self.padding)
-        # A maximum passes through biases and ReLU, which then touch a quarter of the numbers.
+        # Pooling first gives the same result; biases and ReLU then touch a quarter of the numbers.
         return nn.relu((max_pool2(x) if self.pool else x) + bias[None, None, None])
 
 
 class CNN(nn.Module):
-    """5 x 5 convolutions of 32 and 64 channels, each max-pooled, a layer of 512, logits."""
+    """Max-pooled 5 x 5 convolutions of 32 and 64 channels, a dense layer of 512, logits."""
 
     num_classes: int
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, C]`, H and W multiples of 4, to logits `[B, num_classes]`."""
+        """Maps `[B, H, W, C]`, H and W multiples of 4, to logits `[B, num_classes]`."""
         x = ConvPool(32, 5)(x)
         x = ConvPool(64, 5)(x)
         return MLP((512, self.num_classes))(x)
 
 
 class DropoutCNN(nn.Module):
-    """VALID 3 x 3 convolutions of 32 and 64 channels, max-pooled, a layer of 128, logits; dropout."""
+    """VALID 3 x 3 convolutions of 32 and 64 channels, max-pooling, a layer of 128, logits; dropout."""
 
     num_classes: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[B, H, W, C]`, H and W even, to logits `[B, num_classes]`."""
+        """Maps `[B, H, W, C]`, H and W even, to logits `[B, num_classes]`."""
         x = ConvPool(32, 3, "VALID", pool=False)(x)
         x = ConvPool(64, 3, "VALID")(x)
         x = nn.Dropout(0.25, deterministic=not train)(x.reshape(x.shape[0], -1))
@@ -79,17 +79,17 @@ class DropoutCNN(nn.Module):
 
 
 def mnist_2nn(num_classes: int = 10, input_shape: tuple[int, ...] = (28, 28, 1)) -> Task:
-    """Two hidden layers of 200 ReLU units: 199,210 parameters on 28 x 28 digits."""
+    """Makes the paper's 2NN, with two layers of 200 ReLU units: 199,210 parameters on 28 x 28 digits."""
     return classifier(MLP((200, 200, num_classes)), input_shape)
 
 
 def mnist_cnn(num_classes: int = 10, input_shape: tuple[int, ...] = (28, 28, 1)) -> Task:
-    """The paper's convolutional network: 1,663,370 parameters on 28 x 28 digits."""
+    """Makes the paper's convolutional network: 1,663,370 parameters on 28 x 28 digits."""
     return classifier(CNN(num_classes), input_shape)
 
 
 def dropout_cnn(num_classes: int = 10, input_shape: tuple[int, ...] = (28, 28, 1)) -> Task:
-    """`DropoutCNN`: 1,199,882 parameters on 28 x 28 digits, 1,626,442 on CIFAR-10's 32 x 32 x 3.
+    """Makes `DropoutCNN`: 1,199,882 parameters on 28 x 28 digits, 1,626,442 on CIFAR-10's 32 x 32 x 3.
 
     S. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konečný, S. Kumar, H. B. McMahan, "Adaptive
     federated optimization", ICLR 2021, https://arxiv.org/abs/2003.00295, train it on EMNIST;
@@ -97,12 +97,12 @@ def dropout_cnn(num_classes: int = 10, input_shape: tuple[int, ...] = (28, 28, 1
     V. Jina, M. Chitnis, "pfl-research: simulation framework for accelerating research in private
     federated learning", NeurIPS 2024, https://arxiv.org/abs/2404.06430, on CIFAR-10.
 
-    A quarter of what is pooled and half of the 128 units are dropped in the loss, by its key. What is
-    dropped of a row depends on its place in the batch, not on the batch's length. Metrics drop nothing.
+    The loss drops a quarter of the pooled values and half of the 128 units, by its key. The choice for a
+    row depends on its place in the batch, not on the batch's length. Metrics drop nothing.
     """
     return classifier(DropoutCNN(num_classes), input_shape)
 
 
 def logistic_regression(num_classes: int = 10, input_shape: tuple[int, ...] = (28, 28, 1)) -> Task:
-    """One linear layer: 7,850 parameters on 28 x 28 digits."""
+    """Makes one linear layer: 7,850 parameters on 28 x 28 digits."""
     return classifier(MLP((num_classes,)), input_shape)

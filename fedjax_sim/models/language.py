@@ -2,8 +2,8 @@
 
 H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
 of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629, section 3.
-The parameter counts that the paper prints determine what it leaves open: 258 characters, one bias vector
-for each layer, peepholes, and scores of words that read the 256 units without a projection.
+The paper's parameter counts determine what its text leaves open: 258 characters, one bias vector per
+layer, peepholes, and word scores computed from the 256 units without a projection.
 """
 
 from typing import Any
@@ -18,16 +18,16 @@ from fedjax_sim.models.ops.lstm import LSTM
 
 
 class StackedLSTM(nn.Module):
-    """Embeds symbols, reads them with layers of LSTM, scores the next symbol at every position.
+    """Layers of LSTM that read embedded symbols and score the next symbol at every position.
 
     Attributes:
-      symbols: `V`.
-      embedding: numbers for each symbol.
-      units: of each layer.
-      layers: how many.
-      peepholes: see `LSTM`.
-      output_embedding: how many numbers the units are projected to, without biases, before symbols are
-        scored; by default they are scored by the units themselves.
+      symbols: number of symbols, `V`.
+      embedding: size of a symbol's embedding.
+      units: units of each layer.
+      layers: number of layers.
+      peepholes: whether there are peepholes, see `LSTM`.
+      output_embedding: size to which the units are projected, without biases, before symbols are
+        scored; by default the units score them directly.
     """
 
     symbols: int
@@ -39,12 +39,12 @@ class StackedLSTM(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, T]` integers to logits `[B, T, V]`."""
-        # Of unit variance: with Glorot's small numbers the character model takes twice as many steps to
-        # see more in a text than how often each symbol occurs.
+        """Maps integers `[B, T]` to logits `[B, T, V]`."""
+        # Unit variance: with Glorot's small numbers the character model takes twice as many steps to
+        # learn more about a text than the frequencies of its symbols.
         table = self.param("embedding", nn.initializers.normal(1.0), (self.symbols, self.embedding))
-        # Looked up in float32, so that the gradients of a frequent symbol are added in float32: XLA adds
-        # bfloat16 rows in bfloat16 on GPUs (its GpuFloatSupport).
+        # A look-up in float32 adds the gradients of a frequent symbol in float32; on GPUs, XLA adds
+        # bfloat16 rows in bfloat16 (its GpuFloatSupport).
         wide = table.astype(jnp.float32)
         x = jnp.take(wide, x.T.astype(jnp.int32), axis=0, mode="clip")  # time first: [T, B, embedding]
         x = x.astype(table.dtype)
@@ -58,16 +58,16 @@ class StackedLSTM(nn.Module):
 
 
 def language_model(module: nn.Module, length: int, padding: int, unknown: int | None = None) -> Task:
-    """The task of predicting `batch["y"]` `[B, T]` from `batch["x"]` `[B, T]`.
+    """Makes the task of predicting `batch["y"]` `[B, T]` from `batch["x"]` `[B, T]`.
 
     Each example starts from a state of zeros. The loss is a mean over real positions.
 
     Args:
-      module: maps integers `[B, T]` to logits `[B, T, V]`.
-      length: `T`.
-      padding: where y has this symbol, nothing counts.
-      unknown: where y has this symbol, which stands for many words, no prediction is right: the position
-        counts in the accuracy, as a miss, and in the loss as any other.
+      module: module that maps integers `[B, T]` to logits `[B, T, V]`.
+      length: length of an example, `T`.
+      padding: symbol that marks padding; positions where y has it do not count.
+      unknown: symbol that stands for many words; no prediction of it is right. A position where y has it
+        counts as a miss in the accuracy, and as any other in the loss.
 
     Returns:
       A task with the metrics "accuracy" and "loss".
@@ -105,13 +105,13 @@ def language_model(module: nn.Module, length: int, padding: int, unknown: int | 
 def char_lstm(
     symbols: int = 258, length: int = 80, *, padding: int = 257, peepholes: bool = True
 ) -> Task:
-    """The paper's model of Shakespeare: 866,578 parameters.
+    """Makes the paper's model of Shakespeare: 866,578 parameters.
 
     Args:
-      symbols: `V`.
+      symbols: number of symbols, `V`.
       length: characters of an example.
-      padding: see `language_model`.
-      peepholes: without them there are 1,536 parameters fewer.
+      padding: symbol that marks padding, see `language_model`.
+      peepholes: whether there are peepholes; without them there are 1,536 fewer parameters.
     """
     module = StackedLSTM(symbols, embedding=8, units=256, layers=2, peepholes=peepholes)
     return language_model(module, length, padding)
@@ -126,19 +126,19 @@ def word_lstm(
     output_embedding: int | None = None,
     peepholes: bool = True,
 ) -> Task:
-    """The paper's model of next words: 4,950,544 parameters.
+    """Makes the paper's model of next words: 4,950,544 parameters.
 
-    Its text also names an output embedding of 192; with that there are 4,359,696, not the count that it
-    prints, so by default there is none. Nor does it say whether a model may predict that a word is
-    unknown; here that is never right, see `language_model`. The defaults fit `data.messages`.
+    The text also names an output embedding of 192. That gives 4,359,696 parameters, not the printed
+    count, so by default there is none. The paper does not say whether a model may predict the unknown
+    word; here that is never right, see `language_model`. The defaults fit `data.messages`.
 
     Args:
-      symbols: `V`.
+      symbols: number of symbols, `V`.
       length: words of an example.
-      padding: see `language_model`.
-      unknown: see `language_model`.
-      output_embedding: see `StackedLSTM`; 192 for the paper's text.
-      peepholes: without them there are 768 parameters fewer.
+      padding: symbol that marks padding, see `language_model`.
+      unknown: symbol of unknown words, see `language_model`.
+      output_embedding: size of the output embedding, see `StackedLSTM`; 192 for the paper's text.
+      peepholes: whether there are peepholes; without them there are 768 fewer parameters.
     """
     module = StackedLSTM(
         symbols,

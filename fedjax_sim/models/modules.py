@@ -1,4 +1,4 @@
-"""Flax modules, linen and nnx, as pure functions whose dropout is on in training only."""
+"""Flax modules, linen and nnx, as pure functions with dropout in training only."""
 
 import functools
 import inspect
@@ -26,15 +26,15 @@ class Model(NamedTuple):
 
 
 def from_linen(module: nn.Module, example: jax.Array) -> Model:
-    """Makes a model of a linen module.
+    """Makes a model from a linen module.
 
     Args:
-      module: maps floats `[B, ...]` to logits `[B, classes]`.
+      module: module that maps floats `[B, ...]` to logits `[B, classes]`.
       example: one input `[1, ...]`.
 
     Raises:
-      ValueError: the module keeps state, takes an argument that is not known, or has dropout that
-        stays off in training or on in evaluation.
+      ValueError: the module keeps state, takes an unknown argument, or has dropout that stays off in
+        training or on in evaluation.
     """
     training = _flags(module, training=True)
     evaluation = _flags(module, training=False)
@@ -57,16 +57,16 @@ def from_linen(module: nn.Module, example: jax.Array) -> Model:
 
 
 def from_nnx(build: Callable[[nnx.Rngs], nnx.Module], example: jax.Array) -> Model:
-    """Makes a model of a function that builds an nnx module.
+    """Makes a model from a function that builds an nnx module.
 
     Args:
-      build: takes random streams and returns a module that maps floats `[B, ...]` to logits
+      build: function of random streams that returns a module, which maps floats `[B, ...]` to logits
         `[B, classes]`.
       example: one input `[1, ...]`.
 
     Raises:
-      ValueError: `build` returns something else; or the module keeps state, takes an argument that
-        is not known, or has dropout that stays off in training or on in evaluation.
+      ValueError: `build` does not return an nnx module; or the module keeps state, takes an unknown
+        argument, or has dropout that stays off in training or on in evaluation.
     """
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     if not isinstance(abstract, nnx.Module):
@@ -81,7 +81,7 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module], example: jax.Array) -> Mod
         return nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)[1]
 
     def module_of(params, key):
-        # Random streams are made anew from each step's key, so that they are no state of the client.
+        # Random streams are made anew from each step's key, so they are not client state.
         module = nnx.merge(graph, params, _fresh_streams(streams, key))
         if key is None:
             module.eval()
@@ -99,7 +99,7 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module], example: jax.Array) -> Mod
         logits = module(example, **flags[training])
         if training and never_called:
             name, rate = never_called.popitem()
-            raise ValueError(_complaint(name, rate, "is never called, so that it stays off in training"))
+            raise ValueError(_complaint(name, rate, "is never called, so it stays off in training"))
         return logits
 
     for key in (jax.random.key(0), None):
@@ -108,7 +108,7 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module], example: jax.Array) -> Mod
 
 
 def _flags(module: Any, *, training: bool) -> dict[str, bool]:
-    """The flags that `module.__call__` takes beyond its input, as they are in training or evaluation."""
+    """Returns the flags that `module.__call__` takes besides its input, for training or evaluation."""
     flags = {}
     for parameter in list(inspect.signature(module.__call__).parameters.values())[1:]:
         name, default = parameter.name, parameter.default
@@ -136,7 +136,7 @@ def _watch(module: nnx.Module, training: bool) -> dict[str, float]:
     """Checks each later call of the module's dropout layers.
 
     Returns:
-      The rate of each such layer by its name; a call removes the layer.
+      The rate of each layer by name; calling a layer removes it.
     """
     uncalled = {}
     for path, layer in nnx.iter_modules(module):
@@ -156,8 +156,8 @@ def _watch_layer(layer: nnx.Module, name: str, training: bool, uncalled: dict[st
         uncalled.pop(name, None)
         return original.__call__(self, *args, **kwargs)
 
-    # nnx has no interceptors. A class, unlike an attribute of the object, is looked up by a call, and
-    # outlives the copies that nnx.jit or nnx.scan make.
+    # nnx has no interceptors. Calls look up the class, not an attribute of the object, and the class
+    # survives the copies that nnx.jit or nnx.scan make.
     object.__setattr__(layer, "__class__", type(original.__name__, (original,), {"__call__": call}))
 
 
@@ -167,7 +167,7 @@ def _check_call(
     deterministic = inspect.signature(method).bind(*args, **kwargs).arguments.get("deterministic")
     if deterministic is None:
         deterministic = layer.deterministic
-    # A layer that has no flag at all is refused by flax.
+    # flax itself refuses a layer without a flag.
     if deterministic is not None and bool(deterministic) == training:
         fault = "stays off in training" if training else "stays on in evaluation"
         raise ValueError(_complaint(name, _rate(layer), fault))

@@ -182,7 +182,7 @@ def test_settings_tell_drifts_apart_and_survive_json():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"probability": -0.1}, r"probability is -0.1; wanted a number from 0 to 1: how likely"),
+        ({"probability": -0.1}, r"probability is -0.1; wanted a number from 0 to 1, the chance"),
         ({"probability": 1.5}, "probability is 1.5"),
         ({"probability": math.nan}, "probability is nan"),
         ({"num_steps": 0}, "num_steps is 0; wanted a whole number"),
@@ -198,8 +198,8 @@ def test_drift_steps_refuses(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"at": 5}, r"at is 5; wanted a sequence of whole numbers: \(\), or such as \(100,\)"),
-        ({"at": (0, 3)}, r"at\[0\] is 0; wanted a whole number above 0: give ascending ones, each once"),
+        ({"at": 5}, r"at is 5; wanted a sequence of whole numbers, such as \(\) or \(100,\)"),
+        ({"at": (0, 3)}, r"at\[0\] is 0; wanted a whole number above 0: give strictly ascending ones"),
         ({"at": (3, 3)}, r"at\[1\] is 3; wanted a whole number above 3"),
         ({"at": (2, 5, 4)}, r"at\[2\] is 4; wanted a whole number above 5"),
         ({"at": (1.5,)}, r"at\[0\] is 1.5"),

@@ -183,7 +183,7 @@ def test_built_in_models_learn_it():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_learners": 1}, "num_learners is 1; wanted at least 2, who share a model"),
+        ({"num_learners": 1}, "num_learners is 1; wanted at least 2, to share a model"),
         ({"num_learners": 0}, "num_learners is 0; wanted a whole number"),
         ({"num_learners": 2.5}, "num_learners is 2.5"),
         ({"examples_per_learner": 0}, "examples_per_learner is 0; wanted a whole number"),
@@ -200,7 +200,7 @@ def test_built_in_models_learn_it():
         ({"hidden_effects": (0.2, math.nan)}, r"hidden_effects is \(0.2, nan\)"),
         ({"drift_at": (50, 200)}, "drift_at holds 200, but a stream ends with its example 199, from 0"),
         ({"drift_at": (300,)}, "drift_at holds 300.*raise examples_per_learner"),
-        ({"drift_at": (50, 50)}, r"drift_at\[1\] is 50; wanted a whole number above 50: give ascending"),
+        ({"drift_at": (50, 50)}, r"drift_at\[1\] is 50; wanted a whole number above 50: give strictly"),
         ({"drift_at": (0,)}, r"drift_at\[0\] is 0"),
         ({"drift_at": 50}, "drift_at is 50; wanted a sequence"),
         ({"seed": -1}, "seed is -1; wanted an integer of at least 0"),

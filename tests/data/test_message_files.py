@@ -56,17 +56,17 @@ class TestDamage:
             ("[1]", "holds a list"),
             ('{"messages": []}', r"has keys \['messages'\], without 'author'"),
             ('{"author": "a"}', r"has keys \['author'\], without 'messages'"),
-            (json.dumps(LEAF), r"has keys .*, without 'author', as of LEAF's .* must end in \.json"),
+            (json.dumps(LEAF), r"has keys .*, without 'author', as in LEAF's .* must end in \.json"),
             ('{"author": 1, "messages": []}', "has an author that is a int"),
             ('{"author": "a", "messages": "b"}', "has messages that are a str"),
             ('{"author": "a", "messages": ["", null]}', "has a message that is a NoneType"),
             (
                 '{"author": "a", "messages": [], "author": "b"}',
-                r"is not JSON in UTF-8 \(the key 'author' stands twice in one object",
+                r"is not JSON in UTF-8 \(the key 'author' occurs twice in one object",
             ),
             (
                 '{"author": "a", "messages": [], "more": {"b": 1, "b": 1}}',
-                "is not .* key 'b' stands twice",
+                "is not .* key 'b' occurs twice",
             ),
         ],
         ids=range(13),
@@ -120,12 +120,12 @@ class TestDamage:
     def test_a_user_twice(self, tmp_path):
         content = json.dumps(LEAF).replace('"eve": {', '"ada": {')
         path = packed(tmp_path / "m.json", content)
-        with pytest.raises(ValueError, match=r"m\.json is not JSON .*the key 'ada' stands twice in one"):
+        with pytest.raises(ValueError, match=r"m\.json is not JSON .*the key 'ada' occurs twice in one"):
             read_messages(path)
 
     def test_json_lines_under_leafs_name(self, tmp_path):
         path = packed(tmp_path / "m.json", lines(SAID))
-        wanted = r"Extra data: line 2 .*; JSON lines need a name in \.jsonl"
+        wanted = r"Extra data: line 2 .*; files of JSON lines must end in \.jsonl"
         with pytest.raises(ValueError, match=wanted):
             read_messages(path)
 
@@ -147,7 +147,7 @@ class TestFinding:
 
     @pytest.mark.parametrize("where", ["", "nowhere", "nowhere.jsonl"])
     def test_absent(self, tmp_path, where):
-        with pytest.raises(FileNotFoundError, match=r"is no file, and no folder .*\.jsonl\.xz, \.json,"):
+        with pytest.raises(FileNotFoundError, match=r"is neither a file nor a .*\.jsonl\.xz, \.json,"):
             messages(tmp_path / where)
         with pytest.raises(FileNotFoundError):
             read_messages(tmp_path / "nowhere.jsonl")

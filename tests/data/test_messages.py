@@ -141,7 +141,7 @@ class TestAuthors:
     @pytest.mark.parametrize("said", [{}, {"ada": []}, {"ada": ["", " "], "bob": []}, {"ada": ["a"]}])
     def test_two_are_needed(self, tmp_path, said):
         have = sum("a" in texts for texts in said.values())
-        wanted = rf"m\.jsonl: of {len(said)} authors, {have} have a word; wanted two"
+        wanted = rf"m\.jsonl: of {len(said)} authors, {have} have a word; wanted at least two"
         with pytest.raises(ValueError, match=wanted):
             messages(write(tmp_path, said))
 
@@ -167,9 +167,9 @@ def test_load_needs_a_place():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "vocabulary_size is 10000, of which 4 .* use 2 distinct words; wanted 5 to 6"),
+        ({}, "vocabulary_size is 10000, including 4 .* use 2 distinct words; wanted 5 to 6"),
         ({"vocabulary_size": 7}, "vocabulary_size is 7, .* use 2 distinct words; wanted 5 to 6"),
-        ({"vocabulary_size": 4}, "vocabulary_size is 4, of which 4 .* wanted 5 to 6"),
+        ({"vocabulary_size": 4}, "vocabulary_size is 4, including 4 .* wanted 5 to 6"),
         ({"vocabulary_size": 0}, "vocabulary_size is 0; wanted a whole number"),
         ({"length": 0}, "length is 0; wanted"),
         ({"most_words": 2.5}, "most_words is 2.5; wanted"),

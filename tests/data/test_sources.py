@@ -88,7 +88,7 @@ class TestDataset:
             Dataset(examples, num_classes=3, name="mine", keys=keys)
 
     def test_refuses_no_classes(self):
-        with pytest.raises(ValueError, match="num_classes is 0; it must be at least 1"):
+        with pytest.raises(ValueError, match="num_classes is 0; wanted an integer of at least 1"):
             Dataset({"x": X, "y": Y}, num_classes=0)
 
     def test_refuses_to_count_classes_of_one_hot_floats(self):

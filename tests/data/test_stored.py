@@ -94,7 +94,7 @@ def test_a_selection_of_stored_clients_is_in_memory(data, folder):
 
 
 def test_a_folder_that_holds_data_is_not_written_again(data, folder):
-    with pytest.raises(ValueError, match="data holds a federation already; choose another folder"):
+    with pytest.raises(ValueError, match="data already holds a federation; choose another folder"):
         save_federated(data, folder)
 
 
@@ -143,7 +143,7 @@ def test_bad_data_is_not_stored(data, tmp_path):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (["a", "b", "c\0"], r"client id 'c\\x00' has 2 characters; .* the last is no NUL"),
+        (["a", "b", "c\0"], r"client id 'c\\x00' has 2 characters; .* the last not a NUL"),
         (["a", "b" * 257, "c"], "client id 'bbb.* has 257 characters; wanted at most 256"),
         (["a", None, "c"], r"client_ids\.npy would hold object \(\); wanted integers or strings"),
         ([1.5, 2.0, 3.0], r"client_ids\.npy would hold float64 \(\); wanted integers or strings"),
@@ -192,7 +192,7 @@ def test_an_empty_federation_comes_back(tmp_path):
         (
             "index.json",
             lambda b: b.replace(b"offsets.npy", b"offset.npy"),
-            "'sha256' is .* that of what",
+            "'sha256' is .* its content's",
         ),
         (
             "index.json",
@@ -200,11 +200,11 @@ def test_an_empty_federation_comes_back(tmp_path):
             "'sha256' is .* t",
         ),
         ("index.json", lambda b: b.replace(b"six", b"s\xffx"), r"not JSON \('utf-8' codec can't decode"),
-        ("index.json", lambda b: b.replace(b": 3", b": NaN"), r"not JSON \(NaN is no JSON"),
+        ("index.json", lambda b: b.replace(b": 3", b": NaN"), r"not JSON \(NaN is not JSON"),
         ("index.json", lambda b: b"[" * 10**5, "not JSON .it is nested too deeply"),
         ("index.json", lambda b: b'{"a":' * 10**5, "not JSON .it is nested too deeply"),
-        ("index.json", lambda b: b.replace(b'"name"', b'"format"'), "the key 'format' stands twice"),
-        ("index.json", lambda b: b + b" " * 2**20, "more than 1048576 bytes, as no index has"),
+        ("index.json", lambda b: b.replace(b'"name"', b'"format"'), "the key 'format' occurs twice"),
+        ("index.json", lambda b: b + b" " * 2**20, "more than 1048576 bytes, too many for an"),
     ],
 )
 def test_damage_is_named(folder, name, damage, message):

@@ -105,7 +105,7 @@ def test_pieces_are_drawn_alike_in_memory_and_into_files(tmp_path, monkeypatch):
         assert stored.digest() == data.digest() == fs.data.open_federated(tmp_path / part).digest()
         assert (stored.num_classes, stored.name) == (data.num_classes, f"synthetic/{part}")
         np.testing.assert_array_equal(stored.client_ids, data.client_ids)
-    with pytest.raises(ValueError, match="holds a federation already"):
+    with pytest.raises(ValueError, match="already holds a federation"):
         fs.data.synthetic(**SMALL, folder=tmp_path)
 
 
@@ -125,12 +125,12 @@ def test_every_position_counts_in_a_language_model(population):
         ({"num_clients": 2.5}, "num_clients is 2.5"),
         ({"num_clients": 2**31}, "num_clients is 2147483648"),
         ({"num_clients": 2**30}, "num_examples is 21474836480"),
-        ({"num_examples": 299}, "num_examples is 299 for 300 clients; wanted one for each at least"),
+        ({"num_examples": 299}, "num_examples is 299 for 300 clients; wanted at least one for each"),
         ({"num_examples": -1}, "num_examples is -1"),
         ({"num_test_clients": 0}, "num_test_clients is 0"),
         ({"length": 0}, "length is 0"),
         ({"num_topics": 0}, "num_topics is 0"),
-        ({"vocabulary_size": 4}, "vocabulary_size is 4; wanted 5 to 65536: 4 symbols are no words"),
+        ({"vocabulary_size": 4}, "vocabulary_size is 4; wanted 5 to 65536: 4 symbols are special"),
         ({"vocabulary_size": 70_000}, "vocabulary_size is 70000"),
         ({"size_exponent": 0}, "size_exponent is 0; wanted a finite number above 0"),
         ({"size_exponent": math.inf}, "size_exponent is inf"),

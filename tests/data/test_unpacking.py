@@ -196,7 +196,7 @@ class TestManySmallThings:
         play = corpus.speech("A", *["b"] * 1_000) + corpus.speech("B", "c")
         path = corpus.write(tmp_path, corpus.text(corpus.work("PLAY", play)), "pg100.txt")
         size = path.stat().st_size
-        wanted = rf"pg100\.txt: its examples would take 480,000 bytes; .* {size:,}: if this is the file"
+        wanted = rf"pg100\.txt: its examples would take 480,000 bytes; .* {size:,}: if this is the right"
         with pytest.raises(ValueError, match=wanted):
             read_shakespeare(path, "s", max_unpacked_bytes=size)
         assert len(read_shakespeare(path, "s", max_unpacked_bytes=480_000)[0]) == 800

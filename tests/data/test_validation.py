@@ -58,7 +58,7 @@ class TestStructure:
             ({"examples": {"x": X[0, 0], "y": Y}}, "column 'x' is a float32; wanted an array"),
             ({"examples": {"x": X, "y": Y.astype(str)}}, "column 'y' holds <U11; wanted booleans, int"),
             ({"examples": {"x": X.astype(object)}}, "column 'x' holds object; wanted booleans"),
-            ({"examples": {"x": X.astype(">f4")}}, "column 'x' holds >f4, bytes in another order"),
+            ({"examples": {"x": X.astype(">f4")}}, "column 'x' holds >f4; wanted this machine"),
             ({"examples": {"x": X.astype(np.longdouble)}}, "column 'x' holds float128"),
             ({"examples": {}}, "examples are a dict; wanted a dict of one"),
             ({"examples": [X, Y]}, "examples are a list; wanted a dict of one"),
@@ -112,7 +112,7 @@ class TestExamples:
     @pytest.mark.parametrize(
         ("column", "place", "value", "message"),
         [
-            ("y", 4, -1, "'y' holds -1 at row 4, row 2 of client 'zoe'; wanted labels from 0 to 2: num"),
+            ("y", 4, -1, "'y' holds -1 at row 4, row 2 of client 'zoe'; wanted labels from 0 to 2: ren"),
             ("y", 0, 3, "'y' holds 3 at row 0, row 0 of client 'ann'; wanted labels from 0 to 2"),
             ("y", 5, 2**32, "'y' holds 4294967296 at row 5, row 3 of client 'zoe'"),
             (
@@ -228,7 +228,7 @@ def test_datasets_give_columns_in_this_machines_byte_order():
 
 @pytest.mark.parametrize("num_classes", [2.5, True, "3", None])
 def test_datasets_need_a_whole_number_of_classes(num_classes):
-    with pytest.raises(ValueError, match=r"num_classes is .*; it must be .*at least 1"):
+    with pytest.raises(ValueError, match=r"num_classes is .*; wanted an integer of at least 1"):
         fs.data.Dataset({"x": X, "y": Y}, num_classes=num_classes)
 
 

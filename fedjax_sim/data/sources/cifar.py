@@ -1,8 +1,8 @@
-"""Reads CIFAR-10's binary version.
+"""The binary version of CIFAR-10.
 
 A. Krizhevsky, "Learning multiple layers of features from tiny images", technical report, University of
-Toronto, 2009, https://www.cs.toronto.edu/~kriz/cifar.html. A file is records of a byte that is the label
-and the red, the green and the blue values of an image of 32 x 32, row by row.
+Toronto, 2009, https://www.cs.toronto.edu/~kriz/cifar.html. A file is a sequence of records: a label
+byte, then the red, green and blue values of a 32 x 32 image, row by row.
 """
 
 import pathlib
@@ -32,17 +32,17 @@ def read_cifar10(
     """Reads CIFAR-10 as `(train, test)`: 50,000 and 10,000 images of 32 x 32 in ten classes.
 
     Args:
-      train: the files of training images, in order; files of fewer records will do.
-      test: the file of test images.
-      name: of the data set.
-      max_unpacked_bytes: a larger file is refused.
+      train: files of training images, in order; they may hold fewer records.
+      test: file of test images.
+      name: name of the data set.
+      max_unpacked_bytes: limit on the size of a file.
 
     Returns:
       Two `Dataset`s with `"x"`, uint8 `[n, 32, 32, 3]`, red, green, blue, and `"y"`, int32 `[n]`.
 
     Raises:
-      FileNotFoundError: a file is not there.
-      ValueError: a file is no whole number of records, has a label above 9, or is too large.
+      FileNotFoundError: a file is missing.
+      ValueError: a file is not a whole number of records, has a label above 9, or is too large.
     """
     parts = (train, f"{name}/train"), ([test], f"{name}/test")
     return tuple(_read(*part, max_unpacked_bytes) for part in parts)
@@ -56,7 +56,7 @@ def _read(paths: Sequence[pathlib.Path], name: str, max_unpacked_bytes: int) -> 
 
 
 def _records(path: pathlib.Path, max_unpacked_bytes: int) -> np.ndarray:
-    """uint8 `[n, 3073]`."""
+    """Reads the records of a file, uint8 `[n, 3073]`."""
     with unpacked(path, max_unpacked_bytes) as stream:
         content = np.frombuffer(stream.read(), np.uint8)
     if not content.size or content.size % _RECORD:

@@ -1,16 +1,16 @@
-"""Streams from random graphical models, which all learners share and which drift.
+"""Drifting streams from random graphical models that all learners share.
 
-A stream is what a learner, a client of a `FederatedData`, observes of its rows in their order: at step
-t, from 0, its rows `t * B` to `t * B + B - 1`, B to a batch.
+A stream is the sequence of rows that a learner, a client of a `FederatedData`, observes: at step t, from
+0, its rows `t * B` to `t * B + B - 1`, with batches of B.
 
 The source is two-tiered, as in N. H. Bshouty and P. M. Long, "Linear classifiers are nearly optimal when
 hidden variables have diverse effects", Machine Learning 86, 2012,
-https://doi.org/10.1007/s10994-011-5262-7: the class comes first, then hidden variables that are
-independent given the class, and last the observed ones, which depend on the hidden. M. Kamp et al.,
+https://doi.org/10.1007/s10994-011-5262-7: first the class, then hidden variables that are independent
+given the class, then observed variables that depend on the hidden ones. M. Kamp et al.,
 "Efficient decentralized deep learning by dynamic model averaging", ECML-PKDD 2018,
 https://arxiv.org/abs/1807.03210, study concept drift on such a source. Neither paper fixes the
-parameters: but for the effects of the class (see `random_graphical_model`) they follow M. Boley's
-program for it, `inputs/graphical_models.py` in https://github.com/arindamrc/distributed-nn.
+parameters: except for the effects of the class (see `random_graphical_model`), they follow M. Boley's
+program, `inputs/graphical_models.py` in https://github.com/arindamrc/distributed-nn.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from fedjax_sim.data.drift import check_drift_times
 from fedjax_sim.data.federated import FederatedData
 
 _OBSERVED_EFFECTS = (0.9, 1.0)
-_PIECE_VALUES = 2**20  # observed at a time, so that memory beyond the result does not grow with it
+_PIECE_VALUES = 2**20  # drawn at a time, so that memory beyond the result stays constant
 
 
 def random_graphical_model(
@@ -36,22 +36,22 @@ def random_graphical_model(
     hidden_effects: tuple[float, float] = (0.2, 0.5),
     seed: int = 0,
 ) -> FederatedData:
-    """Draws a stream for each learner, all from the same model, and at each drift from a fresh one.
+    """Draws a stream for each learner, all from one shared model, which each drift replaces.
 
-    Both classes are equally likely. Hidden variable h depends on the class, and observed variable j on
-    hidden variable `j % num_hidden` alone. The effect of a binary variable's parent is by how much it
-    changes the probability of the variable: it is drawn evenly from an interval, the smaller of the
-    two probabilities evenly from those that leave room for it, and the larger belongs to either value
-    of the parent with equal chance. The effects on observed variables are 0.9 to 1.
+    Both classes are equally likely. Hidden variables depend on the class, and observed variable j on
+    hidden variable `j % num_hidden` alone. The effect of a binary variable's parent is how much it
+    changes the variable's probability. It is drawn uniformly from an interval, then the smaller
+    probability uniformly from those that leave room for it; either value of the parent gets the larger
+    one with equal chance. The effects on observed variables are 0.9 to 1.
 
-    The default `hidden_effects` and `num_hidden` are our choice: models are then about equally hard, so
-    that a drift changes the concept but little else. For seeds 0 to 99, logistic regression on 20,000
-    examples classified 91 % of 10,000 others rightly, at worst 86 % and at best 94 %; after a drift 50 %
-    on average, from 23 to 83 %, since a fresh model may agree with the one before it in some variables.
-    Boley's program has `hidden_effects=(0.0, 1.0)` and, of 50 observed variables, 5 hidden ones: 95 %,
-    but from 77 to 100 %.
+    The default `hidden_effects` and `num_hidden` are our choice: they make models about equally hard,
+    so a drift changes the concept but little else. For seeds 0 to 99, logistic regression on 20,000
+    examples classified 91 % of 10,000 others correctly on average (86 to 94 %), and 50 % after a drift
+    (23 to 83 %), since a fresh model may agree with the previous one in some variables. Boley's program
+    has `hidden_effects=(0.0, 1.0)` and 5 hidden for 50 observed variables, which gives 95 % (77 to
+    100 %).
 
-    To let each step of a batch size B be a drift with some probability, draw the steps and count in
+    To drift at each step with some probability, for batches of B, draw the steps and convert them to
     examples:
 
         steps = fs.data.drift_steps(probability=0.01, num_steps=500)
@@ -60,27 +60,26 @@ def random_graphical_model(
         )
 
     Args:
-      num_learners: `N`.
+      num_learners: number of learners, `N`.
       examples_per_learner: length of each stream; `n` is N times that.
-      drift_at: ascending positions in a stream, in examples of one learner, from which on the model is
-        another one.
-      num_observed: D, observed variables.
-      num_hidden: at most as many as observed ones, so that each shows in one.
-      hidden_effects: the interval of the effects of the class on hidden variables, within [0, 1].
-      seed: decides all draws. The models depend on it and on the counts of variables and the effects
-        alone, not on learners, examples or drifts.
+      drift_at: ascending positions in a stream, in examples of one learner, at which a new model
+        begins.
+      num_observed: number of observed variables, D.
+      num_hidden: number of hidden variables, at most D, so that each affects an observed one.
+      hidden_effects: interval of the effects of the class on hidden variables, within [0, 1].
+      seed: seed of all draws. The models depend only on it, the numbers of variables and the effects,
+        not on learners, examples or drifts.
 
     Returns:
-      The federation, whose rows are in the order of the streams. `examples` `"x"`, float32 `[n, D]`, -1
-      or 1, since models take floats as they are and integers as shades of 255; `"y"`, int32 `[n]`, 0
-      or 1.
+      The federation, with rows in stream order. `examples` `"x"`, float32 `[n, D]`, -1 or 1, since
+      models take floats as they are and integers as shades of 255; `"y"`, int32 `[n]`, 0 or 1.
 
     Raises:
       ValueError: an argument is out of range.
     """
     num_learners = check_count("num_learners", num_learners)
     if num_learners < 2:
-        raise ValueError("num_learners is 1; wanted at least 2, who share a model")
+        raise ValueError("num_learners is 1; wanted at least 2, to share a model")
     length = check_count("examples_per_learner", examples_per_learner)
     num_rows = num_learners * length
     if num_rows >= 2**31:
@@ -109,7 +108,7 @@ def random_graphical_model(
     check_seed(seed)
 
     streams = np.random.SeedSequence(seed).spawn(2)
-    # Named, since default_rng is free to change its algorithm between versions of NumPy.
+    # PCG64 by name: default_rng may change its algorithm between versions of NumPy.
     of_models, of_examples = (np.random.Generator(np.random.PCG64(s)) for s in streams)
     models = _Models.draw(of_models, 1 + len(drift_at), num_observed, num_hidden, hidden_effects)
     x, y = np.empty((num_rows, num_observed), np.float32), np.empty(num_rows, np.int32)
@@ -129,11 +128,11 @@ def random_graphical_model(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Models:
-    """`M` models, each the probability that a variable is 1, given 0 and given 1 of its parent.
+    """`M` models: the probability that each variable is 1, given that its parent is 0 or 1.
 
     Attributes:
-      hidden: `[M, 2, H]` float32, given the class.
-      observed: `[M, 2, D]` float32, given hidden variable `j % H`.
+      hidden: probabilities given the class, `[M, 2, H]` float32.
+      observed: probabilities given hidden variable `j % H`, `[M, 2, D]` float32.
     """
 
     hidden: np.ndarray
@@ -141,7 +140,7 @@ class _Models:
 
     @classmethod
     def draw(cls, generator, num: int, num_observed: int, num_hidden: int, hidden_effects) -> "_Models":
-        # One model after the other, so that later drifts leave earlier models as they are.
+        # Draws models one by one, so that later drifts leave earlier models unchanged.
         tables = [
             (
                 _conditionals(generator, num_hidden, hidden_effects),
@@ -163,7 +162,7 @@ class _Models:
 
 
 def _conditionals(generator, num: int, effects: tuple[float, float]) -> np.ndarray:
-    """Draws for `num` binary variables the probability of 1 given their parents, `[2, num]` float32."""
+    """Draws the probability of 1 given the parent for `num` binary variables, `[2, num]` float32."""
     effect = generator.uniform(*effects, num)
     smaller = generator.uniform(0, 1 - effect)
     pair = np.stack([smaller, smaller + effect]).astype(np.float32)

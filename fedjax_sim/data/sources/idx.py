@@ -1,4 +1,4 @@
-"""Reads the idx files in which MNIST and its kin are distributed.
+"""The idx files in which MNIST and its relatives are distributed.
 
 Format: LeCun, Cortes and Burges, "The MNIST database of handwritten digits",
 http://yann.lecun.com/exdb/mnist/. A header of two zero bytes, a type code, the number of axes and
@@ -23,21 +23,21 @@ def read_idx(
     *,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
 ) -> np.ndarray:
-    """Reads one gzipped idx file of known contents, and no more than these.
+    """Reads a gzipped idx file of known dtype and shape, and nothing beyond.
 
     Args:
-      path: the `.gz` file.
+      path: path of the `.gz` file.
       dtype: `"uint8"` or `"int32"`.
-      shape: the axes that the file must declare.
-      max_unpacked_bytes: a file that unpacks to more is refused.
+      shape: shape that the file must declare.
+      max_unpacked_bytes: limit on the unpacked size of the file.
 
     Returns:
       An array of `dtype` and `shape`, in the machine's byte order.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: it is not gzip, its header or length is not what `dtype` and `shape` imply, or it is
-        too large.
+      FileNotFoundError: the file does not exist.
+      ValueError: the file is not gzip, does not have the header and length that `dtype` and `shape`
+        imply, or is too large.
     """
     dtype = np.dtype(dtype)
     header = _header(dtype, shape)
@@ -45,7 +45,7 @@ def read_idx(
     try:
         with unpacked(path, max_unpacked_bytes) as file:
             found = file.read(len(header))
-            # One byte past the end shows a file that is too long, whatever it unpacks to.
+            # One byte past the end reveals a file that is too long, whatever it unpacks to.
             body = file.read(size + 1) if found == header else b""
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; wanted an idx file there.") from None

@@ -1,6 +1,6 @@
-"""Messages by author, as they lie in files: JSON lines, and LEAF's JSON.
+"""Files of messages by author: JSON lines, and LEAF's JSON.
 
-A name in `.json` is LEAF's format, one in `.jsonl` JSON lines; both may be packed as `.gz` or `.xz`.
+LEAF's files are named `.json`, JSON lines `.jsonl`; both may be packed as `.gz` or `.xz`.
 """
 
 import os
@@ -16,13 +16,13 @@ _WANTED = '{"author": "ada", "messages": ["hello", "bye"]}'
 
 
 def find_messages(path: str | os.PathLike) -> pathlib.Path:
-    """`path` itself if it is a file; of a folder, the one file of messages.
+    """Returns `path` if it is a file, or the one file of messages in a folder.
 
-    It is looked for in the folder and, if there is none, in the immediate subfolders.
+    Immediate subfolders are searched if the folder itself has none.
 
     Raises:
-      ValueError: there are several.
-      FileNotFoundError: there is none.
+      ValueError: there are several such files.
+      FileNotFoundError: there is no such file.
     """
     path = pathlib.Path(path).expanduser()
     if path.is_file():
@@ -32,44 +32,44 @@ def find_messages(path: str | os.PathLike) -> pathlib.Path:
         if len(found) > 1:
             raise ValueError(
                 f"{path} holds several files of messages: {', '.join(map(str, found))}; give the path "
-                "of the one that is meant."
+                "of the one you mean."
             )
         if found:
             return found[0]
     raise FileNotFoundError(
-        f"{str(path)!r} is no file, and no folder that holds one with a name in "
-        f"{', '.join(_LINES + _LEAF)}, itself or in an immediate subfolder; give the path of a file."
+        f"{str(path)!r} is neither a file nor a folder with one ending in "
+        f"{', '.join(_LINES + _LEAF)}, directly or in an immediate subfolder; give the path of a file."
     )
 
 
 def read_messages(
     path: str | os.PathLike, *, max_unpacked_bytes: int = MAX_UNPACKED_BYTES
 ) -> dict[str, list[str]]:
-    """Reads who wrote what.
+    """Reads the messages of each author.
 
     * JSON lines: each line is `{"author": "ada", "messages": ["hello", "bye"]}`; other keys are
-      ignored. The messages of an author on several lines are joined, in the order of the lines.
+      ignored. The messages of an author on several lines are joined in order.
     * LEAF's JSON, S. Caldas et al., "LEAF: A benchmark for federated settings",
       https://arxiv.org/abs/1812.01097: `{"users": ["ada"], "num_samples": [2], "user_data": {"ada":
-      {"x": ["hello", "bye"], "y": [...]}}}`, where x is the messages: texts, or lists of words, which
-      are joined by spaces; y is ignored. Of LEAF's Reddit, that is what its `get_json.py` writes. What
-      its `preprocess.py` makes of that, lists of padded lists with the counts of before its split, is
-      refused. Its Sentiment140 puts a tweet's id, date, query, user and text into each x, all of which
-      would be taken for words: keep the text alone.
+      {"x": ["hello", "bye"], "y": [...]}}}`, where x holds the messages: texts, or lists of words,
+      which are joined by spaces; y is ignored. For LEAF's Reddit, its `get_json.py` writes this format;
+      the output of its `preprocess.py`, lists of padded lists with the counts from before its split, is
+      refused. LEAF's Sentiment140 puts a tweet's id, date, query, user and text into each x, all of
+      which would be taken for words: keep only the text.
 
     Args:
-      path: a file, its name in `.json`, `.json.gz` or `.json.xz` for LEAF's format; any other name is
-        of JSON lines, unpacked if it ends in `.gz` or `.xz`.
-      max_unpacked_bytes: a file that is larger, or unpacks to more, is refused. Memory of several times
-        the unpacked size is needed.
+      path: file in LEAF's format if its name ends in `.json`, `.json.gz` or `.json.xz`; otherwise of
+        JSON lines, unpacked if its name ends in `.gz` or `.xz`.
+      max_unpacked_bytes: limit on the size of the file, once unpacked. Memory of several times the
+        unpacked size is needed.
 
     Returns:
       The messages of each author, in the order of the file.
 
     Raises:
-      ValueError: the file is damaged or too large, has a key twice in one object, or something in it is
-        not as above; the error names the line or the user.
-      FileNotFoundError: there is no such file.
+      ValueError: the file is damaged or too large, repeats a key in one object, or departs from the
+        formats above; the error names the line or the user.
+      FileNotFoundError: the file does not exist.
     """
     path = pathlib.Path(path)
     with unpacked(path, max_unpacked_bytes) as stream:
@@ -94,12 +94,12 @@ def _lines(path, stream: BinaryIO) -> dict[str, list[str]]:
 
 
 def _fault(entry: Any) -> str | None:
-    """What is wrong with the object of a line."""
+    """Returns what is wrong with the object of a line, or None."""
     if not isinstance(entry, dict):
         return f"holds a {type(entry).__name__}"
     for key in ("author", "messages"):
         if key not in entry:
-            leaf = ", as of LEAF's format, whose name must end in .json" if "user_data" in entry else ""
+            leaf = ", as in LEAF's format; its name must end in .json" if "user_data" in entry else ""
             return f"has keys {sorted(entry)}, without {key!r}{leaf}"
     if not isinstance(entry["author"], str):
         return f"has an author that is a {type(entry['author']).__name__}"
@@ -111,7 +111,7 @@ def _fault(entry: Any) -> str | None:
 
 
 def _not_text(items: list) -> str | None:
-    """The type of the first that is no string."""
+    """Returns the type of the first item that is not a string, or None."""
     return next((type(item).__name__ for item in items if not isinstance(item, str)), None)
 
 
@@ -120,14 +120,14 @@ def _leaf(path, stream: BinaryIO) -> dict[str, list[str]]:
         content = strict_json.loads(stream.read(), allow_nan=True)
     except ValueError as error:
         raise ValueError(
-            f"{path} is not JSON in UTF-8 ({error}); JSON lines need a name in .jsonl."
+            f"{path} is not JSON in UTF-8 ({error}); files of JSON lines must end in .jsonl."
         ) from error
     kinds = {"users": list, "num_samples": list, "user_data": dict}
     for key, kind in kinds.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise ValueError(
                 f"{path} has no {kind.__name__} {key!r}; wanted an object with {', '.join(kinds)}, as "
-                "LEAF writes it (JSON lines need a name in .jsonl)."
+                "LEAF writes it (files of JSON lines must end in .jsonl)."
             )
     users, counts, data = (content[key] for key in kinds)
     if len(users) != len(counts):
@@ -155,10 +155,10 @@ def _leaf_messages(path, user: str, count: Any, data: Any) -> list[str]:
         if wrong := _not_text(words):
             raise ValueError(
                 f"{path}: x[{place}] of user {user!r} holds a {wrong}; wanted a text or a list of "
-                "words. Of Reddit, give what LEAF's get_json.py wrote, not its preprocess.py."
+                "words. For Reddit, give what LEAF's get_json.py wrote, not its preprocess.py."
             )
         texts.append(" ".join(words))
-    if type(count) is not int or count != len(texts):  # 1 is equal to 1.0 and to True
+    if type(count) is not int or count != len(texts):  # since 1 equals 1.0 and True
         raise ValueError(
             f"{path}: user {user!r} has {count!r} in num_samples and {len(texts)} messages in x."
         )

@@ -1,18 +1,18 @@
-"""Messages by author, to predict each next word.
+"""Messages by author, for predicting each next word.
 
 The task of H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient
 learning of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629,
 section 3: a client is an author with at most 5,000 words, the test set is messages of other authors,
-and a model tells 10,000 symbols apart, unrolled over 10. Its 10 million posts are not public; any file
-that `read_messages` reads takes their place. What that text leaves open:
+and a model distinguishes 10,000 symbols, unrolled over 10. Its 10 million posts are not public; any file
+that `read_messages` reads takes their place. Our choices where that text leaves them open:
 
 * A word is a match of `WORD` in the lower-cased message: letters, digits and underscores, with
   apostrophes inside ("don't"), or any other single character that is not a space.
-* The 10,000 symbols are 4 special ones and 9,996 words: the most frequent ones of the training authors,
-  counted after the cut to 5,000 words, in alphabetical order where equally frequent.
+* The 10,000 symbols are 4 special ones and the training authors' 9,996 most frequent words, counted
+  after the cut to 5,000 words; alphabetical order breaks ties.
 * A message is `BEGIN`, its words, `END`: the model reads `BEGIN` and predicts the first word, and so on
-  to `END`. Pieces of 10 predictions are rows of their own and start without memory of the piece before.
-* A message that the limit of words cuts short has no `END`. One without words is left out.
+  to `END`. Each piece of 10 predictions is a row, which starts without memory of the previous piece.
+* A message that the word limit cuts short has no `END`. Messages without words are left out.
 """
 
 import array
@@ -30,23 +30,23 @@ from fedjax_sim.data.sources.message_files import find_messages, read_messages
 from fedjax_sim.data.storage.unpacking import MAX_UNPACKED_BYTES, check_made_bytes
 
 PADDING, UNKNOWN, BEGIN, END = range(4)
-SPECIAL = ("<padding>", "<unknown>", "<begin>", "<end>")  # no word, since "<" ends one
-_SLOT_BYTES = 6  # of an x and a y
+SPECIAL = ("<padding>", "<unknown>", "<begin>", "<end>")  # never words, since "<" is a word by itself
+_SLOT_BYTES = 6  # an x and a y
 WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Messages:
-    """What `messages` makes of a file.
+    """Training and test data that `messages` makes from a file.
 
     Attributes:
-      train: a row for each piece of T predictions. `examples` `"x"`, uint16 `[n, T]` (int32 if there are
-        more than 65,536 symbols): what is read. `"y"`, int32 `[n, T]`: what follows each, then
+      train: data set with a row per piece of T predictions. `examples` `"x"`, uint16 `[n, T]` (int32 for
+        more than 65,536 symbols): the symbols read. `"y"`, int32 `[n, T]`: the symbol after each, then
         `PADDING`. The key `"author"`, strings `[n]` as objects. Rows keep the order of the file.
-      test: the same of other authors.
-      symbols: `[V]`, what each symbol stands for: padding, unknown word, begin and end of a message,
-        then the words, the most frequent first.
-      authors_dropped: how many were left out because they had no word.
+      test: the same for other authors.
+      symbols: meanings of the symbols, `[V]`: padding, unknown word, begin and end of a message, then
+        the words, the most frequent first.
+      authors_dropped: number of authors left out because they had no word.
     """
 
     train: Dataset
@@ -67,22 +67,22 @@ def messages(
 ) -> Messages:
     """Reads messages by author; `natural("author")` makes clients of the training authors.
 
-    `models.word_lstm` is the model for it.
+    `models.word_lstm` is the model for these data.
 
     Args:
-      path: a file as `read_messages` takes it, or a folder that holds one.
-      vocabulary_size: V, how many symbols there are, the 4 special ones included.
-      length: T, predictions in a row.
-      most_words: an author's words beyond these are left out.
-      test_share: how many of the authors who have a word are test authors, rounded, at least one.
-      seed: decides which.
-      max_unpacked_bytes: a file that unpacks to more, or whose examples would take more, is refused.
+      path: file that `read_messages` can read, or a folder that holds one.
+      vocabulary_size: number of symbols, V, including the 4 special ones.
+      length: predictions in a row, T.
+      most_words: limit on the words of an author; the rest are left out.
+      test_share: share of test authors among authors with a word, rounded to at least one author.
+      seed: seed of the choice of test authors.
+      max_unpacked_bytes: limit on the size of the unpacked file, and on the size of its examples.
         Memory of several times that is needed.
 
     Raises:
       ValueError: a setting is out of range, the file is damaged or too large, fewer than two authors
-        have a word, or the training authors have fewer words than the vocabulary wants.
-      FileNotFoundError: there is no such file.
+        have a word, or the training authors have fewer words than the vocabulary needs.
+      FileNotFoundError: the file does not exist.
     """
     vocabulary_size = check_count("vocabulary_size", vocabulary_size)
     length, most_words = check_count("length", length), check_count("most_words", most_words)
@@ -96,14 +96,14 @@ def messages(
     writers = np.unique(corpus.authors)
     if len(writers) < 2:
         raise ValueError(
-            f"{path}: of {len(said)} authors, {len(writers)} have a word; wanted two at least, one to "
+            f"{path}: of {len(said)} authors, {len(writers)} have a word; wanted at least two, one to "
             "train and one to test on."
         )
     drawn = np.random.Generator(np.random.PCG64(seed)).permutation(writers)
     num_test = min(max(round(test_share * len(writers)), 1), len(writers) - 1)
     in_test = np.isin(corpus.authors, drawn[:num_test])
     symbol_of, symbols = _vocabulary(path, corpus, ~in_test, vocabulary_size)
-    # As objects, which rows share. NumPy's own strings all take the room of the longest, and lose NULs.
+    # Objects, which rows share: NumPy's strings all take the space of the longest, and lose NULs.
     names = np.array(list(said), object)
 
     def split(chosen: np.ndarray, name: str) -> Dataset:
@@ -120,11 +120,11 @@ class _Corpus:
     """`m` messages with `w` words in all.
 
     Attributes:
-      words: `[w]`, numbers into `spellings`, message after message.
-      lengths: `[m]`, at least 1.
-      whole: `[m]`, False where the limit of words has cut a message short.
-      authors: `[m]`, numbers in the order of the file.
-      spellings: every word there is.
+      words: indices into `spellings`, `[w]`, message after message.
+      lengths: words in each message, `[m]`, at least 1.
+      whole: `[m]`, False for messages that the word limit cut short.
+      authors: author of each message, `[m]`, numbered in the order of the file.
+      spellings: all distinct words.
     """
 
     words: np.ndarray
@@ -142,7 +142,7 @@ class _Corpus:
             for text in texts:
                 if left == 0:
                     break
-                # Not findall, whose list would be of all words of a message, however long.
+                # Not findall, which would list all words of a message, however long.
                 matches = itertools.islice(WORD.finditer(text.lower()), left + 1)
                 found = [match[0] for match in matches]
                 if found:
@@ -157,25 +157,25 @@ class _Corpus:
         return cls(numbers, *columns, list(number_of))
 
     def only(self, chosen: np.ndarray) -> "_Corpus":
-        """The messages for which `chosen` `[m]` is True."""
+        """Returns the messages for which `chosen` `[m]` is True."""
         words = self.words[np.repeat(chosen, self.lengths)]
         columns = self.lengths[chosen], self.whole[chosen], self.authors[chosen]
         return _Corpus(words, *columns, self.spellings)
 
     def num_rows(self, length: int) -> np.ndarray:
-        """`[m]`, how many rows of `length` predictions each message fills."""
+        """Returns how many rows of `length` predictions each message fills, `[m]`."""
         return -(-(self.lengths + self.whole) // length)
 
     def rows(self, symbol_of: np.ndarray, length: int, dtype: type) -> tuple[np.ndarray, np.ndarray]:
         """Cuts the messages into n rows.
 
         Args:
-          symbol_of: the symbol of each spelling.
+          symbol_of: symbol of each spelling.
           length: T.
-          dtype: of x.
+          dtype: dtype of x.
 
         Returns:
-          x and y `[n, T]`: what is read and what follows each.
+          x and y `[n, T]`: the symbols read and the symbol after each.
         """
         predictions, rows = self.lengths + self.whole, self.num_rows(length)
         ends, num_slots = np.cumsum(predictions), int(rows.sum()) * length
@@ -200,13 +200,13 @@ class _Corpus:
 
 
 def _vocabulary(path, corpus: _Corpus, in_train: np.ndarray, size: int) -> tuple[np.ndarray, tuple]:
-    """The symbol of each spelling, and what each symbol stands for."""
+    """Returns the symbol of each spelling, and the meaning of each symbol."""
     counts = np.bincount(corpus.only(in_train).words, minlength=len(corpus.spellings))
     present = np.flatnonzero(counts)
     most = len(SPECIAL) + len(present)
     if not len(SPECIAL) < size <= most:
         raise ValueError(
-            f"{path}: vocabulary_size is {size}, of which {len(SPECIAL)} symbols are no words, and the "
+            f"{path}: vocabulary_size is {size}, including {len(SPECIAL)} special symbols, and the "
             f"training authors use {len(present)} distinct words; wanted {len(SPECIAL) + 1} to {most}."
         )
     ranked = sorted(present.tolist(), key=lambda word: (-counts[word], corpus.spellings[word]))

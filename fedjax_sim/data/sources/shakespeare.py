@@ -2,26 +2,26 @@
 
 The data of H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient
 learning of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629,
-section 3. What that text leaves open follows the preprocessing published with S. Caldas et al., "LEAF:
-A benchmark for federated settings", https://arxiv.org/abs/1812.01097, less its later changes.
+section 3. Details that text leaves open follow the preprocessing published with S. Caldas et al., "LEAF:
+A benchmark for federated settings", https://arxiv.org/abs/1812.01097, without its later changes.
 
 The text is Project Gutenberg's etext 100 in the World Library edition, https://www.gutenberg.org/ebooks/100
 as posted in 2011. That edition is for personal, non-commercial use. The rules:
 
-* A work starts at a line with "by William Shakespeare"; its title is the nearest line that is not
-  blank, 2 to 7 lines above. The first work (the sonnets, after the contents) is skipped, and so is
-  any with fewer than two roles. The last ends at a line with "END OF THIS PROJECT GUTENBERG".
+* A work starts at a line with "by William Shakespeare"; its title is the nearest non-blank line, 2 to
+  7 lines above. The first work (the sonnets, after the contents) is skipped, as is any work with fewer
+  than two roles. The last ends at a line with "END OF THIS PROJECT GUTENBERG".
 * Two spaces, a name of letters and spaces, a full stop and a space open a speech. A line indented by
-  four spaces or more continues it and loses four; so stage directions at that depth are spoken too.
-  All other lines are dropped and end nothing. Names in different case are different roles.
-* The Comedy of Errors is set two spaces too far left, and moved right from the second time its title
-  appears, above Act I (where to begin is inferred from the paper's counts). Two lines of a copyright
-  notice that recurs there then look like speeches: "COMMERCIALLY" and "WITH PERMISSION" are roles.
-* A role of fewer than three lines is dropped (the paper says two). Of the n lines of another, the
-  last max(int(n / 5), 1) are test lines.
+  four spaces or more continues it and loses four, so stage directions at that depth count as spoken.
+  All other lines are dropped and do not end a speech. Names in different case are different roles.
+* The Comedy of Errors is set two spaces too far left. It is moved right from the second occurrence of
+  its title, above Act I (a start inferred from the paper's counts). Two lines of a copyright notice
+  that recurs there then look like speeches: "COMMERCIALLY" and "WITH PERMISSION" are roles.
+* Roles of fewer than three lines are dropped (the paper says two). The last max(int(n / 5), 1) of the
+  n lines of a role are test lines.
 
-This gives the paper's counts: 1,146 roles, 3,564,579 training and 870,014 test characters, where a
-line's newline is one of them; 85,113 and 20,832 lines of 36 plays.
+This gives the paper's counts: 1,146 roles, 3,564,579 training and 870,014 test characters, including
+newlines; 85,113 and 20,832 lines of 36 plays.
 """
 
 import pathlib
@@ -33,8 +33,8 @@ import numpy as np
 from fedjax_sim.data.dataset import Dataset
 from fedjax_sim.data.storage.unpacking import MAX_UNPACKED_BYTES, check_made_bytes, unpacked
 
-SYMBOLS = 258  # as many as the paper's count of parameters implies: bytes and two more
-PADDING = 257  # where a line has ended; 256 is not used
+SYMBOLS = 258  # bytes and two more, as the paper's parameter count implies
+PADDING = 257  # after the end of a line; 256 is unused
 UNROLL = 80
 
 _AUTHOR = b"by William Shakespeare"
@@ -43,8 +43,8 @@ _END = b"END OF THIS PROJECT GUTENBERG"
 _SHIFTED = b"THE COMEDY OF ERRORS"
 _SPOKEN = re.compile(rb"  (?:([A-Za-z][A-Za-z ]*)\. (.*)|  (.*))")
 _FEWEST_LINES = 3
-_LONGEST_TITLE = 200  # bytes, which each role of the play repeats
-_ROW_BYTES = UNROLL * 6  # of an x and a y
+_LONGEST_TITLE = 200  # bytes; each role of the play repeats its title
+_ROW_BYTES = UNROLL * 6  # an x and a y
 
 
 def read_shakespeare(
@@ -52,17 +52,17 @@ def read_shakespeare(
 ) -> tuple[Dataset, Dataset]:
     """Reads etext 100 as `(train, test)`.
 
-    An example is a line of c_1 to c_m bytes and a newline, c_{m+1}. Its `"x"` and `"y"` `[80]` are
-    c_1, ..., c_m and c_2, ..., c_{m+1}, then `PADDING`: a model that has read c_1 predicts c_2. What
-    exceeds 80 predictions is cut off. That is the newline of one test line, of 81 characters.
+    An example is a line of bytes c_1 to c_m and a newline, c_{m+1}. Its `"x"` and `"y"` `[80]` are
+    c_1, ..., c_m and c_2, ..., c_{m+1}, then `PADDING`: having read c_1, a model predicts c_2. Lines
+    are cut off after 80 predictions, which drops only the newline of one test line of 81 characters.
 
-    The key `"role"` is "PLAY_ROLE", the same 1,146 in train and test; `natural("role")` makes them
-    clients. The paper's IID version is `iid(num_clients=1146)` of the training lines.
+    The key `"role"` is "PLAY_ROLE", with the same 1,146 values in train and test; `natural("role")`
+    makes them clients. The paper's IID version is `iid(num_clients=1146)` of the training lines.
 
     Args:
-      path: the text as posted, or that gzipped with a name in `.gz`.
-      name: of the data set.
-      max_unpacked_bytes: a file that unpacks to more, or whose examples would take more, is refused.
+      path: file of the text as posted, or gzipped under a name that ends in `.gz`.
+      name: name of the data set.
+      max_unpacked_bytes: limit on the size of the unpacked file, and on the size of its examples.
         Memory of several times that is needed.
 
     Returns:
@@ -70,7 +70,7 @@ def read_shakespeare(
       ordered by play, then role, as each first speaks; a role's lines keep their order.
 
     Raises:
-      ValueError: the file is damaged or too large, or is not that text.
+      ValueError: the file is damaged, too large, or another text.
     """
     with unpacked(path, max_unpacked_bytes) as stream:
         content = stream.read().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
@@ -94,7 +94,7 @@ def read_shakespeare(
 
 
 def _plays(path, content: bytes) -> Iterator[tuple[bytes, dict[bytes, list[bytes]]]]:
-    """The title of each play and, for each of its roles, the lines it speaks."""
+    """Yields the title of each play and the lines that each of its roles speaks."""
     found = content.find(_END)
     if found < 0:
         raise ValueError(
@@ -126,7 +126,7 @@ def _plays(path, content: bytes) -> Iterator[tuple[bytes, dict[bytes, list[bytes
 
 
 def _title(content: bytes, author: int) -> bytes:
-    """The nearest line that is not blank, 2 to 7 above the one that begins at `author`; else nothing."""
+    """Returns the nearest non-blank line, 2 to 7 above the one that begins at `author`, or nothing."""
     stop = author - 1
     for above in range(1, 8):
         if stop < 0:
@@ -140,7 +140,7 @@ def _title(content: bytes, author: int) -> bytes:
 
 
 def _lines(content: bytes, first: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """Where each line begins, and the line, one after the other, since a list of all can be large."""
+    """Yields the start and content of each line; a list of all lines could be large."""
     while first < stop:
         end = content.find(b"\n", first, stop)
         end = stop if end < 0 else end
@@ -150,7 +150,7 @@ def _lines(content: bytes, first: int, stop: int) -> Iterator[tuple[int, bytes]]
 
 def _speeches(text: Iterator[bytes]) -> dict[bytes, list[bytes]]:
     speeches = {}
-    speaking = []  # by nobody, until the first role line
+    speaking = []  # nobody's lines, until the first role line
     for line in text:
         if found := _SPOKEN.match(line):
             role, opening, more = found.groups()
@@ -162,13 +162,13 @@ def _speeches(text: Iterator[bytes]) -> dict[bytes, list[bytes]]:
 
 def _dataset(roles: list[tuple[str, list[bytes]]], name: str) -> Dataset:
     x, y = _encoded([line for _, spoken in roles for line in spoken])
-    # As objects, which rows share: NumPy's own strings all take the room of the longest.
+    # Objects, which rows share: NumPy's strings all take the space of the longest.
     names, counts = np.array([role for role, _ in roles], object), [len(spoken) for _, spoken in roles]
     return Dataset({"x": x, "y": y}, SYMBOLS, name, {"role": np.repeat(names, counts)})
 
 
 def _encoded(lines: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """What a model reads of each line and what it is to predict, uint16 `[n, UNROLL]` each."""
+    """Returns the inputs and targets of each line, uint16 `[n, UNROLL]` each."""
     texts = [(line + b"\n")[: UNROLL + 1] for line in lines]
     lengths = np.array([len(text) for text in texts])
     symbols = np.full((len(texts), UNROLL + 1), PADDING, np.uint16)

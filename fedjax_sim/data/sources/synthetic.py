@@ -1,9 +1,9 @@
-"""A synthetic population of any size: clients of power-law sizes, each with words of its own.
+"""A synthetic population of any size: clients with power-law sizes and their own word frequencies.
 
-A topic is a Zipf distribution over the words, which every topic ranks in another order. A client mixes
-the topics in proportions drawn from a Dirichlet distribution, and draws all its words from that mixture.
-Rows are laid out as those of `data.messages`: the model reads `BEGIN` and predicts the first word, and
-so on; each row is cut off after so many words and has no `END`.
+A topic is a Zipf distribution over the words, ranked in the topic's own order. A client mixes the topics
+in proportions drawn from a Dirichlet distribution, and draws all its words from that mixture. Rows have
+the layout of `data.messages`: the model reads `BEGIN` and predicts the first word, and so on; each row
+has a fixed number of words and no `END`.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from fedjax_sim.data.sources.messages import BEGIN, SPECIAL
 from fedjax_sim.data.storage.stored import open_federated, write_federated
 
 _EXAMPLES_EACH = 20
-_MOST_SYMBOLS = 2**16  # that uint16 tells apart
-_PIECE_CLIENTS, _PIECE_ROWS = 2**14, 2**16  # drawn at a time, so that memory does not grow with all
+_MOST_SYMBOLS = 2**16  # as many as uint16 distinguishes
+_PIECE_CLIENTS, _PIECE_ROWS = 2**14, 2**16  # drawn at a time, to bound memory
 
 
 def synthetic(
@@ -39,29 +39,31 @@ def synthetic(
     seed: int = 0,
     folder: str | os.PathLike | None = None,
 ) -> tuple[FederatedData, FederatedData]:
-    """Draws a population that predicts each next word, and other clients to test on.
+    """Draws a population for predicting each next word, and other clients to test on.
 
     Args:
-      num_clients: `N`.
-      num_examples: `n`, by default 20 for each client. Each has one, and a share of the others.
-      num_test_clients: how many there are besides, with as many examples on average.
-      length: T, words of an example.
-      vocabulary_size: V, how many symbols there are, the 4 special ones of `data.messages` included.
-      num_topics: how many distributions the clients mix.
-      size_exponent: a client's share follows a Pareto distribution that begins at zero (Lomax's): it is
-        larger than s, in some unit, with probability `(1 + s) ** -size_exponent`.
-      word_exponent: a topic's word of rank r has a probability proportional to `r ** -word_exponent`.
-      concentration: of the Dirichlet distribution; small means one topic for each client.
-      seed: decides all draws.
-      folder: where to write what memory need not hold: its subfolders "train" and "test" are written
+      num_clients: number of clients, `N`.
+      num_examples: number of examples, `n`, by default 20 per client. Each client has one, and a share
+        of the others.
+      num_test_clients: number of additional test clients, with as many examples on average.
+      length: words of an example, T.
+      vocabulary_size: number of symbols, V, including the 4 special ones of `data.messages`.
+      num_topics: number of distributions that the clients mix.
+      size_exponent: exponent of the clients' shares, from a Pareto distribution that begins at zero
+        (Lomax's): a share exceeds s, in some unit, with probability `(1 + s) ** -size_exponent`.
+      word_exponent: exponent of a topic: its word of rank r has a probability proportional to
+        `r ** -word_exponent`.
+      concentration: parameter of the Dirichlet distribution; a small one means one topic per client.
+      seed: seed of all draws.
+      folder: folder for data that need not fit in memory: its subfolders "train" and "test" are written
         piece by piece, and opened by `open_federated`.
 
     Returns:
-      The federation, and that of the test clients. `examples` `"x"` and `"y"`, uint16 `[n, T]`: what is
-      read and what follows each.
+      The federation, and that of the test clients. `examples` `"x"` and `"y"`, uint16 `[n, T]`: the
+      symbols read and the symbol after each.
 
     Raises:
-      ValueError: a setting is out of range, or the folder holds a population already.
+      ValueError: a setting is out of range, or the folder already holds a population.
     """
     num_clients = check_count("num_clients", num_clients)
     num_test_clients = check_count("num_test_clients", num_test_clients)
@@ -71,12 +73,12 @@ def synthetic(
     num_examples = check_count("num_examples", wanted)
     if num_examples < num_clients:
         raise ValueError(
-            f"num_examples is {num_examples} for {num_clients} clients; wanted one for each at least."
+            f"num_examples is {num_examples} for {num_clients} clients; wanted at least one for each."
         )
     if not len(SPECIAL) + 1 <= vocabulary_size <= _MOST_SYMBOLS:
         raise ValueError(
             f"vocabulary_size is {vocabulary_size}; wanted {len(SPECIAL) + 1} to {_MOST_SYMBOLS}: "
-            f"{len(SPECIAL)} symbols are no words."
+            f"{len(SPECIAL)} symbols are special."
         )
     for name, value in {"size_exponent": size_exponent, "concentration": concentration}.items():
         if not (math.isfinite(value) and value > 0):
@@ -86,12 +88,12 @@ def synthetic(
     check_seed(seed)
 
     streams = np.random.SeedSequence(seed).spawn(3)
-    # Named, since default_rng is free to change its algorithm between versions of NumPy.
+    # PCG64 by name: default_rng may change its algorithm between versions of NumPy.
     of_topics, of_train, of_test = (np.random.Generator(np.random.PCG64(s)) for s in streams)
     topics = _Topics.draw(of_topics, num_topics, vocabulary_size - len(SPECIAL), word_exponent)
 
     def population(part: str, generator: np.random.Generator, clients: int, rows: int) -> FederatedData:
-        # The logarithm of exp(e) - 1, where exp(e) may exceed what a float holds.
+        # log(exp(e) - 1), without computing exp(e), which may overflow.
         e = generator.standard_exponential(clients) / size_exponent
         log_shares = e + np.log(-np.expm1(-e))
         sizes = 1 + apportion(log_shares, rows - clients)
@@ -103,7 +105,7 @@ def synthetic(
             examples = {name: np.concatenate([piece[name] for piece in drawn]) for name in ("x", "y")}
             return FederatedData(examples, offsets, np.arange(clients), **about)
         write_federated(pathlib.Path(folder) / part, pieces, offsets, np.arange(clients), **about)
-        # Files that were just written are verified when they are first used.
+        # Files just written are verified on first use.
         return open_federated(pathlib.Path(folder) / part, verify=False)
 
     test_rows = max(num_test_clients, round(num_examples / num_clients * num_test_clients))
@@ -116,8 +118,8 @@ class _Topics:
     """Distributions over `W` words.
 
     Attributes:
-      cumulative: `[W - 1]`, the probability of the first ranks together, without the last one's.
-      symbols: `[topics, W]` uint16, which symbol a topic gives to each rank.
+      cumulative: cumulative probabilities of all ranks but the last, `[W - 1]`.
+      symbols: symbol that each topic gives to each rank, `[topics, W]` uint16.
     """
 
     cumulative: np.ndarray
@@ -138,7 +140,7 @@ def _draw_rows(
     length: int,
     concentration: float,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields `"x"` and `"y"` of some rows after the other, uint16 `[m, length]`."""
+    """Yields `"x"` and `"y"` of successive rows, uint16 `[m, length]`."""
     num_topics, num_clients = len(topics.symbols), len(offsets) - 1
     for first in range(0, num_clients, _PIECE_CLIENTS):
         last = min(first + _PIECE_CLIENTS, num_clients)

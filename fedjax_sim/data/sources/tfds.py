@@ -1,6 +1,6 @@
 """Image classification sets from TensorFlow Datasets, https://www.tensorflow.org/datasets.
 
-A set that lies prepared as array_record is read without TensorFlow; only preparing needs it.
+Sets already prepared as array_record are read without TensorFlow; only preparing needs it.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ _CHUNK = 4096  # decoded examples in flight; bounds memory next to the stacked r
 
 
 def load_tfds(name: str, data_dir: str | os.PathLike | None) -> tuple[Dataset, Dataset]:
-    """Loads the splits `train` and `test` (or `validation`, where there is no test split).
+    """Loads the splits `train` and `test` (or `validation`, if there is no test split).
 
     Args:
-      name: as `tfds.builder` takes it, such as `"mnist"` or `"emnist/letters"`.
-      data_dir: where sets lie prepared; by default that of TensorFlow Datasets. A set that is
-        absent is downloaded and prepared there.
+      name: name that `tfds.builder` takes, such as `"mnist"` or `"emnist/letters"`.
+      data_dir: folder of prepared sets, by default that of TensorFlow Datasets. A missing set is
+        downloaded and prepared there.
 
     Raises:
-      ImportError: a package is missing that reading, or preparing, needs.
-      ValueError: the set is unknown, is not images of one size with one label each, lacks a
-        split, or was prepared in a file format other than array_record.
+      ImportError: a package needed for reading, or for preparing, is missing.
+      ValueError: the set is unknown, does not consist of images of one size with one label each,
+        lacks a split, or was prepared in a file format other than array_record.
     """
     try:
         return _load(name, data_dir)
@@ -38,7 +38,7 @@ def load_tfds(name: str, data_dir: str | os.PathLike | None) -> tuple[Dataset, D
 def _load(name: str, data_dir: str | os.PathLike | None) -> tuple[Dataset, Dataset]:
     import tensorflow_datasets as tfds
 
-    # It logs the errors of its own imports and goes on, as an empty module.
+    # The package logs errors of its own imports and goes on as an empty module.
     if not hasattr(tfds, "builder"):
         raise ImportError("tensorflow_datasets could not import one; see what it logged")
     builder = tfds.builder(name, data_dir=None if data_dir is None else os.fspath(data_dir))
@@ -47,8 +47,8 @@ def _load(name: str, data_dir: str | os.PathLike | None) -> tuple[Dataset, Datas
         _prepare(builder)
     if builder.info.file_format.value != "array_record":
         raise ValueError(
-            f"'tfds:{name}' lies in {builder.data_dir} as {builder.info.file_format.value}; "
-            "wanted array_record: give another data_dir, or remove that folder to prepare it anew."
+            f"'tfds:{name}' is stored in {builder.data_dir} as {builder.info.file_format.value}; "
+            "wanted array_record: give another data_dir, or remove that folder to prepare it again."
         )
     test = next((split for split in ("test", "validation") if split in builder.info.splits), None)
     if "train" not in builder.info.splits or test is None:
@@ -78,8 +78,8 @@ def _check_features(name: str, features, kinds) -> None:
 def _prepare(builder) -> None:
     import tensorflow as tf
 
-    # TensorFlow would otherwise reserve the accelerator's memory ahead of JAX. It refuses once
-    # its devices are in use, and then the caller has settled the matter already.
+    # TensorFlow would otherwise reserve the accelerator's memory before JAX. It refuses once its
+    # devices are in use; the caller has then made that choice already.
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     builder.download_and_prepare(file_format="array_record")

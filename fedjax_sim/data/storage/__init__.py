@@ -1,1 +1,1 @@
-"""Federations in files."""
+"""Federations stored in files."""

@@ -1,11 +1,11 @@
-"""`index.json` of a stored federation: what each of its files must be.
+"""The `index.json` of a stored federation, which describes its other files.
 
     {"format": 2, "name": "six", "num_classes": 3, "sha256": "...", "files": {
       "offsets.npy": {"dtype": "<i4", "shape": [4], "bytes": 144, "sha256": "..."},
       "client_ids.npy": {...}, "column_x.npy": {...}, ...}}
 
-A file's digest is of all its bytes, the index's of everything else in it (see `_digest`). Whatever a
-damaged or hostile index says, reading it opens no file but the index and ends in a ValueError.
+A file's digest covers all its bytes, the index's everything else in the index (see `_digest`).
+Whatever a damaged or hostile index says, reading it opens no other file and ends in a ValueError.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from fedjax_sim.data.storage import strict_json
 from fedjax_sim.data.storage.mapped import CURE, npy_header
 
 INDEX, OFFSETS, CLIENT_IDS = "index.json", "offsets.npy", "client_ids.npy"
-LONGEST_ID = 256  # characters of a client's id, since each takes as much room as the longest
+LONGEST_ID = 256  # characters; every stored id takes as much space as the longest
 
 _FORMAT = 2
 _LARGEST = 2**20  # bytes of an index, enough for thousands of columns
 _MOST_AXES = 32
 _MOST_CLASSES = 2**31 - 1
 _COLUMN = re.compile(r"column_(\w+)\.npy")
-# Dtypes that a file may hold, little-endian so that it can be mapped.
+# Dtypes allowed in files: little-endian, so that files can be mapped.
 _NUMBERS = re.compile(r"\|b1|\|[iu]1|<[iu][248]|<f[248]")
 _IDS = re.compile(r"\|[iu]1|<[iu][248]|<U[1-9][0-9]{0,2}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -41,10 +41,10 @@ class Entry:
     """The entry of a `.npy` file in an index.
 
     Attributes:
-      dtype: as NumPy spells it, such as "<i4".
-      shape: of the array.
-      bytes: of the file.
-      sha256: of the file, in hexadecimal digits.
+      dtype: dtype of the array as NumPy spells it, such as "<i4".
+      shape: shape of the array.
+      bytes: size of the file.
+      sha256: SHA-256 of the file, in hexadecimal digits.
     """
 
     dtype: str
@@ -63,9 +63,9 @@ class Index:
     """The contents of an index.
 
     Attributes:
-      files: by name: the offsets, the clients' ids, and the columns.
-      num_classes: how many labels there are.
-      name: shown in descriptions.
+      files: entries of the offsets, the client ids and the columns, by file name.
+      num_classes: number of labels.
+      name: name shown in descriptions.
     """
 
     files: dict[str, Entry]
@@ -74,10 +74,10 @@ class Index:
 
 
 def column_file(column: str) -> str:
-    """The name of a column's file.
+    """Returns the name of a column's file.
 
     Raises:
-      ValueError: the column's name cannot be part of it.
+      ValueError: the column's name cannot be part of a file name.
     """
     name = f"column_{column}.npy"
     if not _is_file_name(name):
@@ -86,12 +86,12 @@ def column_file(column: str) -> str:
 
 
 def column_of(name: str) -> str:
-    """The column that is in a file of this name."""
+    """Returns the name of the column in a file of this name."""
     return _COLUMN.fullmatch(name)[1]
 
 
 def write_index(folder: pathlib.Path, index: Index) -> None:
-    """Writes an index; a folder has either the whole of it or none."""
+    """Writes an index atomically: a folder has either all of it or none."""
     content = {"format": _FORMAT, "name": index.name, "num_classes": index.num_classes}
     content["files"] = {name: dataclasses.asdict(entry) for name, entry in index.files.items()}
     content["sha256"] = _digest(content)
@@ -104,8 +104,8 @@ def read_index(folder: pathlib.Path) -> Index:
     """Reads the index of a folder.
 
     Raises:
-      FileNotFoundError: there is none.
-      ValueError: it is damaged, or of another format; the error names the entry.
+      FileNotFoundError: the folder has no index.
+      ValueError: the index is damaged, or of another format; the error names the entry.
     """
     path = folder / INDEX
     if not path.is_file():
@@ -115,7 +115,7 @@ def read_index(folder: pathlib.Path) -> Index:
     with path.open("rb") as file:
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
-        raise ValueError(f"{path} has more than {_LARGEST} bytes, as no index has; {CURE}.")
+        raise ValueError(f"{path} has more than {_LARGEST} bytes, too many for an index; {CURE}.")
     try:
         index = strict_json.loads(content)
     except ValueError as error:
@@ -131,11 +131,11 @@ def _checked(index: Any) -> Index:
         raise ValueError(f"it holds {_show(index)}, wanted an object")
     found = index.get("format")
     if type(found) is not int or found != _FORMAT:
-        raise ValueError(f"'format' is {_show(found)}, wanted {_FORMAT}, that of this version")
+        raise ValueError(f"'format' is {_show(found)}, wanted {_FORMAT}, this version's format")
     _check_keys("it", index, {"format", "name", "num_classes", "files", "sha256"})
     wanted = _digest({key: value for key, value in index.items() if key != "sha256"})
     if index["sha256"] != wanted:
-        raise ValueError(f"'sha256' is {_show(index['sha256'])}, that of what it holds is {wanted}")
+        raise ValueError(f"'sha256' is {_show(index['sha256'])}, wanted {wanted}, its content's")
     name, num_classes, files = index["name"], index["num_classes"], index["files"]
     if name is not None and not isinstance(name, str):
         raise ValueError(f"'name' is {_show(name)}, wanted a string or null")
@@ -153,19 +153,17 @@ def _checked(index: Any) -> Index:
 
 
 def _entry(name: str, entry: Any) -> Entry:
-    """An entry of the index, once the file that it describes can be one of ours."""
+    """Returns an entry after checking that it describes a possible file of a federation."""
     where = f"files[{name!r:.100}]"
     if not _is_file_name(name):
-        raise ValueError(f"{where} is no file of a federation, such as 'column_x.npy'")
+        raise ValueError(f"{where} is not a file of a federation, such as 'column_x.npy'")
     if not isinstance(entry, dict):
         raise ValueError(f"{where} is {_show(entry)}, wanted an object")
     _check_keys(where, entry, {"dtype", "shape", "bytes", "sha256"})
     dtype, shape, size, sha256 = (entry[key] for key in ("dtype", "shape", "bytes", "sha256"))
     allowed = {OFFSETS: re.compile("<i4"), CLIENT_IDS: _IDS}.get(name, _NUMBERS)
     if not isinstance(dtype, str) or not allowed.fullmatch(dtype):
-        raise ValueError(
-            f"{where} has dtype {_show(dtype)}, wanted what matches {allowed.pattern} as a whole"
-        )
+        raise ValueError(f"{where} has dtype {_show(dtype)}, wanted a full match of {allowed.pattern}")
     if not isinstance(shape, list) or not all(map(_is_count, shape)) or len(shape) > _MOST_AXES:
         raise ValueError(f"{where} has shape {_show(shape)}, wanted a list of whole numbers")
     one_axis = name in (OFFSETS, CLIENT_IDS)
@@ -189,7 +187,7 @@ def _check_keys(where: str, entry: dict[str, Any], wanted: set[str]) -> None:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    """The SHA-256 of an index without its own digest, however its JSON is laid out."""
+    """Returns the SHA-256 of an index without its own digest, however its JSON is laid out."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

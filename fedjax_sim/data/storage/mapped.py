@@ -1,4 +1,4 @@
-"""Columns that are read-only maps of files: they are never held in memory as a whole."""
+"""Columns that are read-only maps of files, never held in memory as a whole."""
 
 import hashlib
 import mmap
@@ -12,11 +12,11 @@ _PIECE_BYTES = 2**24
 
 
 class StoredColumn(np.memmap):
-    """A column `[n, ...]` that is a map of a whole `.npy` file; its views and slices are plain maps.
+    """A column `[n, ...]` that maps a whole `.npy` file; its views and slices are plain maps.
 
     Attributes:
-      sha256: what the file must have, in hexadecimal digits; of views None.
-      intact: whether the file has been compared with that.
+      sha256: expected SHA-256 of the file, in hexadecimal digits; None for views.
+      intact: whether the file is known to match it.
     """
 
     sha256: str | None = None
@@ -24,7 +24,7 @@ class StoredColumn(np.memmap):
 
 
 def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """The bytes before the numbers in a `.npy` file of format 1.0, the same with every NumPy.
+    """Returns the bytes before the numbers in a `.npy` file of format 1.0, the same for every NumPy.
 
     Source: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
     """
@@ -34,10 +34,9 @@ def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 def digest(column: np.ndarray) -> str:
-    """The SHA-256 of the `.npy` file that holds a column `[n, ...]`, in hexadecimal digits.
+    """Returns the SHA-256 of the `.npy` file of a column `[n, ...]`, in hexadecimal digits.
 
-    A `StoredColumn` is read once and compared with the digest that it must have; after that the
-    digest is known.
+    A `StoredColumn` is read and compared with its expected digest only the first time.
 
     Raises:
       ValueError: the column's file has shrunk, or is not what was written.
@@ -57,7 +56,7 @@ def digest(column: np.ndarray) -> str:
 
 
 def verify(column: np.ndarray) -> None:
-    """Compares a `StoredColumn` with its digest, unless that was done before; other arrays pass.
+    """Compares a `StoredColumn` with its digest, unless already done; other arrays pass.
 
     Raises:
       ValueError: the column's file has shrunk, or is not what was written.
@@ -67,7 +66,7 @@ def verify(column: np.ndarray) -> None:
 
 
 def check_digest(path, found: str, wanted: str) -> None:
-    """Refuses a file whose SHA-256 is another than the one it was written with.
+    """Refuses a file if its SHA-256 is not the one it was written with.
 
     Raises:
       ValueError: the digests differ.
@@ -81,7 +80,7 @@ def check_digest(path, found: str, wanted: str) -> None:
 def check_length(column: np.ndarray) -> None:
     """Refuses a map of a file that has become shorter; other arrays pass.
 
-    Reading where the file has ended is no exception but a signal, SIGBUS, which ends the process.
+    Reading past the end of a file raises no exception but a signal, SIGBUS, which ends the process.
 
     Raises:
       ValueError: the file has shrunk.
@@ -98,18 +97,18 @@ def check_length(column: np.ndarray) -> None:
 
 
 def release(column: np.ndarray) -> None:
-    """Lets go of the pages that have been read, so that they do not add up to the whole file.
+    """Releases the pages that have been read, so that they do not add up to the whole file.
 
-    They stay in the system's cache for as long as there is room. Other arrays keep what they hold.
+    The system caches them for as long as there is room. Other arrays are left alone.
     """
     mapping = _mapping(column)
-    # What a map in another mode holds may be written nowhere else.
+    # A map in another mode may hold changes that exist nowhere else.
     if mapping is not None and column.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def pieces(column: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows of a column `[n, ...]` in pieces of a bounded size, each contiguous.
+    """Yields the rows of a column `[n, ...]` in contiguous pieces of bounded size.
 
     Raises:
       ValueError: the column's file has shrunk.
@@ -122,7 +121,7 @@ def pieces(column: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _mapping(column: np.ndarray) -> mmap.mmap | None:
-    """What a column is a view of, if that is a file."""
+    """Returns the file map that a column is a view of, or None."""
     base = column if isinstance(column, np.memmap) else None
     while isinstance(base, np.ndarray):
         base = base.base

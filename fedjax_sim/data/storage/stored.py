@@ -1,8 +1,8 @@
-"""Federations in folders: columns that stay in files and are read where they are needed.
+"""Federations in folders: columns stay in files and are read on demand.
 
-A folder holds a plain `.npy` file for each column, one for the offsets and one for the clients' ids,
-and `index.json`, written last, which says what the others must be, their SHA-256 included (see
-`stored_index`). Nothing in it is pickled, and no file outside the folder is opened.
+A folder holds a plain `.npy` file for each column, one for the offsets and one for the client ids,
+and `index.json`, written last, which describes the others, including their SHA-256 (see
+`storage/index.py`). Nothing in it is pickled, and no file outside the folder is opened.
 """
 
 import contextlib
@@ -37,13 +37,12 @@ def save_federated(data: FederatedData, folder: str | os.PathLike) -> None:
     """Writes a federation for `open_federated`; rows that no client owns are left out.
 
     Args:
-      data: in memory or itself in files; what is copied passes through memory piece by piece. `check`
-        must pass.
-      folder: made if absent.
+      data: federation to write, in memory or in files; it is copied piece by piece. `check` must pass.
+      folder: folder to write to, made if absent.
 
     Raises:
-      ValueError: the folder holds a federation already, `data.check()` refuses something, or something
-        cannot be stored.
+      ValueError: the folder already holds a federation, `data.check()` fails, or something cannot be
+        stored.
     """
     data.check()
     columns = {name: np.asanyarray(column) for name, column in data.examples.items()}
@@ -71,25 +70,25 @@ def write_federated(
     num_classes: int | None,
     name: str | None,
 ) -> None:
-    """Writes a federation whose rows need never be in memory together.
+    """Writes a federation piece by piece, without holding all its rows in memory.
 
     Digests are computed while rows are written; nothing is read again.
 
     Args:
-      folder: made if absent.
-      pieces: one or more; column name -> some rows, in their order, as many in all as the offsets say.
+      folder: folder to write to, made if absent.
+      pieces: one or more dicts, column name -> the next rows; in all, as many as the offsets say.
       offsets: `[N + 1]` int32.
       client_ids: `[N]` integers or strings.
-      num_classes: how many labels there are.
-      name: shown in descriptions.
+      num_classes: number of labels.
+      name: name shown in descriptions.
 
     Raises:
-      ValueError: the folder holds a federation already, or something cannot be stored.
+      ValueError: the folder already holds a federation, or something cannot be stored.
     """
     folder = pathlib.Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / INDEX).exists():
-        raise ValueError(f"{folder} holds a federation already; choose another folder, or delete it.")
+        raise ValueError(f"{folder} already holds a federation; choose another folder, or delete it.")
     with contextlib.ExitStack() as stack:
         files: dict[str, _NpyFile] = {}
 
@@ -108,24 +107,24 @@ def write_federated(
 
 
 def open_federated(folder: str | os.PathLike, *, verify: bool = True) -> FederatedData:
-    """Opens what `save_federated` wrote; the columns are read-only memory maps.
+    """Opens a federation that `save_federated` wrote; its columns are read-only memory maps.
 
-    The index, the offsets and the ids are always compared with their digests. A column is compared once,
-    which reads all of it:
+    The index, the offsets and the ids are always compared with their digests. Each column is compared
+    once, which reads all of it:
 
     * here, by default;
-    * with `verify=False` by the first of `check`, `digest`, `place` and `in_memory`, and so by
-      `simulate` and `sweep` before anything is trained. `select`, `describe` and whoever reads
-      `examples` see the column as it is. This is for a look at a few clients of a large federation.
+    * with `verify=False`, in the first `check`, `digest`, `place` or `in_memory`, and so by `simulate`
+      and `sweep` before any training. `select`, `describe` and direct reads of `examples` do not
+      verify. This is for a look at a few clients of a large federation.
 
     Args:
-      folder: that was given to `save_federated`.
-      verify: whether columns are compared with their digests now.
+      folder: folder that was given to `save_federated`.
+      verify: whether to compare columns with their digests now.
 
     Raises:
-      FileNotFoundError: a file is not there.
-      ValueError: a file is not what the index says: its length, dtype, shape or content differ, or the
-        index itself is damaged. The file and what is wrong with it are named.
+      FileNotFoundError: a file is missing.
+      ValueError: the length, dtype, shape or content of a file differs from the index, or the index
+        itself is damaged. The error names the file and the fault.
     """
     folder = pathlib.Path(folder).expanduser()
     index = read_index(folder)
@@ -140,7 +139,7 @@ def open_federated(folder: str | os.PathLike, *, verify: bool = True) -> Federat
                 f"{folder / name} has {len(column)} rows, but {OFFSETS} ends with {offsets[-1]}; {CURE}."
             )
     if client_ids.dtype.kind == "U" and client_ids.view(np.uint32).max(initial=0) > _LAST_CODE_POINT:
-        raise ValueError(f"{folder / CLIENT_IDS} holds what is no text; {CURE}.")
+        raise ValueError(f"{folder / CLIENT_IDS} holds ids that are not text; {CURE}.")
     examples = {column_of(name): column for name, column in arrays.items()}
     try:
         return FederatedData(examples, offsets, client_ids, index.num_classes, index.name)
@@ -152,13 +151,13 @@ class _NpyFile:
     """A `.npy` file that grows by rows.
 
     Args:
-      folder: where.
-      name: of the file, which is written anew.
-      length: of the whole array, in rows.
-      like: rows of its dtype and shape.
+      folder: folder of the file.
+      name: name of the file, which is overwritten.
+      length: rows of the whole array.
+      like: rows of the array's dtype and row shape.
 
     Raises:
-      ValueError: the array's dtype cannot be stored.
+      ValueError: the array's dtype or row shape cannot be stored.
     """
 
     def __init__(self, folder: pathlib.Path, name: str, length: int, like: np.ndarray):
@@ -199,14 +198,14 @@ class _NpyFile:
 
 
 def _storable_ids(ids: np.ndarray) -> np.ndarray:
-    """Ids as NumPy's integers or strings, all as wide as the longest."""
+    """Returns ids as NumPy integers or strings, all as wide as the longest."""
     if ids.dtype.kind not in "OU" or not all(isinstance(name, str) for name in ids):
         return ids
     for name in ids:
         if len(name) > LONGEST_ID or name.endswith("\0"):
             raise ValueError(
-                f"client id {name!r:.60} has {len(name)} characters; wanted at most {LONGEST_ID}, of "
-                "which the last is no NUL."
+                f"client id {name!r:.60} has {len(name)} characters; wanted at most {LONGEST_ID}, the "
+                "last not a NUL."
             )
     return np.array(ids.tolist(), str)
 
@@ -221,7 +220,7 @@ def _open(folder: pathlib.Path, name: str, entry: Entry) -> mapped.StoredColumn:
     if got != entry.bytes:
         what = "shrank" if got < entry.bytes else "grew"
         raise ValueError(f"{path} {what}: it has {got} bytes, wanted {entry.bytes}; {CURE}.")
-    # Compared, not parsed: the index has said all that a header may say.
+    # Compared, not parsed: the index determines the whole header.
     header = entry.header
     with path.open("rb") as file:
         if file.read(len(header)) != header:
@@ -235,6 +234,6 @@ def _open(folder: pathlib.Path, name: str, entry: Entry) -> mapped.StoredColumn:
 
 
 def _in_memory(column: mapped.StoredColumn) -> np.ndarray:
-    """A small array, after it was compared with its digest."""
+    """Reads a small array into memory, after comparing it with its digest."""
     mapped.verify(column)
     return np.array(column)

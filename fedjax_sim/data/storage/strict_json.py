@@ -1,4 +1,4 @@
-"""JSON that says one thing: in UTF-8, and no key twice in an object."""
+"""Strict JSON: in UTF-8, without repeated keys in an object."""
 
 import json
 from typing import Any
@@ -8,11 +8,11 @@ def loads(content: bytes, *, allow_nan: bool = False) -> Any:
     """Reads JSON in UTF-8, with or without a byte order mark.
 
     Args:
-      content: of a file or a line.
-      allow_nan: whether NaN and infinities, which are no JSON, are read as floats.
+      content: content of a file or a line.
+      allow_nan: whether to read NaN and infinities, which are not JSON, as floats.
 
     Raises:
-      ValueError: the content is not UTF-8 or not JSON, is nested too deeply, or has a key twice in one
+      ValueError: the content is not UTF-8 or not JSON, is nested too deeply, or repeats a key in one
         object.
     """
     constant = None if allow_nan else _refuse
@@ -29,9 +29,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         seen = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r:.100} stands twice in one object")
+        raise ValueError(f"the key {twice!r:.100} occurs twice in one object")
     return made
 
 
 def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

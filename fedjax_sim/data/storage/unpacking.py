@@ -1,4 +1,4 @@
-"""Files, packed or plain, that are read no further than a limit."""
+"""Files, packed or plain, read up to a limit of bytes."""
 
 import contextlib
 import gzip
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-# What is read takes memory of several times its size, and of the oddest files 40 times.
+# Loading takes several times as much memory, and for the oddest files 40 times.
 MAX_UNPACKED_BYTES = 2**30
 
 _OPENERS = types.MappingProxyType({".gz": gzip.open, ".xz": lzma.open})
@@ -20,16 +20,16 @@ _BUFFER_BYTES = 2**20
 
 @contextlib.contextmanager
 def unpacked(path: str | os.PathLike, max_unpacked_bytes: int) -> Iterator[BinaryIO]:
-    """Opens a file to read, unpacked if its name ends in `.gz` or `.xz`.
+    """Opens a file for reading, unpacked if its name ends in `.gz` or `.xz`.
 
     Args:
-      path: of the file.
-      max_unpacked_bytes: reading more is an error, which stops small files that unpack to huge ones.
+      path: path of the file.
+      max_unpacked_bytes: most bytes to read, a limit that stops small files that unpack to huge ones.
 
     Raises:
-      ValueError: the limit is not a positive integer, there is more to read than that, or the file is
-        damaged; all but the first are raised where it is read.
-      FileNotFoundError: there is no such file.
+      ValueError: the limit is not a positive integer, the file holds more than that, or the file is
+        damaged; all but the first are raised while reading.
+      FileNotFoundError: the file does not exist.
     """
     limit = max_unpacked_bytes
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
@@ -45,15 +45,15 @@ def unpacked(path: str | os.PathLike, max_unpacked_bytes: int) -> Iterator[Binar
 
 
 def check_made_bytes(path: str | os.PathLike, made_bytes: int, max_unpacked_bytes: int) -> None:
-    """Refuses a file of which more would be made than may be read.
+    """Refuses a file if its examples would take too much memory.
 
     Args:
-      path: of the file.
-      made_bytes: that its examples take in memory.
-      max_unpacked_bytes: the limit.
+      path: path of the file.
+      made_bytes: size of its examples in memory.
+      max_unpacked_bytes: limit on that size.
 
     Raises:
-      ValueError: it is exceeded.
+      ValueError: the limit is exceeded.
     """
     if made_bytes > max_unpacked_bytes:
         wanted = _wanted(max_unpacked_bytes)
@@ -68,10 +68,10 @@ class _Limited(io.RawIOBase):
         return True
 
     def readinto(self, buffer) -> int:
-        # Some at a time, since what unpacks reads all that is wanted before it is copied here.
+        # Some at a time: a decompressor unpacks all that is asked for before it is copied here.
         try:
             found = self._stream.readinto(memoryview(buffer)[:_BUFFER_BYTES])
-        except MemoryError as error:  # an archive says how large a dictionary it needs, to 4 GiB
+        except MemoryError as error:  # archives may ask for a dictionary of up to 4 GiB
             raise ValueError(f"{self._path} takes more memory to unpack than there is.") from error
         self._count += found
         if self._count > self._limit:
@@ -81,6 +81,6 @@ class _Limited(io.RawIOBase):
 
 def _wanted(limit: int) -> str:
     return (
-        f"wanted at most max_unpacked_bytes, {limit:,}: if this is the file that is meant, raise that, "
-        "and see that there are several times as much memory."
+        f"wanted at most max_unpacked_bytes, {limit:,}: if this is the right file, raise that limit, "
+        "which needs several times as much memory."
     )

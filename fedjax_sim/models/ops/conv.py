@@ -1,9 +1,9 @@
 """Convolution and max-pooling whose gradients stay fast inside compiled loops and under vmap.
 
-On XLA's CPU backend, inside a loop, the convolution gradients that autodiff writes run more than
-twenty times slower than the forward convolution. Both gradients are themselves convolutions of
-ordinary shape, so they are written here as such. With one kernel per lane (vmap over clients) a
-convolution would always become a grouped one; `lane_conv.py` has other ways, and knows which is fastest.
+Inside a loop on XLA's CPU backend, autodiff's convolution gradients run more than twenty times slower
+than the forward convolution. Both gradients are themselves convolutions of ordinary shape, and are
+written as such here. With one kernel per lane (vmap over clients) a convolution would always become a
+grouped one; `lane_conv.py` has other ways, and knows which is fastest.
 """
 
 import functools
@@ -14,10 +14,10 @@ from jax import lax
 
 from fedjax_sim.models.ops import lane_conv
 
-# The kernel's gradient is a sum over images. On two Zen 5 cores the MNIST CNN's second layer runs it at
-# 243 GFLOP/s a core for 10 images and at 178 for 50, so a batch is taken in parts (jax 0.10.2).
+# The kernel's gradient is a sum over images. On two Zen 5 cores the MNIST CNN's second layer computes it
+# at 243 GFLOP/s per core for 10 images and 178 for 50, so batches are split into parts (jax 0.10.2).
 _FEW_IMAGES = 10
-_MOST_PARTS = 8  # each is compiled apart
+_MOST_PARTS = 8  # each is compiled separately
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, padding: str = "SAME") -> jax.Array:
@@ -32,7 +32,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, padding: str = "SAME") -> jax.Arr
       `[B, H', W', Co]`.
 
     Raises:
-      ValueError: the padding is neither, or shapes do not fit.
+      ValueError: the padding is neither, or the shapes do not match.
     """
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2]:
         raise ValueError(
@@ -53,8 +53,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, padding: str = "SAME") -> jax.Arr
 def max_pool2(x: jax.Array) -> jax.Array:
     """Takes the maximum of each 2 x 2 window: `[B, H, W, C]` to `[B, H/2, W/2, C]`, H and W even.
 
-    By reshape, since the gradient of `reduce_window` (select-and-scatter) is slow. Equal maxima of a
-    window share its gradient, as autodiff would have it.
+    Reshapes, since the gradient of `reduce_window` (select-and-scatter) is slow. Equal maxima of a
+    window share its gradient, as in autodiff.
 
     Raises:
       ValueError: H or W is odd.
@@ -77,8 +77,8 @@ def _pool_forward(x):
 def _pool_backward(residuals, dy):
     x, y = residuals
     largest = _windows(x) == y[:, :, None, :, None]
-    # Autodiff would divide at every entry instead of once a window: forward and backward of 50 images of
-    # 28 x 28 x 32 then take 1.5 ms in place of 1.1 (two Zen 5 cores, jax 0.10.2).
+    # Autodiff would divide per entry, not per window: forward and backward of 50 images of 28 x 28 x 32
+    # would take 1.5 ms instead of 1.1 (two Zen 5 cores, jax 0.10.2).
     share = dy / largest.sum(axis=(2, 4), dtype=dy.dtype)
     dx = jnp.where(largest, share[:, :, None, :, None], jnp.zeros((), dy.dtype))
     return (dx.reshape(x.shape),)
@@ -90,8 +90,8 @@ max_pool2.defvjp(_pool_forward, _pool_backward)
 def max_pool3(x: jax.Array) -> jax.Array:
     """Takes the maximum of 3 x 3 windows, stride 2, SAME: floats `[B, H, W, C]` to `[B, H/2, W/2, C]`.
 
-    H and W are even; the last window of each axis then reaches one beyond the image, which never wins.
-    Of equal maxima the first, row by row, has the gradient, as in autodiff of `reduce_window`.
+    H and W are even; the last window of each axis then reaches one entry beyond the image, which never
+    wins. The first of equal maxima, row by row, gets the gradient, as in autodiff of `reduce_window`.
 
     Raises:
       ValueError: H or W is odd.
@@ -99,15 +99,15 @@ def max_pool3(x: jax.Array) -> jax.Array:
     _, h, w, _ = x.shape
     if h % 2 or w % 2:
         raise ValueError(f"max_pool3 got images of {h} x {w}; wanted even height and width")
-    # One axis after the other: forward and backward of 50 images of 24 x 24 x 64 take 1.6 ms, where
-    # nine slices at once take 3.8 and `reduce_window` 34 (one Zen 5 core, jax 0.10.2). Width first, so
-    # that the first of equals is the first row by row.
+    # One axis at a time: forward and backward of 50 images of 24 x 24 x 64 take 1.6 ms, against 3.8 with
+    # nine slices at once and 34 with `reduce_window` (one Zen 5 core, jax 0.10.2). Width first, so that
+    # the first of equal maxima is the first row by row.
     return _max3(1, _max3(2, x))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _max3(axis: int, x: jax.Array) -> jax.Array:
-    """Maximum of entries 2i, 2i + 1 and 2i + 2 along an axis of even length, which it halves."""
+    """Takes the maximum of entries 2i, 2i + 1 and 2i + 2 along an axis of even length, halving it."""
     first, second, third = _windows3(axis, x)
     return jnp.maximum(jnp.maximum(first, second), third)
 
@@ -119,7 +119,7 @@ def _windows3(axis, x):
 
 
 def _shift(x, axis, by, fill):
-    """Moves entries along an axis by 1 or -1, and fills the place that falls empty."""
+    """Moves entries along an axis by 1 or -1, and fills the gap."""
     edges = [(0, 0, 0)] * x.ndim
     edges[axis] = (by, -by, 0)
     return lax.pad(x, jnp.asarray(fill, x.dtype), edges)
@@ -155,8 +155,8 @@ def _conv_backward(pads, residuals, dy):
     x, kernel = residuals
     kh, kw = kernel.shape[:2]
     (top, bottom), (left, right) = pads
-    # The input's gradient: dy with the kernel flipped in space and its channels swapped, padded by
-    # what the forward pass left out.
+    # The input's gradient convolves dy, padded by what the forward pass left out, with the kernel
+    # flipped in space and its channels swapped.
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     opposite = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
     dx = _correlate("input gradient", opposite)(dy, flipped)
@@ -168,7 +168,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 @functools.cache
 def _correlate(role: str, pads: lane_conv.Padding):
-    """`[B, H, W, Ci]`, `[kh, kw, Ci, Co]` -> `[B, H', W', Co]`; the role is one of `lane_conv.ROLES`."""
+    """Makes `[B, H, W, Ci]`, `[kh, kw, Ci, Co]` -> `[B, H', W', Co]` for one of `lane_conv.ROLES`."""
 
     @jax.custom_batching.custom_vmap
     def correlate(x, kernel):
@@ -188,12 +188,12 @@ def _correlate(role: str, pads: lane_conv.Padding):
 
 @functools.cache
 def _kernel_gradient(pads: lane_conv.Padding):
-    """`[B, H, W, Ci]`, `[B, H', W', Co]` -> `[kh, kw, Ci, Co]`."""
+    """Makes the function `[B, H, W, Ci]`, `[B, H', W', Co]` -> `[kh, kw, Ci, Co]`."""
 
     @jax.custom_batching.custom_vmap
     def kernel_gradient(x, dy):
-        # Images play the channels: x as [Ci, H, W, B] with dy as a kernel [H', W', B, Co]. The
-        # transposes are explicit because XLA's fast path on CPU wants this one order in memory.
+        # Images act as channels: x as [Ci, H, W, B] with dy as a kernel [H', W', B, Co]. The
+        # transposes are explicit because XLA's fast path on CPU requires this order in memory.
         images, kernels = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
         width = max(_FEW_IMAGES, -(-len(x) // _MOST_PARTS))
         parts = [slice(i, i + width) for i in range(0, len(x), width)]

@@ -1,15 +1,15 @@
 """Convolution with one kernel per lane, by the variant that was measured fastest for its shape.
 
-With clients as lanes every client has weights of its own. XLA knows such a product as a grouped
-convolution; it can also be written as matrix products, of patches or of shifted images. Which is
-fastest depends on the layer, the product and the backend, so all were timed
-(`benchmarks/lane_convolutions.py`), and `choose` looks up what won. On GPUs nothing has been measured.
+With clients as lanes, every client has its own weights. For XLA such a product is a grouped convolution;
+it can also be written as matrix products, of patches or of shifted images. The fastest variant depends
+on the layer, the product and the backend, so all were timed (`benchmarks/lane_convolutions.py`), and
+`choose` looks up the winner. Nothing has been measured on GPUs.
 
-A product plays one of two roles in a training step. A convolution and its kernel's gradient can share
-patches of the same images, which times of each by itself would not show; they are a "pair", timed
-together and of one variant. An "input gradient" needs patches of its own and is chosen by itself.
+A product has one of two roles in a training step. A convolution and its kernel's gradient can share
+patches of the same images, which separate timings would not show; they are a "pair", timed together
+and computed by one variant. An "input gradient" needs its own patches and is chosen separately.
 
-Letters: `L` lanes, `B` images of each, `H, W` their height and width, `H', W'` those of outputs,
+Letters: `L` lanes, `B` images per lane, `H, W` their height and width, `H', W'` those of outputs,
 `Ci, Co` channels in and out, `kh, kw` the window.
 """
 
@@ -27,7 +27,7 @@ ROLES = ("pair", "input gradient")
 
 
 class Shape(NamedTuple):
-    """What the cost of a product depends on; of an input's gradient the channels are swapped."""
+    """Sizes that determine the cost of a product; an input gradient has its channels swapped."""
 
     lanes: int
     images: int
@@ -58,7 +58,7 @@ def convolve(role: str, pads: Padding, x: jax.Array, kernel: jax.Array) -> jax.A
 
 
 def kernel_gradient(pads: Padding, x: jax.Array, dy: jax.Array) -> jax.Array:
-    """The gradient of each lane's kernel.
+    """Computes the gradient of each lane's kernel.
 
     Args:
       pads: (top, bottom), (left, right).
@@ -74,7 +74,7 @@ def kernel_gradient(pads: Padding, x: jax.Array, dy: jax.Array) -> jax.Array:
 
 
 def correlate(pads: Padding, x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
-    """XLA's convolution of `[B, H, W, G * Ci]` and `[kh, kw, Ci, G * Co]`, in the dtype of its sums."""
+    """Convolves `[B, H, W, G * Ci]` with `[kh, kw, Ci, G * Co]` by XLA, in the dtype of its sums."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -87,12 +87,12 @@ def correlate(pads: Padding, x: jax.Array, kernel: jax.Array, groups: int = 1) -
 
 
 def _sums_of(x):
-    """The dtype in which products are added: float32 for narrower ones."""
+    """Returns the dtype in which products are added: float32 for narrower ones."""
     return jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
 
 
 def _over(x, size, pads):
-    """At how many positions a window of `size` fits padded images; also which window fits at `size`."""
+    """Returns the output size for a window of `size` on padded images, or the window for that output."""
     return tuple(n + sum(pad) - k + 1 for n, k, pad in zip(x.shape[-3:-1], size, pads, strict=True))
 
 
@@ -101,7 +101,7 @@ def _padded(x, pads):
 
 
 def _shifts(x, window, pads):
-    """For each place of the window, row by row, what it sees of `[..., H, W, C]`: `[..., H', W', C]`."""
+    """Returns, for each place of the window, row by row, the `[..., H', W', C]` that it sees of `x`."""
     height, width = _over(x, window, pads)
     x = _padded(x, pads)
     return [x[..., i : i + height, j : j + width, :] for i in range(window[0]) for j in range(window[1])]
@@ -134,7 +134,7 @@ def _convolve_shifted(pads, x, kernel):
 
 def _kernel_gradient_grouped(pads, x, dy):
     lanes = len(x)
-    # Images play the channels: [Ci, H, W, L * B] with [H', W', B, L * Co].
+    # Images act as channels: [Ci, H, W, L * B] with [H', W', B, L * Co].
     images, kernels = x.transpose(4, 2, 3, 0, 1), dy.transpose(2, 3, 1, 0, 4)
     images = images.reshape(*images.shape[:3], -1)
     kernels = kernels.reshape(*kernels.shape[:3], -1)
@@ -159,7 +159,7 @@ def _kernel_gradient_shifted(pads, x, dy):
 
 
 class Variant(NamedTuple):
-    """A way to compute, without choosing, what `convolve` and `kernel_gradient` return."""
+    """One way to compute what `convolve` and `kernel_gradient` return."""
 
     convolve: Callable[[Padding, jax.Array, jax.Array], jax.Array]
     kernel_gradient: Callable[[Padding, jax.Array, jax.Array], jax.Array]
@@ -175,7 +175,7 @@ VARIANTS = types.MappingProxyType(
 
 
 class Row(NamedTuple):
-    """A measurement: what of, the milliseconds of the three variants, and the fastest."""
+    """A measurement: its product, the milliseconds of the three variants, and the fastest."""
 
     backend: str
     role: str
@@ -187,9 +187,9 @@ class Row(NamedTuple):
 
 
 # benchmarks/results/lane_convolutions.json, printed by the benchmark: milliseconds of processor time on
-# two Zen 5 cores, jax 0.10.2, float32, while others used the machine as well. What whole steps take with
-# these choices over patches everywhere, B = 10 (benchmarks/lane_steps.py, results beside it): MNIST CNN
-# 0.91 (4 lanes) and 0.94 (16), dropout CNN 0.84, CIFAR CNN 0.99 (4 lanes).
+# two Zen 5 cores, jax 0.10.2, float32, on a shared machine. Time of whole steps with these choices,
+# relative to patches everywhere, B = 10 (benchmarks/lane_steps.py, results beside it): MNIST CNN 0.91
+# (4 lanes) and 0.94 (16), dropout CNN 0.84, CIFAR CNN 0.99 (4 lanes).
 # fmt: off
 ROWS = (
     Row("cpu", "pair", (4, 10, 28, 28, 1, 32, 5, 5), 3.15, 1.83, 2.53, "patches"),
@@ -233,15 +233,15 @@ ROWS = (
 
 
 def choose(role: str, shape: Shape, backend: str) -> str:
-    """Names the variant to use: that which won for the nearest shape measured on the backend.
+    """Names the variant to use: the winner for the nearest shape measured on the backend.
 
-    Nearest by the sum of the absolute logarithms of the sizes' ratios. On a backend that has not been
-    measured, such as a GPU, it is "patches": one matrix product a lane.
+    Distance is the sum of the absolute logarithms of the sizes' ratios. A backend without measurements,
+    such as a GPU, gets "patches": one matrix product per lane.
 
     Args:
       role: one of `ROLES`.
-      shape: of the product; a pair's two have the same.
-      backend: as `jax.default_backend()` has it.
+      shape: shape of the product, the same for both products of a pair.
+      backend: name from `jax.default_backend()`.
 
     Returns:
       "grouped", "patches" or "shifted".
@@ -251,7 +251,7 @@ def choose(role: str, shape: Shape, backend: str) -> str:
         return sum(abs(math.log(a / b)) for a, b in zip(row.shape, shape, strict=True))
 
     rows = [row for row in ROWS if (row.backend, row.role) == (backend, role)]
-    # Not "grouped": JAX's users find gradients of grouped convolutions slow on GPUs,
+    # Not "grouped": JAX users report slow gradients of grouped convolutions on GPUs,
     # https://github.com/jax-ml/jax/issues/13800.
     return min(rows, key=distance).choice if rows else "patches"
 

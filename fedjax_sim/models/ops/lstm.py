@@ -1,27 +1,27 @@
-"""A long short-term memory layer whose gradient is written out, so that it is fast in loops.
+"""A long short-term memory layer with a hand-written gradient, which is fast in loops.
 
 S. Hochreiter, J. Schmidhuber, "Long short-term memory", Neural Computation 9(8), 1997; forget gates of
 F. Gers, J. Schmidhuber, F. Cummins, "Learning to forget", Neural Computation 12(10), 2000; peepholes
 of F. Gers, J. Schmidhuber, "Recurrent nets that time and count", IJCNN 2000.
 
-Letters: `T` time steps, `B` sequences, `I` inputs, `H` units. The four gates stand side by side in
-`4 H` columns: input i, candidate g, forget f, output o.
+Letters: `T` time steps, `B` sequences, `I` inputs, `H` units. The four gates lie side by side in `4 H`
+columns: input i, candidate g, forget f, output o.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-_FORGET_BIAS = 1.0  # begins by remembering, as TensorFlow's cells do; no parameter
+_FORGET_BIAS = 1.0  # a constant: cells begin by remembering, as TensorFlow's do
 
 
 class LSTM(nn.Module):
-    """One layer with ONE bias vector: `4 ((I + H) H + H)` parameters, and `3 H` peepholes.
+    """One layer with one bias vector: `4 ((I + H) H + H)` parameters, and `3 H` peepholes.
 
     Attributes:
-      units: `H`.
-      peepholes: whether the gates i and f see the cell before the step, and o the one after it, each
-        weighted by a vector of its own, as in TensorFlow's `LSTMCell(use_peepholes=True)`.
+      units: number of units, `H`.
+      peepholes: whether the gates i and f see the cell before the step, and o the cell after it, each
+        weighted by its own vector, as in TensorFlow's `LSTMCell(use_peepholes=True)`.
     """
 
     units: int
@@ -29,14 +29,14 @@ class LSTM(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[T, B, I]` to `[T, B, H]`, from a state of zeros."""
+        """Maps `[T, B, I]` to `[T, B, H]`, from a state of zeros."""
         inputs, units = x.shape[-1], self.units
         kernel = self.param("kernel", nn.initializers.glorot_uniform(), (inputs + units, 4 * units))
         bias = self.param("bias", nn.initializers.zeros, (4 * units,))
         peepholes = jnp.zeros((3, units), kernel.dtype)
         if self.peepholes:
             peepholes = self.param("peepholes", nn.initializers.zeros, (3, units))
-        # The inputs of all steps at once; only the recurrent product has to wait for the step before.
+        # The inputs of all steps at once; only the recurrent product must wait for the previous step.
         of_inputs, recurrent = jnp.split(kernel, [inputs])
         z = jnp.tensordot(x, of_inputs, 1) + bias[None, None]
         return _recurrence(z, recurrent, peepholes)
@@ -46,14 +46,14 @@ class LSTM(nn.Module):
 def _recurrence(z: jax.Array, kernel: jax.Array, peepholes: jax.Array) -> jax.Array:
     """Steps through time.
 
-    Autodiff would add a product of B rows to the kernel's gradient at every step; here the gradients
-    of the gates are kept, and ONE product of T * B rows follows. What the backward steps multiply by is
-    kept by the forward ones, which hold all of its parts in their hands.
+    Autodiff would add a product of B rows to the kernel's gradient at every step; here the gradients of
+    the gates are kept, and one product of T * B rows follows. Forward steps keep the factors of the
+    backward steps, since they have computed all of their parts.
 
     Args:
-      z: `[T, B, 4 H]`, what the inputs and biases give to the gates.
-      kernel: `[H, 4 H]`, recurrent.
-      peepholes: `[3, H]`, of i, f and o.
+      z: contribution of the inputs and biases to the gates, `[T, B, 4 H]`.
+      kernel: recurrent kernel, `[H, 4 H]`.
+      peepholes: peepholes of i, f and o, `[3, H]`.
 
     Returns:
       `[T, B, H]`.
@@ -62,8 +62,8 @@ def _recurrence(z: jax.Array, kernel: jax.Array, peepholes: jax.Array) -> jax.Ar
     def read_ahead(carry, t):
         h, c, now = carry
         h, c, *_ = _step(h, c, now, kernel, peepholes)
-        # The next step's row is read one step ahead: fused into the gates, the look-up keeps XLA from
-        # vectorising them, which took a third of an evaluation's time.
+        # Read the next step's row one step ahead: fused into the gates, the look-up keeps XLA from
+        # vectorising them, which cost a third of an evaluation's time.
         return (h, c, z[jnp.minimum(t + 1, len(z) - 1)]), h
 
     start = jnp.zeros((z.shape[1], kernel.shape[0]), z.dtype)
@@ -71,10 +71,10 @@ def _recurrence(z: jax.Array, kernel: jax.Array, peepholes: jax.Array) -> jax.Ar
 
 
 def _step(h, c_before, z, kernel, peepholes):
-    """One step: h, c, and how they depend on what was before.
+    """Runs one step; returns h, c, and the factors of the backward step.
 
     The gradient of z_o is dh times `o_h`; dc gains dh times `c_h`; and the gradients of z_i, z_g, z_f
-    and of the c before are dc times the other four.
+    and of the previous c are dc times the other four.
     """
     w_i, w_f, w_o = peepholes[:, None]
     z_i, z_g, z_f, z_o = jnp.split(z + h @ kernel, 4, axis=-1)
@@ -103,8 +103,8 @@ def _forward(z, kernel, peepholes):
 def _backward(residuals, dh_all):
     h, c, factors, kernel = residuals
     c_before = jnp.concatenate([jnp.zeros_like(c[:1]), c[:-1]])
-    # Transposed once: a product of few rows with a matrix stored the other way round runs at 0.4 of the
-    # speed on a CPU.
+    # Transpose once: on a CPU, a product of few rows with a matrix stored the other way round runs at
+    # 0.4 of the speed.
     transposed = kernel.T
 
     def step(carry, factors):
