@@ -1,15 +1,15 @@
-"""Checks and measures this package on whatever device JAX shows; meant for one GPU.
+"""Checks and times this package on whatever device JAX finds; meant for one GPU.
 
     python benchmarks/accelerator.py --out=accelerator.json --pytorch_python=PATH --cifar_dir=DIR
 
-First a small round of each model must agree with float64 on the CPU; if one does not, nothing is
-measured and the exit status is 1. Then come, in the order of their importance: the device's ceilings,
-rounds of all models, pfl-research's CIFAR-10 benchmark from start to finish, numbers of lanes, sweeps,
-small cohorts, PyTorch's loop on the same device, bfloat16, large cohorts and convolutions. Each part has
-its share of --budget_s; what would not fit is left out and named. --out is written after every row, so
-that nothing is lost to a kill. No network is needed.
+First, a small round of each model must agree with float64 on the CPU; if one does not, nothing is
+measured and the exit status is 1. Then come, in order of importance: the device's ceilings, rounds of
+all models, pfl-research's CIFAR-10 benchmark from start to finish, numbers of lanes, sweeps, small
+cohorts, PyTorch's loop on the same device, bfloat16, large cohorts and convolutions. Each part has a
+share of --budget_s; what does not fit is left out and named. --out is written after every row, so a
+kill loses nothing. No network is needed.
 
-Exit status: 0, also where something was left out; 1 where models disagree or a row failed.
+Exit status: 0, even if something was left out; 1 if models disagree or a row failed.
 """
 
 import contextlib
@@ -34,13 +34,13 @@ from jax.extend import backend
 
 import fedjax_sim as fs
 
-_OUT = flags.DEFINE_string("out", None, "Where to write all that was measured, as JSON.")
+_OUT = flags.DEFINE_string("out", None, "File for all measurements, as JSON.")
 _BUDGET = flags.DEFINE_float(
-    "budget_s", 480.0, "Seconds after which nothing more is begun, beyond the check.", lower_bound=1
+    "budget_s", 480.0, "Seconds after which no row begins; the check always runs.", lower_bound=1
 )
 _SMALL = flags.DEFINE_bool("small", False, "Everything tiny and hardly optimised, for tests: no times.")
 _CIFAR_DIR = flags.DEFINE_string(
-    "cifar_dir", None, "Folder of CIFAR-10's binary files; without it generated images, just as fast."
+    "cifar_dir", None, "Folder of CIFAR-10's binary files; by default generated images, just as fast."
 )
 _PYTORCH = flags.DEFINE_string(
     "pytorch_python", None, "Python of PyTorch's environment; by default this one, if it has PyTorch."
@@ -48,16 +48,16 @@ _PYTORCH = flags.DEFINE_string(
 _TOLERANCE = flags.DEFINE_float(
     "tolerance",
     5e-3,
-    "By how much a round's update may differ from float64's, relatively. Two devices may disagree on "
-    "the sign of a number near zero, and then on a ReLU; without that they are about 1e-5 apart.",
+    "Maximum relative difference of a round's update from float64's. Two devices may disagree on the "
+    "sign of a number near zero, and then on a ReLU; without that they are about 1e-5 apart.",
 )
 
 METHOD = {
     "correctness": accelerator_check.METHOD,
     "ceilings": "The best of five. Rates are those of all devices together.",
     "rounds": "FedAvg, E = 1, by `simulate`, equal clients of generated data: medians over blocks of "
-    "rounds, after one block that is not timed; compiling is apart. Useful operations: three times the "
-    "products of the forward pass. Sweeps: what a round of a run takes of the time of all.",
+    "rounds, after one untimed block; compiling is separate. Useful operations: three times the "
+    "products of the forward pass. Sweeps: one run's share of the time of a round of all runs.",
     "cost": accelerator_models.COST,
 }
 
@@ -66,8 +66,8 @@ class Part(NamedTuple):
     """A part of the benchmark.
 
     Attributes:
-      name: of the part.
-      share: of the budget; what the parts before have not used is there as well.
+      name: name of the part.
+      share: share of the budget, in addition to what earlier parts have left.
       steps: (name, function of the seconds left) for each row, the important ones first.
     """
 
@@ -77,11 +77,11 @@ class Part(NamedTuple):
 
 
 def parts(context, rows):
-    """All parts after the check, each made when its turn comes.
+    """Yields all parts after the check, each made when its turn comes.
 
     Args:
-      context: the `Context` of all rows.
-      rows: what is known so far, part -> name -> row.
+      context: `Context` of all rows.
+      rows: rows so far, part -> name -> row.
     """
     of = functools.partial
     cohorts = (2, 4) if context.small else (100, 10, 1000)
@@ -101,11 +101,11 @@ def parts(context, rows):
 
 
 class Report:
-    """What was found, written whenever something is added.
+    """A report of all results, written whenever something is added.
 
     Attributes:
       rows: part -> name -> row.
-      left_out: what was not measured, or not to its end: part, row and why.
+      left_out: what was not measured, or not completely: part, row and why.
       failed: likewise, what raised an error.
     """
 
@@ -128,7 +128,7 @@ class Report:
         self.save()
 
     def save(self):
-        """Writes all of it."""
+        """Writes the whole report."""
         if self._path:
             known = {"left_out": self.left_out, "failed": self.failed, "part_seconds": self.seconds}
             fs.reporting.write_text(
@@ -137,13 +137,13 @@ class Report:
 
 
 def measure(part, report, deadline):
-    """Takes the rows of a part one by one, as long as the time until `deadline` seems to be enough."""
+    """Measures the rows of a part one by one, while the time until `deadline` seems to be enough."""
     longest, began = 0.0, time.perf_counter()
     for name, row in part.steps():
         start = time.perf_counter()
         if start + longest > deadline:
             left = max(deadline - start, 0)
-            why = f"no time: {left:.0f} s are left, and a row before took {longest:.0f} s"
+            why = f"no time: {left:.0f} s are left, and an earlier row took {longest:.0f} s"
             report.lack(report.left_out, part.name, name, why)
             continue
         try:
@@ -160,18 +160,18 @@ def measure(part, report, deadline):
 
 
 def check(context, report):
-    """The models whose rounds differ from float64's by more than the tolerance."""
+    """Returns the models with rounds that differ from float64's by more than the tolerance."""
     wrong, names = [], ("2nn", "cnn", "char-lstm", "cifar-cnn", "word-lstm", "pfl-cnn")
     for name in names[:1] if context.small else names:
         apart = accelerator_check.difference(context.model(name))
-        agrees = apart <= _TOLERANCE.value  # not so where it is NaN
+        agrees = apart <= _TOLERANCE.value  # False if it is NaN
         report.add("correctness", name, {"difference": apart, "agrees": agrees})
         wrong += [] if agrees else [name]
     return wrong
 
 
 def about():
-    """Where and with what this runs."""
+    """Yields (name, value) for where and with what this runs."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         yield "torch", importlib.metadata.version("torch")
     yield "xla_flags", os.environ.get("XLA_FLAGS", "")
@@ -183,12 +183,12 @@ def about():
 
 
 def number(value):
-    """Three digits, or nothing."""
+    """Returns three digits, or nothing for None."""
     return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(report):
-    """Markdown: a line for each row that has a rate, and what was left out."""
+    """Returns a Markdown table with a line for each row that has a time."""
     head = ["part", "row", "lanes", "ms", "GFLOP/s", "GB moved", "binding", "share", "compile s"]
     lines = [head, ["---", "---"] + ["---:"] * 4 + ["---", "---:", "---:"]]
     for part, rows in report.rows.items():
@@ -209,7 +209,7 @@ def table(report):
 
 
 def remarks(report):
-    """What a table of rounds has no place for."""
+    """Yields what a table of rounds has no place for."""
     ceilings = report.rows.get("ceilings", {})
     if "bandwidth" in ceilings:
         yield f"Bandwidth: {ceilings['bandwidth']['gbytes_per_s']:,.0f} GB/s."
@@ -236,10 +236,10 @@ def remarks(report):
 
 
 def main(_):
-    logging.set_verbosity(logging.WARNING)  # not which backends JAX has looked for
+    logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
     start = time.perf_counter()
     fs.use_all_cores()
-    if _SMALL.value:  # most of whose time goes into compiling
+    if _SMALL.value:  # compiling takes most of its time
         jax.config.update("jax_disable_most_optimizations", True)
     report = Report(
         _OUT.value,

@@ -1,7 +1,7 @@
-"""What a device can do at best: products, batched products, bandwidth, launches.
+"""Ceilings of a device: products, batched products, bandwidth, launches.
 
-All devices work at once, and rates are those of all together. The best repetition counts, since these
-are what others are divided by.
+All devices work at once, and rates are those of all together. The best repetition counts, since other
+measurements are divided by these.
 """
 
 import functools
@@ -15,24 +15,24 @@ from peak import timed
 import fedjax_sim as fs
 
 _TWO_NN = (784, 200, 200, 10)
-_SIDE = 64  # of a product so small that it takes as long as its launch
+_SIDE = 64  # a product so small that it takes as long as its launch
 
 
 def best(call, repeats):
-    """The least seconds of some calls after one that compiles."""
+    """Returns the least seconds of `repeats` calls, after one that compiles."""
     jax.block_until_ready(call())
     return min(timed(call) for _ in range(repeats))
 
 
 def on_each_device(fn):
-    """`fn` compiled for all devices, each of which has its part of all arguments' leading axes."""
+    """Compiles `fn` for all devices, each with its part of all arguments' leading axes."""
     mesh = fs.runtime.default_layout().mesh
     spec = PartitionSpec(mesh.axis_names)
     return jax.jit(jax.shard_map(fn, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
 
 
 def drawn(rows, *shape, dtype=jnp.float32):
-    """Small numbers `[D * rows, *shape]`, spread over the devices."""
+    """Returns small numbers `[D * rows, *shape]`, spread over the devices."""
     mesh = fs.runtime.default_layout().mesh
     where = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     make = functools.partial(jax.random.uniform, shape=(mesh.size * rows, *shape))
@@ -41,7 +41,7 @@ def drawn(rows, *shape, dtype=jnp.float32):
 
 
 def square_products(size, length, repeats, dtype=jnp.float32, precision=None):
-    """A chain of products of `size` x `size`."""
+    """Times a chain of products of `size` x `size`."""
 
     def chain(a):
         return jax.lax.fori_loop(0, length, lambda _, c: jnp.matmul(a, c, precision=precision), a)
@@ -53,9 +53,9 @@ def square_products(size, length, repeats, dtype=jnp.float32, precision=None):
 
 
 def lane_products(lanes, batch_size, steps, repeats):
-    """The products of a 2NN step, weights per lane: what is left of it without all else.
+    """Times only the products of a 2NN step with weights per lane.
 
-    Operations are counted as those of rounds, with a gradient of the images that nobody asks for.
+    Operations are counted as in rounds, including a gradient of the images that is never needed.
     """
 
     def step(_, carry):
@@ -89,7 +89,7 @@ def lane_products(lanes, batch_size, steps, repeats):
 
 
 def bandwidth(megabytes, passes, repeats):
-    """Reads and writes an array, again and again."""
+    """Times reading and writing an array, again and again."""
     x = drawn(megabytes * 2**18, 1)
     add = jax.jit(lambda x: 0.5 * x + 1, donate_argnums=0)
 
@@ -105,9 +105,9 @@ def bandwidth(megabytes, passes, repeats):
 
 
 def launches(trips, repeats):
-    """Seconds of a kernel that does next to nothing, and of a trip of a loop, on one device.
+    """Times a kernel that does next to nothing, and a trip of a loop, on one device.
 
-    A round's loops are as long as its clients' data, so their trips are counted on the device; an
+    The data of the clients sets the length of a round's loops, so trips are counted on the device; an
     accelerator may have to ask the host at each of them.
     """
 
@@ -119,7 +119,7 @@ def launches(trips, repeats):
 
         return jax.lax.fori_loop(0, trips, trip, a)
 
-    a = jnp.full((_SIDE, _SIDE), 1 / _SIDE)  # whose powers are all alike
+    a = jnp.full((_SIDE, _SIDE), 1 / _SIDE)  # its powers are all alike
     known = jax.jit(loop, static_argnums=(1, 2))
     traced = jax.jit(loop, static_argnums=2)
     count = jnp.int32(trips)
@@ -132,7 +132,7 @@ def launches(trips, repeats):
 
 
 def steps(small):
-    """(name, function of the seconds left) for each ceiling."""
+    """Yields (name, function of the seconds left) for each ceiling."""
     on_cpu = jax.default_backend() == "cpu"
     repeats = 1 if small else 5
     size, length = (256, 1) if small else (2048, 2) if on_cpu else (8192, 40)

@@ -1,4 +1,4 @@
-"""Whether a device computes what it should: a small round of each model against float64 on the CPU.
+"""A check that a device computes correctly: a small round of each model against float64 on the CPU.
 
 The reference is a plain loop over clients and batches: `jax.grad` of the task's loss, no engine.
 """
@@ -9,24 +9,24 @@ import numpy as np
 
 import fedjax_sim as fs
 
-SIZES = (4, 6, 8)  # of the clients; one has a last batch that is short, and two lanes take three clients
+SIZES = (4, 6, 8)  # of the clients; one has a short last batch, and two lanes take three clients
 BATCH_SIZE = 4
 LANES = 2
 METHOD = (
     f"One round of clients of {', '.join(map(str, SIZES))} examples, B = {BATCH_SIZE}, {LANES} lanes, "
-    "float32 at the highest precision of products, against a plain loop in float64 on the CPU (whose "
-    "softmax is in float32, as the tasks have it). Dropout and distortions are off. The difference is "
-    "that of the updates, ||a - b|| / ||b||, all parameters together."
+    "float32 at the highest precision of products, against a plain loop in float64 on the CPU (with "
+    "softmax in float32, as in the tasks). Dropout and distortions are off. The difference is that of "
+    "the updates, ||a - b|| / ||b||, over all parameters together."
 )
 
 
 def calm(task):
-    """The task with the loss of its evaluation, which draws nothing."""
+    """Returns the task with the loss of its evaluation, which is not random."""
     return task._replace(loss=lambda params, batch, key: task.metrics(params, batch)["loss"])
 
 
 def difference(model, rate=0.1):
-    """The relative difference of a round's update on the default device from the reference's."""
+    """Returns the relative difference of a round's update on the default device from the reference's."""
     task = calm(model.task()) if model.random else model.task()
     columns = model.draw(np.random.default_rng(1), sum(SIZES))
     offsets = np.cumsum([0, *SIZES]).astype(np.int32)
@@ -45,7 +45,7 @@ def difference(model, rate=0.1):
 
 
 def reference_round(task, params, columns, sizes, rate, batch_size=BATCH_SIZE):
-    """The average model after one epoch of each client, its examples in order; float64, NumPy."""
+    """Returns the average model after an epoch per client, with examples in order; float64, NumPy."""
 
     def mean_loss(params, batch):
         total, count = task.loss(params, batch, jax.random.key(0))
@@ -72,5 +72,5 @@ def reference_round(task, params, columns, sizes, rate, batch_size=BATCH_SIZE):
 
 
 def flat(tree):
-    """All leaves side by side, float64."""
+    """Returns all leaves side by side, as float64."""
     return np.concatenate([np.ravel(np.asarray(leaf, np.float64)) for leaf in jax.tree.leaves(tree)])

@@ -1,4 +1,4 @@
-"""What `accelerator.py` trains: models, data of their shapes, and what a round costs at least."""
+"""Models that `accelerator.py` trains, data of their shapes, and the minimum cost of a round."""
 
 import dataclasses
 import functools
@@ -18,12 +18,12 @@ class Model:
     """A model and the data of one of its clients.
 
     Attributes:
-      task: makes the task.
-      draw: `draw(rng, n)`, the columns of n examples.
+      task: function that makes the task.
+      draw: function `draw(rng, n)` that returns the columns of n examples.
       size: examples of a client.
       batch_size: B.
-      reread: weights that a step reads again, for as many times as LSTMs walk through time.
-      random: whether its loss draws dropout or distortions.
+      reread: weights that a step of an LSTM reads again, summed over its time steps.
+      random: whether the loss draws dropout or distortions.
     """
 
     task: Callable[[], fs.Task]
@@ -34,7 +34,7 @@ class Model:
     random: bool = False
 
     def data(self, num_clients):
-        """A federation of clients that are alike in size."""
+        """Returns a federation of clients of equal size."""
         n = num_clients * self.size
         drawn = self.draw(np.random.default_rng(0), min(n, _DISTINCT))
         columns = {name: np.resize(column, (n, *column.shape[1:])) for name, column in drawn.items()}
@@ -43,14 +43,14 @@ class Model:
 
 
 def draw_images(rng, n, shape):
-    """Dim, noisy images of ten patterns, `[n, *shape]` uint8, whose losses stay finite."""
+    """Draws dim, noisy images of ten patterns, `[n, *shape]` uint8, with losses that stay finite."""
     patterns = rng.integers(0, 32, (10, *shape), np.uint8)
     y = rng.integers(0, 10, n, np.int32)
     return {"x": patterns[y] + rng.integers(0, 32, (n, *shape), np.uint8), "y": y}
 
 
 def draw_text(rng, n, length, symbols, first):
-    """Lines of symbols from `first` on, which follow Zipf's law, and what follows each."""
+    """Draws lines of symbols from `first` on, by Zipf's law, and the symbol that follows each."""
     share = 1 / np.arange(1, symbols - first + 1)
     line = rng.choice(symbols - first, (n, length + 1), p=share / share.sum()) + first
     return {"x": line[:, :-1].astype(np.uint16), "y": line[:, 1:].astype(np.int32)}
@@ -58,11 +58,11 @@ def draw_text(rng, n, length, symbols, first):
 
 digits = functools.partial(draw_images, shape=(28, 28, 1))
 colours = functools.partial(draw_images, shape=(32, 32, 3))
-_RECURRENT = 256 * 4 * 256  # weights of a layer that each time step reads
+_RECURRENT = 256 * 4 * 256  # weights that each time step of a layer reads
 
 
 def models(small):
-    """name -> `Model`; small ones have few examples, and text is short."""
+    """Returns name -> `Model`; small ones have few examples and short text."""
 
     def of(count):
         return 8 if small else count
@@ -78,7 +78,7 @@ def models(small):
         "2nn-b50": Model(fs.models.mnist_2nn, digits, of(600), 50),
         "cnn": Model(fs.models.mnist_cnn, digits, of(600), 10),
         "cnn-b50": Model(fs.models.mnist_cnn, digits, of(600), 50),
-        # Roles of Shakespeare's have 74 lines in the mean.
+        # Shakespeare's roles have 74 lines on average.
         "char-lstm": Model(char_lstm, chars, of(74), 10, reread=2 * (length - 1) * 2 * _RECURRENT),
         "cifar-cnn": Model(fs.models.cifar_cnn, colours, of(500), 50, random=True),
         "word-lstm": Model(word_lstm, messages, of(80), 8, reread=2 * (words - 1) * _RECURRENT),
@@ -88,11 +88,11 @@ def models(small):
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a round asks of a device.
+    """The cost of a round on a device.
 
     Attributes:
       flops: useful operations, three times the products of the forward pass.
-      bytes: that weights move at least, see `COST`.
+      bytes: minimum bytes that weights move, see `COST`.
     """
 
     flops: float
@@ -100,19 +100,19 @@ class Cost:
 
 
 COST = (
-    "Bytes of a step and lane: each weight is read forward and backward, its gradient is written, and "
-    "the update reads both and writes the weight, 6 x 4 bytes; in bfloat16 22 bytes, since the weight "
-    "is read and rounded first and then half as long, as is its gradient until it is widened; an LSTM's "
-    "recurrent weights are read again at every further time step, forward and backward. Activations and "
-    "examples are not counted. The binding ceiling is the larger of operations / rate of products and "
-    "bytes / bandwidth; the share is that over the time. It may exceed 1 where weights stay in a cache, "
-    "or where XLA fuses the update with the gradient."
+    "Bytes per step and lane: each weight is read forward and backward, its gradient is written, and "
+    "the update reads both and writes the weight, 6 x 4 bytes. In bfloat16 it is 22 bytes, since the "
+    "weight is first read and rounded and then half as long, as is its gradient until it is widened. An "
+    "LSTM's recurrent weights are read again at every further time step, forward and backward. "
+    "Activations and examples are not counted. The binding ceiling is the larger of operations / rate "
+    "of products and bytes / bandwidth; the share is that over the time. It may exceed 1 if weights "
+    "stay in a cache, or if XLA fuses the update with the gradient."
 )
 _BYTES = {"float32": 24, "bfloat16": 22}
 
 
 def cost(model, cohort, dtype="float32"):
-    """The `Cost` of a round of so many clients, E = 1."""
+    """Returns the `Cost` of a round of `cohort` clients, E = 1."""
     task = model.task()
     one = model.draw(np.random.default_rng(0), 1)
     params = jax.eval_shape(task.init, jax.random.key(0))
@@ -123,13 +123,13 @@ def cost(model, cohort, dtype="float32"):
 
 
 def judge(seconds, cost, ceilings, dtype="float32"):
-    """A round's time beside the ceilings.
+    """Returns a row with a round's time beside the ceilings.
 
     Args:
-      seconds: of a round.
-      cost: of a round.
-      ceilings: what `accelerator_ceilings` measured; may lack what failed.
-      dtype: of the products.
+      seconds: seconds of a round.
+      cost: cost of a round.
+      ceilings: rows of `accelerator_ceilings`; those that failed may be missing.
+      dtype: type of the products.
     """
     row = {"seconds": seconds, **dataclasses.asdict(cost), "gflops": cost.flops / seconds / 1e9}
     if {f"gemm {dtype}", "bandwidth"} <= ceilings.keys():

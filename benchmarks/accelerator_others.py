@@ -1,4 +1,4 @@
-"""What `accelerator.py` times in processes of their own: PyTorch's loop and the ways to convolve."""
+"""Parts of `accelerator.py` with processes of their own: PyTorch's loop and the ways to convolve."""
 
 import importlib.util
 import json
@@ -27,7 +27,7 @@ _AGREEMENT = 2e-2
 
 
 def layers(name, params):
-    """Our parameters under the job's names of layers."""
+    """Returns our parameters under the job's names of layers."""
     if name == "2nn":
         return {f"fc{i + 1}": params[f"Dense_{i}"] for i in range(3)}
     return {
@@ -39,7 +39,7 @@ def layers(name, params):
 
 
 def rounds_of(command, path, count, seconds):
-    """What the program says as it starts, and of each of at most so many rounds of a job."""
+    """Returns what the program says when it is ready, and after each of at most `count` rounds."""
     with closing(Worker("PyTorch", [*command, path])) as worker:
         reports, started = [], time.perf_counter()
         while len(reports) < count and (len(reports) < 2 or time.perf_counter() - started < seconds):
@@ -48,11 +48,11 @@ def rounds_of(command, path, count, seconds):
 
 
 def pytorch(context, name, python, ours, left):
-    """A row: PyTorch's loop over clients on the same device, beside `ours`, our row of that round.
+    """Returns a row of PyTorch's loop over clients on the same device, beside `ours`, our row.
 
     Raises:
-      NotMeasuredError: there is no PyTorch.
-      ValueError: it computes something else.
+      NotMeasuredError: PyTorch is not installed.
+      ValueError: PyTorch computes something else.
     """
     if python is None and importlib.util.find_spec("torch") is None:
         raise NotMeasuredError("no PyTorch here; give --pytorch_python")
@@ -87,7 +87,7 @@ def pytorch(context, name, python, ours, left):
 
 
 def pytorch_steps(context, python, ours):
-    """The 2NN and the CNN; `ours` holds the rows of our rounds, by name."""
+    """Yields rows of the 2NN and the CNN; `ours` holds the rows of our rounds, by name."""
     for name in ("2nn",) if context.small else ("2nn", "cnn"):
         row = f"{name}, cohort {_COHORT}"
         yield (
@@ -97,10 +97,10 @@ def pytorch_steps(context, python, ours):
 
 
 def lane_convolutions(left):
-    """A row: the rows of `lane_convolutions.py`, few of them.
+    """Returns a row with a few rows of `lane_convolutions.py`.
 
     Raises:
-      NotMeasuredError: it takes too long.
+      NotMeasuredError: the program takes too long.
     """
     few = ("--layers=mnist-conv2,cifar-conv2,pfl-conv2", "--lanes=64", "--batch_sizes=10", "--repeats=3")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What `accelerator.py` times of this package: rounds, numbers of lanes, sweeps, P1 as a whole."""
+"""Parts of `accelerator.py` that time this package: rounds, numbers of lanes, sweeps, P1 as a whole."""
 
 import math
 import statistics
@@ -11,16 +11,16 @@ from accelerator_models import cost, draw_images, judge, models
 
 import fedjax_sim as fs
 
-_BLOCKS = 5  # timed after one that is not, unless they last long
+_BLOCKS = 5  # timed blocks after an untimed one; fewer if they last long
 _MOST_SECONDS = 5.0
 _RATE = 0.01
 
 
 class NotMeasuredError(Exception):
-    """Something was not measured, or not to its end.
+    """Something was not measured, or not completely.
 
     Attributes:
-      row: what is known of it.
+      row: the known part of the row.
     """
 
     def __init__(self, why, **row):
@@ -29,7 +29,7 @@ class NotMeasuredError(Exception):
 
 
 class Clock:
-    """An evaluation by which `stop_at` ends a run once enough of its blocks are timed."""
+    """An evaluation that makes `stop_at` end a run once enough blocks are timed."""
 
     def __init__(self, seconds):
         self._seconds, self._calls, self._warm = seconds, 0, math.inf
@@ -44,12 +44,12 @@ class Clock:
 
 
 def algorithm_of(task, model):
-    """FedAvg as all rows but P1 have it."""
+    """Returns FedAvg as in all rows but P1."""
     return fs.fed_avg(task, local_epochs=1, batch_size=model.batch_size, client_lr=_RATE)
 
 
 def rounds(model, data, cohort, left, ceilings, *, lanes=None, dtype="float32"):
-    """A row: a model's round at a size of the cohort, drawn from all clients of the data."""
+    """Returns a row of a model's round, with a cohort drawn from all clients of the data."""
     task = model.task() if dtype == "float32" else fs.models.bfloat16(model.task())
     block = max(1, 100 // cohort)
     result = fs.simulate(
@@ -78,14 +78,14 @@ def rounds(model, data, cohort, left, ceilings, *, lanes=None, dtype="float32"):
 
 
 def round_steps(context, cohort):
-    """A row for each model."""
+    """Yields a row for each model."""
     names = ("2nn", "cnn", "char-lstm", "cifar-cnn", "word-lstm", "2nn-b50", "cnn-b50")
     for name in ("2nn",) if context.small else names:
         yield f"{name}, cohort {cohort}", lambda left, name=name: context.rounds(name, cohort, left)
 
 
 def lane_steps(context):
-    """The same round with several numbers of lanes."""
+    """Yields rows of the same round with several numbers of lanes."""
     cohort, choices = (4, (1,)) if context.small else (100, (16, 64, 100))
     for n in choices:
         yield (
@@ -95,7 +95,7 @@ def lane_steps(context):
 
 
 def bfloat16_steps(context):
-    """Rounds in bfloat16, weights in float32."""
+    """Yields rows of rounds in bfloat16, with weights in float32."""
     cohort = 2 if context.small else 100
     for name in ("2nn",) if context.small else ("2nn", "cnn"):
         yield (
@@ -105,7 +105,7 @@ def bfloat16_steps(context):
 
 
 def sweep_steps(context):
-    """Sweeps of the 2NN, all runs an axis of one program."""
+    """Yields rows of sweeps of the 2NN, with all runs as an axis of one program."""
     for rates, seeds in ((1, 1), (2, 1)) if context.small else ((1, 1), (11, 1), (11, 4)):
         yield (
             f"2nn, {rates * seeds} runs",
@@ -114,7 +114,7 @@ def sweep_steps(context):
 
 
 def sweep(context, num_rates, num_seeds):
-    """A row: what a round of a run takes in a sweep."""
+    """Returns a row with the time of one run's round in a sweep."""
     cohort, block = (2, 2) if context.small else (10, 10)
     model, data = context.model("2nn"), context.data("2nn")
     rates = np.geomspace(0.003, 0.03, num_rates).round(5).tolist()
@@ -128,7 +128,7 @@ def sweep(context, num_rates, num_seeds):
         eval_every=block,
         stacked=True,
     )
-    # Of stacked runs `round_seconds` is a run's part of the time of all.
+    # For stacked runs, `round_seconds` is one run's share of the time of all.
     seconds = statistics.median(row["round_seconds"] for row in result.runs[0].rows[2:])
     return {
         "runs": len(result.runs),
@@ -139,7 +139,7 @@ def sweep(context, num_rates, num_seeds):
 
 
 def p1_data(cifar_dir, small):
-    """`(train, test, origin)`: CIFAR-10 or images of its shape."""
+    """Returns `(train, test, origin)` of CIFAR-10, or images of its shape."""
     if cifar_dir:
         return *fs.data.load("cifar10", data_dir=cifar_dir), "CIFAR-10"
     train, test = (200, 50) if small else (50_000, 10_000)
@@ -151,7 +151,7 @@ def p1_data(cifar_dir, small):
 
 
 def normalised(task, x):
-    """The task on images of which each channel has mean 0 and deviation 1 over all of `x`."""
+    """Returns the task on images with mean 0 and deviation 1 per channel over all of `x`."""
     mean, deviation = (np.float32(f((0, 1, 2), dtype=np.float64)) for f in (x.mean, x.std))
 
     def prepared(batch):
@@ -164,15 +164,15 @@ def normalised(task, x):
 
 
 def p1(context, left):
-    """The CIFAR-10 benchmark of pfl-research, from start to finish.
+    """Runs the CIFAR-10 benchmark of pfl-research, from start to finish.
 
     F. Granqvist et al., "pfl-research: simulation framework for accelerating research in private
-    federated learning", 2024, https://arxiv.org/abs/2404.06430: 1,000 users of 50 images, 50 of them in
-    each of 1,500 rounds, E = 1, B = 10, client rate 0.1, models averaged without weights, a test every
-    10 rounds; images are normalised as there, by channel over the training set.
+    federated learning", 2024, https://arxiv.org/abs/2404.06430: 1,000 users with 50 images each, 50 of
+    them in each of 1,500 rounds, E = 1, B = 10, client rate 0.1, models averaged without weights, a test
+    every 10 rounds; images are normalised as there, by channel over the training set.
 
     Raises:
-      NotMeasuredError: time is up before the last round.
+      NotMeasuredError: time ran out before the last round.
     """
     started = time.perf_counter()
     users, num_rounds, every = (20, 4, 2) if context.small else (1000, 1500, 10)
@@ -223,7 +223,7 @@ class Context:
     """What rows share: the settings, the ceilings once they are known, the last federation.
 
     Attributes:
-      small: whether all is tiny.
+      small: whether everything is tiny.
       cifar_dir: folder of CIFAR-10's files, or None.
       ceilings: name -> row.
     """
@@ -233,16 +233,16 @@ class Context:
         self._models, self._kept = models(small), (None, None)
 
     def model(self, name):
-        """A `Model` by name."""
+        """Returns a `Model` by name."""
         return self._models[name]
 
     def data(self, name):
-        """The federation of a model. The last one is kept, since drawing one takes seconds."""
+        """Returns the federation of a model; keeps the last one, since drawing one takes seconds."""
         model = self._models[name]
         if self._kept[0] != (model.draw, model.size):
             self._kept = (model.draw, model.size), model.data(4 if self.small else 1000)
         return self._kept[1]
 
     def rounds(self, name, cohort, left, **settings):
-        """See the function of this name."""
+        """Returns a row, see the function of this name."""
         return rounds(self.model(name), self.data(name), cohort, left, self.ceilings, **settings)

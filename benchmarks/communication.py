@@ -3,15 +3,15 @@
     python benchmarks/communication.py --experiments=drift --out=DIR
     python benchmarks/communication.py --data_dir=DIR_OF_MNIST --out=benchmarks/results/communication
 
-A point for each protocol and setting, at every learning rate. Periodic averaging with the same b and the
-same rate is what the others are compared with. Of each experiment --out receives a JSON file, a table, a
-picture of its points and, of those that drift, what is lost and sent over time.
+There is a point for each protocol and setting, at every learning rate. The others are compared with
+periodic averaging at the same b and rate. For each experiment --out receives a JSON file, a table, a
+plot of its points and, for those that drift, a plot of loss and bytes over time.
 
 M. Kamp et al., "Efficient decentralized deep learning by dynamic model averaging", ECML-PKDD 2018,
 https://arxiv.org/abs/1807.03210, section 5: MNIST with m = 100, B = 10 and 14,000 examples a learner; a
 random graphical model that drifts, with m = 100 and 5,000 examples a learner. The second source here is
-our choice: one whose classes hardly overlap, with rarer drifts, so that there is little to say between
-two of them.
+our choice: its classes hardly overlap and its drifts are rarer, so little needs to be sent between two
+drifts.
 """
 
 import itertools
@@ -29,10 +29,10 @@ _EXPERIMENTS = flags.DEFINE_list(
     "experiments", ["mnist", "drift", "clear_drift"], "Some of mnist, drift, clear_drift."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of MNIST's files; without it mnist5k.")
-_MODEL = flags.DEFINE_enum("model", "2nn", ["2nn", "cnn", "logistic"], "Of mnist.")
-_LEARNERS = flags.DEFINE_integer("learners", 100, "m.", lower_bound=2)
+_MODEL = flags.DEFINE_enum("model", "2nn", ["2nn", "cnn", "logistic"], "Model of mnist.")
+_LEARNERS = flags.DEFINE_integer("learners", 100, "m, learners.", lower_bound=2)
 _STEPS = flags.DEFINE_integer(
-    "steps", None, "Of a learner, a batch each; by default 1400, 500 and 2000.", lower_bound=5
+    "steps", None, "Steps of a learner, one batch each; by default 1400, 500, 2000.", lower_bound=5
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 10, "B.", lower_bound=1)
 _PERIOD = flags.DEFINE_integer("period", 10, "b of dynamic and hedged.", lower_bound=1)
@@ -42,8 +42,8 @@ _HEDGED = flags.DEFINE_list("hedged_deltas", ["0.3", "1", "3"], "Delta of hedged
 _FRACTIONS = flags.DEFINE_list("fractions", ["0.1", "0.3", "0.5"], "C of fed_avg.")
 _FRACTION_PERIOD = flags.DEFINE_integer("fraction_period", 50, "b of fed_avg.", lower_bound=1)
 _RATES = flags.DEFINE_list("rates", None, "Client rates; by default a few for each experiment.")
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the runs.")
-_AXIS = flags.DEFINE_enum("axis", "bytes", ["bytes", "seconds"], "What the points run over.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the runs.")
+_AXIS = flags.DEFINE_enum("axis", "bytes", ["bytes", "seconds"], "x-axis of the points.")
 _OUT = flags.DEFINE_string("out", None, "Folder for the results.", required=True)
 
 RATES = {
@@ -56,15 +56,15 @@ SOURCES = {
     "drift": {"num_hidden": 5, "hidden_effects": (0.0, 1.0)},
     "clear_drift": {"num_hidden": 10, "hidden_effects": (0.7, 1.0)},
 }
-DRIFTS = 4  # which divide the steps into equal parts
+DRIFTS = 4  # they divide the steps into equal parts
 MODELS = {
     "2nn": fs.models.mnist_2nn,
     "cnn": fs.models.mnist_cnn,
     "logistic": fs.models.logistic_regression,
 }
 METHOD = {
-    "mnist": "Each learner reads the training set in a random order of its own; accuracy is that of the "
-    "mean model on the test set.",
+    "mnist": "Each learner reads the training set in a random order of its own; accuracy is the mean "
+    "model's on the test set.",
     "drift": "Logistic regression; the source has 50 observed and 5 hidden variables with effects drawn "
     "from U(0, 1), and is drawn anew after each fifth of the stream.",
     "clear_drift": "Logistic regression; the source has 50 observed and 10 hidden variables with "
@@ -73,7 +73,7 @@ METHOD = {
 
 
 def load(name):
-    """The task, the streams, how they are read, the evaluations."""
+    """Returns the task, the streams, how they are read, and the evaluations."""
     if name in SOURCES:
         clients = fs.data.random_graphical_model(
             num_learners=_LEARNERS.value,
@@ -90,7 +90,7 @@ def load(name):
 
 
 def dataset():
-    """The digits of the experiment mnist."""
+    """Returns the name of the digits of the experiment mnist."""
     return "mnist" if _DATA_DIR.value else "mnist5k"
 
 
@@ -99,7 +99,7 @@ def num_steps(name):
 
 
 def drifts(name):
-    """The steps of an experiment's drifts."""
+    """Returns the steps of an experiment's drifts."""
     return [num_steps(name) * part // (DRIFTS + 1) for part in range(1, DRIFTS + 1)]
 
 
@@ -108,7 +108,7 @@ def floats(values):
 
 
 def families():
-    """(name, protocol, hparams to sweep) of every grid of settings."""
+    """Yields (name, protocol, hparams to sweep) for every grid of settings."""
     p, b = fs.protocols, _PERIOD.value
     yield "none", p.none(period=b), {}
     for period in map(int, _PERIODS.value):
@@ -122,7 +122,7 @@ def families():
 
 
 def measure(name):
-    """The points of an experiment."""
+    """Returns the points of an experiment."""
     task, clients, stream, evaluate = load(name)
     steps, rates = num_steps(name), floats(_RATES.value or RATES[name])
     points = []
@@ -136,7 +136,7 @@ def measure(name):
             client_lr=rates[0],
             stream=stream,
         )
-        # Fifty rows a run under drift, to see what follows each; elsewhere ten.
+        # Fifty rows per run under drift, to see what follows each drift; otherwise ten.
         every = steps // 50 if name in SOURCES else steps // 10
         result = fs.sweep(
             algorithm,
@@ -156,7 +156,7 @@ def measure(name):
 
 
 def at_equal_bytes(own, point):
-    """Periodic averaging's loss ratio where it sends as much as a point, between its settings."""
+    """Returns periodic averaging's loss ratio at a point's bytes, interpolated between its settings."""
     periodic = sorted((p["bytes"], p["loss_ratio"]) for p in own if p["protocol"] == "periodic")
     sent, ratios = zip(*periodic, strict=True)
     if not sent[0] <= point["bytes"] <= sent[-1]:
@@ -165,7 +165,7 @@ def at_equal_bytes(own, point):
 
 
 def headline(compared):
-    """Of each rate, the dynamic averaging that sends least within 2 % of periodic averaging's loss."""
+    """Names per rate the dynamic averaging that sends least within 2 % of periodic averaging's loss."""
     lines = []
     for rate in dict.fromkeys(point["rate"] for point in compared):
         own = [point for point in compared if point["rate"] == rate]
@@ -188,16 +188,16 @@ def headline(compared):
 
 
 def main(_):
-    logging.set_verbosity(logging.WARNING)  # not which backends JAX has looked for
+    logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
     fs.use_all_cores()
     unknown = set(_EXPERIMENTS.value) - set(RATES)
     if unknown:
         sys.exit(f"--experiments: got {sorted(unknown)}, wanted some of {list(RATES)}")
     if str(_PERIOD.value) not in _PERIODS.value:
-        sys.exit(f"--periods lack --period={_PERIOD.value}, with which the others are compared")
+        sys.exit(f"--periods lack --period={_PERIOD.value}, the baseline of the others; add it")
     for name, (_, protocol, _) in itertools.product(_EXPERIMENTS.value, families()):
         if num_steps(name) % protocol.period:
-            sys.exit(f"{num_steps(name)} steps are no multiple of b = {protocol.period}; choose others")
+            sys.exit(f"{num_steps(name)} steps are no multiple of b = {protocol.period}; change --steps")
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
@@ -224,7 +224,7 @@ def main(_):
 
 
 def plot_drift(name, points, path):
-    """Dynamic averaging over time beside periodic averaging, at the rate in the middle."""
+    """Plots dynamic averaging over time beside periodic averaging, at the middle rate."""
     rates = list(dict.fromkeys(point["rate"] for point in points))
     rate = rates[len(rates) // 2]
     deltas = floats(_DELTAS.value)

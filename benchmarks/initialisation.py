@@ -1,12 +1,12 @@
-"""Runs a cell of the FedAvg paper from other starts and with inputs scaled otherwise.
+"""Runs a cell of the FedAvg paper with other initialisations and other scalings of the inputs.
 
     python benchmarks/initialisation.py --data_dir=DIR --out=benchmarks/results/initialisation/NAME.json
     python benchmarks/initialisation.py --data_dir=DIR --partition=noniid --variants=glorot/centred
     python benchmarks/initialisation.py --data_dir=DIR --model=cnn --row=E=5/B=10 --seeds=0
 
-McMahan et al. (2017) print neither. A cell of their tables runs to its target from initialisations and
-with inputs that examples of TensorFlow used in 2016, each at the best rate of the paper's grid, which is
-widened until the best lies inside.
+McMahan et al. (2017) print neither. A cell of their tables runs to its target with initialisations and
+inputs from TensorFlow examples of 2016, each at the best rate of the paper's grid, which is widened
+until the best lies inside.
 """
 
 import functools
@@ -30,13 +30,13 @@ MODELS = {"2nn": (fs.models.MLP((200, 200, 10)), 4), "cnn": (fs.models.CNN(10), 
 
 
 def fans(shape):
-    """Inputs and outputs of a kernel `[..., in, out]`."""
+    """Returns the numbers of inputs and outputs of a kernel `[..., in, out]`."""
     window = math.prod(shape[:-2])
     return window * shape[-2], window * shape[-1]
 
 
 def truncated(stddev, key, shape):
-    """TensorFlow's `truncated_normal`: what lies beyond two standard deviations is drawn again."""
+    """Draws TensorFlow's `truncated_normal`: values beyond two standard deviations are redrawn."""
     return stddev * jax.random.truncated_normal(key, -2, 2, shape)
 
 
@@ -50,12 +50,12 @@ def fan_in(key, shape):
 
 
 def unit_scaling(key, shape):
-    """TensorFlow's `uniform_unit_scaling_initializer`, in 2016 what `get_variable` used by default."""
+    """Draws TensorFlow's `uniform_unit_scaling_initializer`, the default of `get_variable` in 2016."""
     limit = math.sqrt(3 / fans(shape)[0])
     return jax.random.uniform(key, shape, minval=-limit, maxval=limit)
 
 
-# name -> the kernels, all biases, and where that stood.
+# name -> (initialiser of kernels, value of all biases, source).
 INITS = {
     "glorot": (glorot, 0.0, "this package's, Keras's"),
     "tutorial": (functools.partial(truncated, 0.1), 0.1, "TensorFlow's MNIST tutorial for experts"),
@@ -64,7 +64,7 @@ INITS = {
     "cifar": (functools.partial(truncated, 0.04), 0.1, "TensorFlow's CIFAR-10 tutorial, dense layers"),
     "normal": (jax.random.normal, 0.0, "normal with deviation 1, as in widely copied examples"),
 }
-# name -> the floats made of bytes. The paper's CNN has the layers of TensorFlow's
+# name -> function from bytes to floats. The paper's CNN has the layers of TensorFlow's
 # models/image/mnist/convolutional.py, which reads its images "centred".
 INPUTS = {
     "unit": lambda x: x.astype(jnp.float32) / 255,  # to [0, 1]
@@ -86,24 +86,24 @@ VARIANTS = [
     "tutorial/centred",
 ]
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of MNIST's files.", required=True)
-_MODEL = flags.DEFINE_enum("model", "2nn", list(MODELS), "What is trained.")
-_ROW = flags.DEFINE_string("row", "E=1/B=10", "Of the paper's table 4 for the 2NN, 2 for the CNN.")
-_PARTITION = flags.DEFINE_enum("partition", "iid", ["iid", "noniid"], "Whose data.")
+_MODEL = flags.DEFINE_enum("model", "2nn", list(MODELS), "Model to train.")
+_ROW = flags.DEFINE_string("row", "E=1/B=10", "Row of the paper's table 4 (2NN) or 2 (CNN).")
+_PARTITION = flags.DEFINE_enum("partition", "iid", ["iid", "noniid"], "Partition.")
 _VARIANTS = flags.DEFINE_list(
     "variants", VARIANTS, f"INIT/INPUTS or INIT/INPUTS/SHUFFLE, of {', '.join([*INITS, *INPUTS])}."
 )
 _RATES = flags.DEFINE_list("rates", None, "Rates to begin with; by default three likely ones.")
 _MOST_RATES = flags.DEFINE_integer(
-    "most_rates", 13, "The grid is widened up to so many rates while the best lies at its edge."
+    "most_rates", 13, "Maximum number of rates; a grid with the best at its edge is widened up to it."
 )
 _EVAL_EVERY = flags.DEFINE_integer(
     "eval_every", None, "Rounds between evaluations; by default a hundredth of the paper's number."
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Of the runs; the clients' data is the same for all.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1"], "Seeds of the runs; the clients' data is the same.")
 _ROUNDS_LIMIT = flags.DEFINE_integer(
-    "rounds_limit", None, "Rounds at most; by default twice the paper's.", lower_bound=1
+    "rounds_limit", None, "Maximum number of rounds; by default twice the paper's.", lower_bound=1
 )
-_OUT = flags.DEFINE_string("out", None, "Where to write all rates and rounds, as JSON.")
+_OUT = flags.DEFINE_string("out", None, "File for all rates and rounds, as JSON.")
 METHOD = (
     "MNIST's 60,000 rows over 100 clients, C = 0.1, all test rows. Rounds: where the monotone curve "
     "crosses the paper's target, by linear interpolation, at the best rate of each seed."
@@ -111,7 +111,7 @@ METHOD = (
 
 
 class Variant(NamedTuple):
-    """A choice of each thing that is varied; `name` joins the three others."""
+    """A choice of everything that is varied; `name` joins the three others."""
 
     name: str
     init: str
@@ -120,12 +120,12 @@ class Variant(NamedTuple):
 
 
 def named(text):
-    """Reads INIT/INPUTS or INIT/INPUTS/SHUFFLE."""
+    """Parses INIT/INPUTS or INIT/INPUTS/SHUFFLE."""
     parts = text.split("/")
     if len(parts) == 2:
         parts.append("each_epoch")
     if len(parts) != 3:
-        raise ValueError(f"the variant {text!r}; wanted INIT/INPUTS or INIT/INPUTS/SHUFFLE")
+        raise ValueError(f"got the variant {text!r}; wanted INIT/INPUTS or INIT/INPUTS/SHUFFLE")
     fs.checks.choose("init", parts[0], INITS)
     fs.checks.choose("inputs", parts[1], INPUTS)
     fs.checks.choose("shuffle", parts[2], SHUFFLES)
@@ -133,7 +133,7 @@ def named(text):
 
 
 def network(module, init, decode):
-    """A model as a task, from given kernels, biases and inputs."""
+    """Returns a model as a task, with given kernels, biases and inputs."""
     kernel, bias, _ = init
 
     def start(key):
@@ -153,7 +153,7 @@ def network(module, init, decode):
 
 
 def starting_rates(variant, cell):
-    """Three rates of the paper's grid among which the best may lie."""
+    """Returns three rates of the paper's grid among which the best may lie."""
     if variant.inputs == "bytes":  # the first layer's gradient is 255 times larger, and so is its effect
         return [0.0001, 0.000215, 0.000464]
     if variant.init == "normal":
@@ -165,7 +165,7 @@ def starting_rates(variant, cell):
 
 
 def measure(variant, cell, clients, test, settings):
-    """One variant at its best rate."""
+    """Returns a row of one variant at its best rate."""
     started = time.perf_counter()
     task = network(MODELS[cell.model][0], INITS[variant.init], INPUTS[variant.inputs])
     rates = settings["rates"] or starting_rates(variant, cell)
@@ -208,7 +208,7 @@ def measure(variant, cell, clients, test, settings):
 
 
 def table(rows, papers):
-    """Markdown: a line per variant."""
+    """Returns a Markdown table with a line per variant."""
     lines = ["| variant | rounds | by seed | best rates | over the paper's |"]
     lines.append("| --- | ---: | ---: | ---: | ---: |")
     for row in rows:

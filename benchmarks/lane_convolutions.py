@@ -2,11 +2,10 @@
 
     python benchmarks/lane_convolutions.py --out=benchmarks/results/lane_convolutions.json
 
-Timed are what a training step consists of: a convolution together with its kernel's gradient, which
-reads the same images, and the gradient of the input by itself. Each runs in a compiled loop, as in a
-step, in which each pass waits for the one before. The variants take turns in one process, and nothing
-compiles in what is timed. What wins belongs in `fedjax_sim/models/lane_conv.py`, whose rows are printed
-last.
+It times what makes up a training step: a convolution together with its kernel's gradient, which reads
+the same images, and the gradient of the input by itself. Each runs in a compiled loop, as in a step,
+where each pass waits for the one before. The variants take turns in one process, and nothing compiles
+while timed. The winners belong in `fedjax_sim/models/lane_conv.py`; its rows are printed last.
 """
 
 import dataclasses
@@ -29,13 +28,13 @@ import fedjax_sim as fs
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution: images `size` x `size`, channels in and out, a window `window` x `window`."""
+    """A convolution: images `size` x `size`, channels in and out, and a window `window` x `window`."""
 
     size: int
     channels: tuple[int, int]
     window: int
     padding: str
-    first: bool = False  # of its network, so that nobody asks for its input's gradient
+    first: bool = False  # in its network, so its input's gradient is not needed
 
     @property
     def pads(self):
@@ -54,30 +53,30 @@ LAYERS = {
 VARIANTS = fs.models.lane_conv.VARIANTS
 MOST_BYTES = 2e9  # of patches
 
-_LAYERS = flags.DEFINE_list("layers", list(LAYERS), "Which to time.")
+_LAYERS = flags.DEFINE_list("layers", list(LAYERS), "Layers to time.")
 _LANES = flags.DEFINE_list("lanes", ["4", "16"], "Numbers of lanes.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["10", "50"], "Images of a lane.")
 _REPEATS = flags.DEFINE_integer("repeats", 4, "Turns to time.", lower_bound=1)
-_SECONDS = flags.DEFINE_float("seconds", 0.1, "How long a turn lasts at least, unless it is one pass.")
+_SECONDS = flags.DEFINE_float("seconds", 0.1, "Minimum seconds of a turn, unless it is one pass.")
 _SMOKE = flags.DEFINE_bool("smoke", False, "Layers of 6 x 6, for tests.")
-_OUT = flags.DEFINE_string("out", None, "Where to write all times, as JSON.")
+_OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
 
 METHOD = (
     "Float32, one device, the time of a pass in the best turn, since others may use the machine as "
-    "well: on a CPU the processor time of all threads, which others disturb less than the time passed, "
-    "elsewhere the time passed. Both are recorded. A pair is the convolution and its kernel's gradient, "
-    "a ReLU between them. Each pass changes an input by what the pass before gave. Useful operations: "
-    "two for each weight, output position and image, in a pair twice. Where patches would take more "
-    f"than {MOST_BYTES / 1e9:.0f} GB they are left out."
+    "well: on a CPU the processor time of all threads, which others disturb less than wall time, "
+    "elsewhere wall time. Both are recorded. A pair is the convolution and its kernel's gradient, with "
+    "a ReLU between them. Each pass changes an input by the result of the one before. Useful "
+    "operations: two per weight, output position and image, twice as many in a pair. Patches are left "
+    f"out if they would take more than {MOST_BYTES / 1e9:.0f} GB."
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A role in a layer: its inputs' shapes and its `fs.models.lane_conv.Shape`."""
+    """A role in a layer, with its inputs' shapes and its `fs.models.lane_conv.Shape`."""
 
     layer: str
-    role: str  # of `fs.models.lane_conv.ROLES`
+    role: str  # one of `fs.models.lane_conv.ROLES`
     pads: tuple
     inputs: tuple[tuple[int, ...], tuple[int, ...]]
     shape: tuple[int, ...]
@@ -92,7 +91,7 @@ class Case:
         return 4 * math.prod(outer) * kh * kw  # float32
 
     def one_pass(self, variant):
-        """The function of both inputs that is timed."""
+        """Returns the function of both inputs to time."""
         if self.role == "input gradient":
             return functools.partial(variant.convolve, self.pads)
 
@@ -105,7 +104,7 @@ class Case:
 
 
 def cases(name, layer, lanes, images):
-    """What a training step computes of a layer."""
+    """Yields the cases that a training step computes for a layer."""
     (ci, co), k, pads = layer.channels, layer.window, layer.pads
     size, out = layer.size, layer.size + sum(layer.pads[0]) - k + 1
     x, y = (lanes, images, size, size, ci), (lanes, images, out, out, co)
@@ -118,7 +117,7 @@ def cases(name, layer, lanes, images):
 
 
 def repeated(fn):
-    """`loop(count, a, b)`: as many passes of `fn`, none of which can be left out or taken once."""
+    """Returns `loop(count, a, b)`: `count` passes of `fn` that XLA can neither skip nor merge."""
 
     @jax.jit
     def loop(count, a, b):
@@ -126,7 +125,7 @@ def repeated(fn):
             a, _ = carry
             out = fn(a, b)
             corner = a[(slice(0, 1),) * a.ndim] + 1e-9 * out[(slice(0, 1),) * out.ndim]
-            # In place: this alone makes a pass wait for the one before.
+            # In place; only this makes a pass wait for the one before.
             return jax.lax.dynamic_update_slice(a, corner, (0,) * a.ndim), out
 
         out = jax.eval_shape(fn, a, b)
@@ -136,7 +135,7 @@ def repeated(fn):
 
 
 def measure(case):
-    """The seconds of a pass of each variant, over turns: passed, and of the processors."""
+    """Returns each variant's seconds per pass, over turns: wall time, and processor time."""
     rng = np.random.default_rng(0)
     a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in case.inputs)
     runs, counts = {}, {}
@@ -157,7 +156,7 @@ def measure(case):
 
 
 def measured(case):
-    """A row of the report."""
+    """Returns a row of the report."""
     passed, used = measure(case)
     backend = jax.default_backend()
     best = {name: min(times) for name, times in (used if backend == "cpu" else passed).items()}
@@ -176,12 +175,12 @@ def measured(case):
 
 
 def milliseconds(seconds):
-    """To three digits."""
+    """Returns milliseconds, to three digits."""
     return float(f"{1e3 * seconds:.3g}")
 
 
 def table(rows):
-    """Markdown: a line per row."""
+    """Returns a Markdown table with a line per row."""
     head = ["layer", "role", "lanes", "images"]
     head += [f"{name} {unit}" for name in VARIANTS for unit in ("ms", "GFLOP/s")] + ["fastest"]
     lines = [head, ["---", "---"] + ["---:"] * (len(head) - 3) + ["---"]]
@@ -197,7 +196,7 @@ def table(rows):
 
 
 def code(rows):
-    """The rows of `fedjax_sim/models/lane_conv.py`, with times in milliseconds."""
+    """Yields the rows of `fedjax_sim/models/lane_conv.py`, with times in milliseconds."""
     for row in rows:
         best = row["best"]
         times = [f"{milliseconds(best[name]):g}" if name in best else "math.inf" for name in VARIANTS]
@@ -206,7 +205,7 @@ def code(rows):
 
 
 def main(_):
-    logging.set_verbosity(logging.WARNING)  # not which backends JAX has looked for
+    logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
     if unknown := set(_LAYERS.value) - set(LAYERS):
         sys.exit(f"--layers: got {sorted(unknown)}, wanted some of {list(LAYERS)}")
     report = {

@@ -1,9 +1,9 @@
-"""Times training steps of lanes with convolutions as the table chooses them, beside patches everywhere.
+"""Times training steps of lanes with convolutions chosen by the table, beside patches everywhere.
 
     python benchmarks/lane_steps.py --out=benchmarks/results/lane_steps.json
 
-`lane_convolutions.py` times products apart; this is what their choice gains in a whole step. Rounds of
-FedAvg on generated images, a client a lane, take turns in one process.
+`lane_convolutions.py` times products alone; this times what their choice gains in a whole step. Rounds
+of FedAvg on generated images, with one client per lane, take turns in one process.
 """
 
 import json
@@ -23,11 +23,11 @@ lane_conv = fs.models.lane_conv
 _CASES = flags.DEFINE_list(
     "cases",
     ["cnn:4:10", "cnn:16:10", "cifar:4:10", "dropout_cnn:4:10", "dropout_cnn:16:10"],
-    "model:lanes:B of each.",
+    "Cases to time, each model:lanes:B.",
 )
-_STEPS = flags.DEFINE_integer("steps", 5, "Of each client in a round.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 5, "Steps of each client in a round.", lower_bound=1)
 _TURNS = flags.DEFINE_integer("turns", 7, "Rounds to time.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "Where to write all times, as JSON.")
+_OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
 
 MODELS = {
     "cnn": (fs.models.mnist_cnn, (28, 28, 1)),
@@ -38,7 +38,7 @@ WAYS = {"patches": lambda *_: "patches", "chosen": lane_conv.choose}
 
 
 def compiled_round(model, lanes, batch_size, choose):
-    """A round that is compiled with convolutions chosen by `choose`."""
+    """Compiles a round with convolutions chosen by `choose`."""
     make_task, shape = MODELS[model]
     rng, size = np.random.default_rng(0), batch_size * _STEPS.value
     x = rng.integers(0, 256, (lanes * size, *shape), np.uint8)
@@ -54,7 +54,7 @@ def compiled_round(model, lanes, batch_size, choose):
 
 
 def measure(case):
-    """Seconds of a step, by the way of convolving, on the wall and of the processor."""
+    """Returns the seconds of a step for each way of convolving, as wall and processor time."""
     model, lanes, batch_size = case.split(":")
     rounds = {
         name: compiled_round(model, int(lanes), int(batch_size), way) for name, way in WAYS.items()
@@ -71,7 +71,7 @@ def measure(case):
 
 
 def ratio(times):
-    """Of the chosen over patches everywhere: the median over turns."""
+    """Returns the median over turns of chosen over patches everywhere."""
     return statistics.median(c / p for c, p in zip(times["chosen"], times["patches"], strict=True))
 
 

@@ -1,10 +1,10 @@
-"""Times rounds of dynamic averaging: learners' steps, checks of the condition, meetings.
+"""Times rounds of dynamic averaging: learners' steps, checks of the condition, averaging.
 
     python benchmarks/learner_rounds.py --out=benchmarks/results/learner_rounds.json
 
-A round is b steps of every learner and a check. Between two checks a learner needs nobody else, so its b
+A round is b steps of every learner and a check. Between two checks a learner needs no other, so its b
 steps run together while its model is in the cache. Protocols take turns in one process, and nothing
-compiles in what is timed.
+compiles while timed.
 """
 
 import json
@@ -21,25 +21,25 @@ from peak import measure_peak, timed
 
 import fedjax_sim as fs
 
-_LEARNERS = flags.DEFINE_integer("learners", 100, "m.", lower_bound=2)
+_LEARNERS = flags.DEFINE_integer("learners", 100, "m, learners.", lower_bound=2)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 10, "B.", lower_bound=1)
 _PERIOD = flags.DEFINE_integer("period", 10, "b, steps between two checks.", lower_bound=1)
-_DELTA = flags.DEFINE_float("delta", 1.0, "Delta of the row in which learners talk now and then.")
+_DELTA = flags.DEFINE_float("delta", 1.0, "Delta of the row in which learners sometimes send.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds of a turn.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 9, "Turns to time.", lower_bound=1)
 _SMOKE = flags.DEFINE_bool("smoke", False, "A small model and a hasty peak, for tests.")
-_OUT = flags.DEFINE_string("out", None, "Where to write all times, as JSON.")
+_OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
 
 METHOD = (
-    "2NN on synthetic images, each learner's stream of its own, medians over turns. Useful operations: "
-    "three times the products of the forward pass. Check: the squared distances of all models to the "
-    "reference, alone, over the round: if the models come from the cache, and if they come from memory. "
-    "In a round they are in the cache where it is large enough."
+    "2NN on synthetic images, each learner with a stream of its own, medians over turns. Useful "
+    "operations: three times the products of the forward pass. Check: the time of all models' squared "
+    "distances to the reference alone, over that of the round, with models read from the cache and from "
+    "memory. In a round they are in the cache if it is large enough."
 )
 
 
 def protocols():
-    """name -> protocol; all make rounds of equally many steps."""
+    """Returns name -> protocol; all make rounds of equally many steps."""
     b = _PERIOD.value
     return {
         "none": fs.protocols.none(period=b),
@@ -55,7 +55,7 @@ def layout():
 
 
 def make_data(rows_of_each):
-    """A federation of dim, noisy images of ten patterns."""
+    """Returns a federation of dim, noisy images of ten patterns."""
     rng, n = np.random.default_rng(0), _LEARNERS.value * rows_of_each
     patterns = rng.integers(0, 32, (10, 28, 28, 1), np.uint8)
     y = rng.integers(0, 10, n, np.int32)
@@ -70,13 +70,13 @@ def squared_distance(a, b):
 
 @jax.jit
 def check_from_memory(models, reference):
-    """The distances of all models `[m, ...]`, one after the other."""
+    """Returns the distances of all models `[m, ...]`, one after the other."""
     return jax.lax.map(lambda model: squared_distance(model, reference), models)
 
 
 @jax.jit
 def check_from_cache(models, reference):
-    """As many distances of the first model, whose size changes a little lest they be taken once."""
+    """Returns as many distances of the first model, scaled a little so that none is reused."""
     first = jax.tree.map(lambda leaf: leaf[0], models)
 
     def one(i):
@@ -86,7 +86,7 @@ def check_from_cache(models, reference):
 
 
 def check_seconds(task):
-    """What checking all learners takes if the devices share it: from memory, and from the cache."""
+    """Yields the time to check all learners if devices share it: from memory, and from the cache."""
     reference = task.init(jax.random.key(0))
     models = jax.tree.map(lambda leaf: jnp.stack([leaf] * _LEARNERS.value), reference)
     for check in (check_from_memory, check_from_cache):
@@ -96,7 +96,7 @@ def check_seconds(task):
 
 
 def main(_):
-    logging.set_verbosity(logging.WARNING)  # not which backends JAX has looked for
+    logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
     fs.use_all_cores()
     task = fs.models.mnist_2nn() if not _SMOKE.value else fs.models.logistic_regression(10, (28, 28, 1))
     data = make_data(60)
@@ -129,7 +129,7 @@ def main(_):
     turns = {name: [] for name in algorithms}
     for _ in range(_REPEATS.value):
         for name, algorithm in algorithms.items():
-            # The first block begins with learners that are alike; the second is timed.
+            # Learners are alike as the first block begins, so only the second is timed.
             rows = play(algorithm, 2 * _ROUNDS.value)
             turns[name].append(rows)
     examples = _LEARNERS.value * _BATCH_SIZE.value * _PERIOD.value
@@ -159,7 +159,7 @@ def main(_):
 
 
 def table(rows):
-    """Markdown: a line per protocol."""
+    """Returns a Markdown table with a line per protocol."""
     head = ["protocol", "round ms", "GFLOP/s", "of peak", "over none", "check", "models sent a round"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for row in rows:

@@ -1,4 +1,4 @@
-"""The floor that benchmarks are measured against, and timing without compiling."""
+"""The peak that benchmarks are measured against, and timing without compiling."""
 
 import sys
 import time
@@ -14,16 +14,16 @@ GEMM = Path(__file__).parent / "peers" / "gemm" / "run.py"
 
 
 def measure_peak(repeats):
-    """The best float32 matrix multiplication rate of all devices, in GFLOP/s."""
+    """Returns the best float32 matrix multiplication rate of all devices, in GFLOP/s."""
     if jax.default_backend() != "cpu":
         return _measure_accelerators(repeats)
-    # In a process of its own, whose threads are gone before anything is timed.
+    # In a process of its own, so that its threads are gone before anything is timed.
     with closing(Worker("GEMM", [sys.executable, GEMM, "jax"])) as worker:
         return max(worker.round()["gflops"] for _ in range(1 + repeats))
 
 
 def _measure_accelerators(repeats, size=8192, length=40):
-    """One device's rate, at the default precision as in training, times the number of devices."""
+    """Returns one device's rate, at the default precision as in training, times the devices."""
     chain = jax.jit(lambda a: jax.lax.fori_loop(0, length, lambda _, c: a @ c, a))
     # Entries so small that a chain of products stays finite.
     a = jax.random.uniform(jax.random.key(0), (size, size), minval=-1, maxval=1) / size
@@ -33,10 +33,10 @@ def _measure_accelerators(repeats, size=8192, length=40):
 
 
 def timed(call):
-    """The seconds of `call`, which returns what to wait for.
+    """Returns the seconds of `call`, which returns what to wait for.
 
     Raises:
-      RuntimeError: it compiled something.
+      RuntimeError: `call` compiled something.
     """
     with fs.runtime.CompilationCounter() as compiled:
         start = time.perf_counter()

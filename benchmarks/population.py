@@ -1,9 +1,9 @@
-"""Times rounds of 100 clients out of populations from a thousand to a million.
+"""Times rounds of 100 clients drawn from populations of a thousand to a million.
 
     python benchmarks/population.py --out=benchmarks/results/population.json
 
-The same rounds run with all data on the devices and with data in files on the host. What a round costs
-should not depend on how many clients there are to choose from.
+The same rounds run with all data on the devices and with data in files on the host. The cost of a round
+should not depend on the number of clients to choose from.
 """
 
 import json
@@ -22,35 +22,35 @@ from absl import app, flags, logging
 import fedjax_sim as fs
 
 _CLIENTS = flags.DEFINE_list("clients", ["1000", "10000", "100000", "1000000"], "N, ascending.")
-_REFERENCE = flags.DEFINE_integer("reference", 10_000, "The N with which the largest is compared.")
+_REFERENCE = flags.DEFINE_integer("reference", 10_000, "N to compare the largest with.")
 _COHORT = flags.DEFINE_integer("cohort", 100, "K, clients of a round.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 30, "Rounds to time.", lower_bound=3)
 _SMOKE = flags.DEFINE_bool("smoke", False, "200 clients only, for tests.")
-_DIR = flags.DEFINE_string("dir", None, "Where the data is written meanwhile; 40 bytes an example.")
-_OUT = flags.DEFINE_string("out", None, "Where to write all times, as JSON.")
-_MEASURE = flags.DEFINE_string("measure", None, "Used by this program: what one process measures.")
+_DIR = flags.DEFINE_string("dir", None, "Folder for temporary data; 40 bytes per example.")
+_OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
+_MEASURE = flags.DEFINE_string("measure", None, "For internal use: what one process measures.")
 
 PLACEMENTS = ("device", "host")
 VOCABULARY, LENGTH = 1_000, 10
 METHOD = (
-    "FedAvg, E = 1, B = 10, on the synthetic population: 20 examples a client on average, sizes of a "
-    "power law with exponent 2; a model that scores 1,000 words by 16 numbers for the word before. "
-    "Each line is a process of its own; nothing compiles in what is timed, and nothing is evaluated. "
-    "Cohorts differ in work by chance, so rounds are compared by the median of their seconds for each "
+    "FedAvg, E = 1, B = 10, on the synthetic population: 20 examples per client on average, sizes from "
+    "a power law with exponent 2; a model that scores 1,000 words by 16 numbers for the word before. "
+    "Each line is a process of its own; nothing compiles while timed, and nothing is evaluated. "
+    "Cohorts differ in work by chance, so rounds are compared by the median of their seconds per "
     "example slot executed, padding included. Set-up: opening the data, placing it and starting the "
-    "run. Hidden: the share of gathering and sending for which no round waited. Round MB: the "
-    "temporaries of the compiled round, and the cohort's rows where they are sent. Peak MB: the "
-    "largest resident memory of the process in the run that is timed."
+    "run. Hidden: the share of gathering and sending that no round waited for. Round MB: the "
+    "temporaries of the compiled round, and the cohort's rows if they are sent. Peak MB: the "
+    "largest resident memory of the process in the timed run."
 )
 
 
 def measure(folder, placement):
-    """What a process reports of its population and placement."""
+    """Returns what a process reports of its population and placement."""
     fs.use_all_cores()
     started = time.perf_counter()
     data = fs.data.open_federated(folder)
     if placement == "device":
-        data = data.in_memory()  # read, so that the files' pages do not count
+        data = data.in_memory()  # read now, so that the files' pages do not count
     opened = time.perf_counter() - started
     module = nn.Sequential([nn.Embed(VOCABULARY, 16), nn.Dense(VOCABULARY)])
     task = fs.models.language_model(module, LENGTH, padding=0)
@@ -67,14 +67,14 @@ def measure(folder, placement):
             data_placement=placement,
         )
 
-    run(_ROUNDS.value)  # compiles, for all sizes of cohorts that will come
+    run(_ROUNDS.value)  # compiles for all sizes of cohorts to come
     reset_peak()
     started = time.perf_counter()
     result = run(_ROUNDS.value)
     seconds = time.perf_counter() - started
     peak = peak_bytes()
     if result.compilations:
-        sys.exit(f"{placement}: what was timed compiled {result.compilations} programs; wanted none")
+        sys.exit(f"{placement}: the timed run compiled {result.compilations} programs; wanted none")
     rounds = result.history()["round_seconds"][1:]
     slots = np.diff(result.history()["slots"])
     gathered = result.gather_seconds
@@ -91,7 +91,7 @@ def measure(folder, placement):
 
 
 def round_bytes(algorithm, data, state, placement):
-    """The memory of a compiled round beside the model and data that lies on the devices already."""
+    """Returns the memory of a compiled round, beside the model and data already on the devices."""
     size = min(_COHORT.value, data.num_clients)
     ids = np.linspace(0, data.num_clients - 1, size).astype(np.int32)
     where, sent = fs.runtime.default_layout(), 0
@@ -106,12 +106,12 @@ def round_bytes(algorithm, data, state, placement):
 
 
 def reset_peak():
-    """Lets the largest resident memory be counted from now on; Linux does."""
+    """Counts the largest resident memory from now on (Linux only)."""
     pathlib.Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes():
-    """The largest resident memory since then."""
+    """Returns the largest resident memory since `reset_peak`."""
     status = pathlib.Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])
@@ -137,11 +137,11 @@ def rows_of(num_clients, folder):
 
 
 def ratios(rows, reference):
-    """What a round of the largest population costs beside that of the reference, by placement.
+    """Returns the cost of a round of the largest population over the reference's, by placement.
 
     Args:
-      rows: of `rows_of`, N ascending.
-      reference: an N.
+      rows: rows of `rows_of`, N ascending.
+      reference: N of the reference.
     """
     of_each = {}
     for placement in PLACEMENTS:
@@ -154,7 +154,7 @@ def ratios(rows, reference):
 
 
 def table(rows):
-    """Markdown: a line per row."""
+    """Returns a Markdown table with a line per row."""
     head = ["clients", "data", "examples", "MB", "set-up s", "round ms", "us / slot", "hidden"]
     head += ["round MB", "peak MB"]
     lines = [head, ["---:", "---"] + ["---:"] * (len(head) - 2)]
@@ -178,7 +178,7 @@ def table(rows):
 
 
 def main(_):
-    logging.set_verbosity(logging.WARNING)  # not which backends JAX has looked for
+    logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
     if _MEASURE.value is not None:
         print(json.dumps(measure(pathlib.Path(_DIR.value) / "train", _MEASURE.value)))
         return

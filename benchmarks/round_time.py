@@ -2,7 +2,7 @@
 
     python benchmarks/round_time.py --pytorch_python=PATH --fedjax_python=PATH --out=round_time.json
 
-Before anything is timed the participants must agree on what a round computes. They then run in
+Before anything is timed, the participants must agree on what a round computes. They then run in
 turn, one at a time. `benchmarks/peers/README.md` says how to make the peers' environments.
 """
 
@@ -26,33 +26,33 @@ _PYTORCH = flags.DEFINE_string("pytorch_python", None, "Python of PyTorch's envi
 _FEDJAX = flags.DEFINE_string("fedjax_python", None, "Python of FedJAX's environment.")
 _ROWS = flags.DEFINE_list("rows", None, "Rows to run, by name; all of them by default.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Rounds to time; slow rows stop at 3.", lower_bound=3)
-_OUT = flags.DEFINE_string("out", None, "Where to write all times, as JSON.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "MNIST; by default the digits that come along.")
+_OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of MNIST; by default the included digits.")
 
 PEERS = Path(__file__).parent / "peers"
-# What one round may differ by between implementations, relatively. Rounding that flips a ReLU near
+# Maximum relative differences of one round between implementations. Rounding that flips a ReLU near
 # zero moves the CNN's update by up to 0.5 %, even between two memory layouts of one library.
 TOLERANCE = {"loss": 1e-3, "param_norm": 1e-3, "update_norm": 1e-2}
-# The LSTM is smooth, so all agree to 1e-6; gates i and o interchanged, the mistake that changes least,
-# are 1e-3 away, though only at a rate at which the round has moved the gates: at 0.1 it is 1e-6.
+# The LSTM is smooth, so all agree to 1e-6. Swapping gates i and o, the mistake that changes least, is
+# 1e-3 away, but only at a rate at which the round moves the gates: at 0.1 it is 1e-6.
 SMOOTH = {"loss": 1e-5, "param_norm": 1e-5, "update_norm": 1e-4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """The shapes of a layer's arrays, and at how many positions of an example they are applied."""
+    """The shapes of a layer's arrays, and the number of positions of an example they apply to."""
 
     shapes: dict[str, tuple[int, ...]]
     positions: int = 1
 
     @property
     def flops(self):
-        """Forward, one example: two for each weight and position, a bias counted as a weight."""
+        """Forward operations of one example: two per weight and position, counting biases as weights."""
         return 2 * self.positions * sum(math.prod(shape) for shape in self.shapes.values())
 
 
 def affine(*kernel, positions=1, **others):
-    """A layer of a kernel, a bias and what else it has."""
+    """Returns a layer of a kernel, a bias and other arrays."""
     return Layer({"kernel": kernel, "bias": kernel[-1:], **others}, positions)
 
 
@@ -61,10 +61,10 @@ class Model:
     """A model.
 
     Attributes:
-      data: what it learns, "digits" or "text".
-      layers: by name.
-      learning_rate: of its clients.
-      tolerance: what a round may differ by, relatively.
+      data: "digits" or "text".
+      layers: layers by name.
+      learning_rate: learning rate of its clients.
+      tolerance: maximum relative differences of a round.
     """
 
     data: str
@@ -74,12 +74,12 @@ class Model:
 
     @property
     def flops(self):
-        """Forward, one example."""
+        """Forward operations of one example."""
         return sum(layer.flops for layer in self.layers.values())
 
 
 def char_lstm(**others):
-    """The FedAvg paper's model of Shakespeare; `others` are further arrays of its layers of LSTM."""
+    """Returns the FedAvg paper's model of Shakespeare; `others` are further arrays of its LSTMs."""
     layers = {
         "characters": Layer({"embedding": (258, 8)}, positions=0),  # only looked up
         "lstm1": affine(8 + 256, 4 * 256, positions=80, **others),
@@ -114,7 +114,7 @@ MODELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One round: a model, the clients' sizes and the batch size, 0 for all of a client's."""
+    """One round: a model, the clients' sizes and the batch size (0 for all of a client's examples)."""
 
     model: str
     sizes: tuple[int, ...]
@@ -122,12 +122,12 @@ class Row:
 
     @property
     def flops(self):
-        """Useful work: forward and backward are three times forward; padding does not count."""
+        """Useful operations: three times those of the forward pass; padding does not count."""
         return 3 * MODELS[self.model].flops * sum(self.sizes)
 
 
 def lognormal_sizes(num_clients, total, sigma):
-    """Sizes of at least 1 that add up to `total`."""
+    """Draws sizes of at least 1 that add up to `total`."""
     share = np.random.default_rng(0).lognormal(sigma=sigma, size=num_clients)
     ends = np.round(np.cumsum(share) / share.sum() * (total - num_clients)).astype(int)
     return tuple((np.diff(ends, prepend=0) + 1).tolist())
@@ -146,13 +146,13 @@ ROWS = {
     RAGGED: Row("2nn", lognormal_sizes(20, 6000, sigma=1.2), 10),
     "lstm-10x20-b10": Row("lstm", (20,) * 10, 10),
     "lstm-peepholes-10x20-b10": Row("lstm-peepholes", (20,) * 10, 10),
-    # Roles of Shakespeare's have 74 lines in the mean.
+    # Shakespeare's roles have 74 lines on average.
     "lstm-shakespeare-10-b10": Row("lstm", lognormal_sizes(10, 740, sigma=1.2), 10),
 }
 
 
 def load_digits(data_dir):
-    """MNIST's training images, `[n, 28, 28, 1]` uint8, and labels, `[n]` int32."""
+    """Returns MNIST's training images, `[n, 28, 28, 1]` uint8, and labels, `[n]` int32."""
     import fedjax_sim
 
     if data_dir:
@@ -163,14 +163,14 @@ def load_digits(data_dir):
 
 
 def draw_text():
-    """Lines of random characters, `[n, 80]` uint16, and the characters that follow, `[n, 80]` int32."""
+    """Draws lines of characters, `[n, 80]` uint16, and the characters that follow, `[n, 80]` int32."""
     share = 1 / np.arange(1, 96)  # Zipf's, of the printable characters
     drawn = np.random.default_rng(0).choice(95, (1000, 81), p=share / share.sum()) + ord(" ")
     return drawn[:, :-1].astype(np.uint16), drawn[:, 1:].astype(np.int32)
 
 
 def draw_array(rng, kind, shape):
-    """An initial value: Glorot's where weights have inputs, else zeros."""
+    """Draws an initial value: Glorot's for weights with inputs, else zeros."""
     if kind not in ("kernel", "embedding"):
         return np.zeros(shape, np.float32)
     *window, fan_in, fan_out = shape
@@ -179,11 +179,11 @@ def draw_array(rng, kind, shape):
 
 
 def make_job(path, row, data, *, local_epochs=1, shuffle=True):
-    """Writes `row` as a job on a random subset of its model's data, repeated where too small.
+    """Writes `row` as a job on a random subset of its model's data, repeated if too small.
 
     Args:
-      path: of the job.
-      row: what to run.
+      path: path of the job.
+      row: row to run.
       data: `{name: (x, y)}`, see `Model`.
       local_epochs: E.
       shuffle: whether clients shuffle.
@@ -212,10 +212,10 @@ def make_job(path, row, data, *, local_epochs=1, shuffle=True):
 
 @contextlib.contextmanager
 def started(commands, *args):
-    """Starts those of `commands`, `{name: command}`, that can be, and has each run a round.
+    """Starts those of `commands`, `{name: command}`, that can start, and has each run a round.
 
     Yields:
-      A dict from a worker to what it reports of its first round, which compiles.
+      A dict from a worker to the report of its first round, which compiles.
     """
     with contextlib.ExitStack() as stack:
         first = {}
@@ -231,13 +231,13 @@ def started(commands, *args):
 
 
 def check_agreement(commands, row, data, path):
-    """Compares a small round of `row`'s model and batch size, without shuffling.
+    """Compares the participants on a small round of `row`'s model and batch size, without shuffling.
 
     The clients' sizes differ, so that weights matter; they are multiples of B, because FedJAX fills
-    up a last batch.
+    up the last batch.
 
     Returns:
-      Those of `commands` that took part; the others cannot run such a row.
+      The `commands` that took part; the others cannot run such a row.
 
     Raises:
       SystemExit: two participants disagree.
@@ -251,12 +251,12 @@ def check_agreement(commands, row, data, path):
         values = {name: report[key] for name, report in reports.items()}
         if not np.allclose(list(values.values()), next(iter(values.values()), 0), tolerance, 0):
             batch_size = row.batch_size or "inf"
-            sys.exit(f"{row.model}, B = {batch_size}: they disagree on {key}: {values}")
+            sys.exit(f"{row.model}, B = {batch_size}: participants disagree on {key}: {values}")
     return {name: commands[name] for name in reports}
 
 
 def measure_peak(python, pytorch_python):
-    """The best matrix multiplication rate of JAX and of PyTorch, each where present, in GFLOP/s."""
+    """Returns the best matrix multiplication rate of JAX and, if present, of PyTorch, in GFLOP/s."""
     script = PEERS / "gemm" / "run.py"
     commands = {"JAX": [python, script, "jax"]}
     if pytorch_python:
@@ -270,7 +270,7 @@ def measure_peak(python, pytorch_python):
 
 
 def machine():
-    """The processor's name and its number of cores."""
+    """Returns the processor's name and its number of cores."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
@@ -278,7 +278,7 @@ def machine():
 
 
 def table(report, peers):
-    """Markdown: a line per row, with our rate and each peer's time over ours."""
+    """Returns a Markdown table with a line per row: our rate and each peer's time over ours."""
     head = ["round", "ours ms", "GFLOP/s", "of peak"]
     head += [column for peer in peers for column in (f"{peer} ms", f"{peer} / ours")]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]

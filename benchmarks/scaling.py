@@ -1,11 +1,12 @@
-"""Measures what more devices and more processes gain on a CPU, and what a program of many devices holds.
+"""Measures what more devices and processes gain on a CPU, and what a program for many devices holds.
 
     python benchmarks/scaling.py --out=benchmarks/results/scaling.json
 
-Rounds of the CNN: on one device that has one core, on one that has all, on as many devices as there are
-cores, and in as many processes of one device and one core each, which talk through the loopback
-interface. They take turns, each in fresh processes. Then, on 64 pretended devices and a small model: how
-long a round takes to compile, and how many collectives it holds for cohorts of several sizes.
+It runs rounds of the CNN on one device with one core, on one device with all cores, on as many devices
+as cores, and in as many processes of one device and one core each, which communicate through the
+loopback interface. They take turns, each in fresh processes. Then, on 64 pretended devices and with a
+small model, it measures how long a round takes to compile, and counts its collectives for cohorts of
+several sizes.
 """
 
 import itertools
@@ -20,20 +21,20 @@ from absl import app, flags
 
 import fedjax_sim as fs
 
-_TURNS = flags.DEFINE_integer("turns", 3, "How often each set-up is started.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 3, "Starts of each set-up.", lower_bound=1)
 _SMOKE = flags.DEFINE_bool("smoke", False, "A small model and few devices, for tests.")
-_OUT = flags.DEFINE_string("out", None, "Where to write all times, as JSON.")
+_OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
 
 WORKER = Path(__file__).parent / "scaling_worker.py"
 METHOD = (
     "FedAvg, E = 1, B = 10, generated images, equal clients, one lane. Seconds of a round: the median "
-    "over the blocks of all turns, the first block left out. Programs: "
+    "over the blocks of all turns, without the first block. Programs: "
     "jax.jit(round).lower(...).compile(), and its collectives by name in the optimised HLO."
 )
 
 
 def run(*processes):
-    """Starts workers together and returns what the first of them prints."""
+    """Starts workers together and returns what the first one prints."""
     running = [
         subprocess.Popen(
             [sys.executable, WORKER, json.dumps(settings)], stdout=subprocess.PIPE, text=True
@@ -47,7 +48,7 @@ def run(*processes):
 
 
 def rounds_of(base, cores):
-    """name -> the settings of each process."""
+    """Yields (name, settings of each process)."""
     own = [dict(base, devices=1, cores=[core]) for core in cores]
     yield "1 device, 1 core", [own[0]]
     yield "1 device, all cores", [dict(base, devices=1, cores=cores)]

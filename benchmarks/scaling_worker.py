@@ -1,4 +1,4 @@
-"""One process of `scaling.py`: rounds of a model on so many devices, or what a program of many holds.
+"""One process of `scaling.py`: times rounds of a model, or looks into a program for many devices.
 
     python benchmarks/scaling_worker.py '{"model": "cnn", "devices": 2, ...}'
 
@@ -26,7 +26,7 @@ def settle(settings):
 
 
 def make(settings):
-    """Random images of ten classes, equal clients, and FedAvg on them."""
+    """Returns FedAvg, and equal clients with random images of ten classes."""
     import numpy as np
     import optax
 
@@ -47,7 +47,7 @@ def make(settings):
 
 
 def seconds_per_round(settings):
-    """Of each block of rounds, as `simulate` times them."""
+    """Returns the seconds per round of each block, as `simulate` times them."""
     import jax
 
     import fedjax_sim as fs
@@ -66,7 +66,7 @@ def seconds_per_round(settings):
 
 
 def program(settings):
-    """How long the program of a round takes to compile, and the collectives in it."""
+    """Returns the time to compile the program of a round, and the collectives in it."""
     import jax
     import jax.numpy as jnp
     import numpy as np

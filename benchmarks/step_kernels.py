@@ -1,10 +1,10 @@
-"""Counts the kernels of which XLA makes one local training step.
+"""Counts the kernels that XLA makes of one local training step.
 
     python benchmarks/step_kernels.py --model=2nn --lanes=16 --batch_size=10
 
-On a GPU a small model's step is bound by launching kernels, so each of them counts, however small. This
-prints what the present backend emits, so on a CPU only a hint of what a GPU has to launch. That fuses
-otherwise, and need not move what does not change out of a loop, as a CPU's compiler does; with
+On a GPU, launching kernels bounds a small model's step, so each of them counts, however small. This
+prints what the present backend emits; a CPU only hints at what a GPU has to launch. A GPU's compiler
+fuses differently, and need not move invariant code out of a loop, as a CPU's does; with
 `XLA_FLAGS=--xla_disable_hlo_passes=while-loop-invariant-code-motion` a CPU's does not either.
 """
 
@@ -25,17 +25,17 @@ TEXT = {"x": ((80,), np.uint16), "y": ((80,), np.int32)}
 MODELS = {"2nn": (fs.models.mnist_2nn, DIGITS), "cnn": (fs.models.mnist_cnn, DIGITS)}
 MODELS |= {"char-lstm": (fs.models.char_lstm, TEXT)}
 
-_MODEL = flags.DEFINE_enum("model", "2nn", list(MODELS), "What clients train.")
+_MODEL = flags.DEFINE_enum("model", "2nn", list(MODELS), "Model to train.")
 _LANES = flags.DEFINE_integer("lanes", 16, "Clients side by side.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 10, "B, examples in a local batch.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "Where to write each kernel and what it was made of, as JSON.")
+_OUT = flags.DEFINE_string("out", None, "File for each kernel and its source, as JSON.")
 
 METHOD = (
-    "A kernel is an instruction of a loop's body that computes or copies something, those of calls and "
-    "branches included. One in a loop within the step is launched at every pass, if their number is "
-    "known. The step is the outermost loop that holds a product or a convolution, the widest lanes'."
+    "A kernel is an instruction of a loop's body that computes or copies something, including those of "
+    "calls and branches. A kernel in a loop within the step is launched at every pass, if their number "
+    "is known. The step is the outermost loop that holds a product or a convolution, the widest lanes'."
 )
-# Names of what is there already; asynchronous work counts where it starts.
+# Opcodes of what is there already; asynchronous work counts where it starts.
 _NOTHING = {"parameter", "tuple", "get-tuple-element", "constant", "bitcast", "after-all"}
 _CALLS = re.compile(r"\b(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)")
 _PRODUCT = re.compile(r"gemm|matmul|conv|dot", re.IGNORECASE)
@@ -51,7 +51,7 @@ class Instruction:
             found = re.search(pattern, rest)
             return found[1] if found else ""
 
-        # The type, which may be a tuple, ends before the first word that stands before a parenthesis.
+        # The type, which may be a tuple, ends before the first word in front of a parenthesis.
         self.opcode = find(r"(?:^|\s)([a-z][\w\-]*)\(")
         self.body = find(r"\bbody=%?([\w.\-]+)")
         branches = find(r"branch_computations=\{([^}]*)\}")
@@ -62,7 +62,7 @@ class Instruction:
 
 
 def parse(text):
-    """Computation -> its instructions, of a compiled program; ENTRY's is None."""
+    """Returns computation -> its instructions, of a compiled program; ENTRY has the key None."""
     computations, current = {}, None
     for line in text.splitlines():
         if opened := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -73,7 +73,7 @@ def parse(text):
 
 
 def holds_product(program, name):
-    """Whether a computation multiplies matrices or convolves, outside of its loops."""
+    """Returns whether a computation multiplies matrices or convolves, outside of its loops."""
     return any(
         one.opcode in ("dot", "convolution")
         or (one.opcode == "custom-call" and _PRODUCT.search(one.target))
@@ -83,7 +83,7 @@ def holds_product(program, name):
 
 
 def find_step(program, name=None):
-    """The body of the first outermost loop that holds a product; None where there is none."""
+    """Returns the body of the first outermost loop that holds a product, or None."""
     for one in program[name]:
         if one.body and holds_product(program, one.body):
             return one.body
@@ -106,7 +106,7 @@ def kernels(program, name, passes=1):
 
 
 def compile_round(model, lanes, batch_size):
-    """The compiled program of a round of FedAvg, as text."""
+    """Returns the compiled program of a round of FedAvg, as text."""
     make_task, columns = MODELS[model]
     n, size = lanes * 6 * batch_size, 6 * batch_size
     examples = {name: np.zeros((n, *shape), dtype) for name, (shape, dtype) in columns.items()}
@@ -119,7 +119,7 @@ def compile_round(model, lanes, batch_size):
 
 
 def table(rows):
-    """Markdown: for each kind, kernels of the step's own and of loops within it, and all launches."""
+    """Returns Markdown: per kind, the kernels of the step itself and of its loops, and all launches."""
     kinds = collections.Counter(row["kind"] for row in rows)
     lines = [["kind", "in the step", "in its loops", "launches of a step"], ["---"] + ["---:"] * 3]
     for kind in [*(kind for kind, _ in kinds.most_common()), "all"]:
@@ -131,7 +131,7 @@ def table(rows):
 
 
 def main(_):
-    logging.set_verbosity(logging.WARNING)  # not which backends JAX has looked for
+    logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
     program = parse(compile_round(_MODEL.value, _LANES.value, _BATCH_SIZE.value))
     step = find_step(program)
     if step is None:

@@ -2,8 +2,8 @@
 
     python benchmarks/sweep_cost.py --out=benchmarks/results/sweep_cost.json
 
-Single runs have all devices to themselves, as a user's have. The first rounds of a sweep must be those
-of its single runs; then both take turns in one process, and nothing compiles in what is timed.
+Single runs have all devices to themselves, as a user's do. The first rounds of a sweep must match those
+of its single runs; then both take turns in one process, and nothing compiles while timed.
 """
 
 import functools
@@ -21,16 +21,16 @@ from peak import measure_peak, timed
 
 import fedjax_sim as fs
 
-_MODELS = flags.DEFINE_list("models", ["2nn"], "Some of 2nn, cnn, logistic.")
+_MODELS = flags.DEFINE_list("models", ["2nn"], "Models: some of 2nn, cnn, logistic.")
 _BATCH_SIZE = flags.DEFINE_string("batch_size", "10", "B, examples in a local batch, or inf.")
 _ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds of a run, in blocks of 10.", lower_bound=1)
 _RATES = flags.DEFINE_list("rates", ["1", "4", "11"], "How many client rates to sweep.")
 _SEEDS = flags.DEFINE_list("seeds", ["1", "3"], "How many seeds to sweep.")
-_STACKED = flags.DEFINE_enum("stacked", "default", ["default", "true", "false"], "Of `sweep`.")
+_STACKED = flags.DEFINE_enum("stacked", "default", ["default", "true", "false"], "See `sweep`.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Turns to time.", lower_bound=3)
-_RTOL = flags.DEFINE_float("rtol", 1e-4, "By how much losses of sweep and single run may differ.")
+_RTOL = flags.DEFINE_float("rtol", 1e-4, "Maximum difference in losses of sweep and single run.")
 _SMALL = flags.DEFINE_bool("small", False, "40 clients of 20 images and a hasty peak, for tests.")
-_OUT = flags.DEFINE_string("out", None, "Where to write all times, as JSON.")
+_OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
 
 MODELS = {
     "2nn": fs.models.mnist_2nn,
@@ -38,18 +38,18 @@ MODELS = {
     "logistic": fs.models.logistic_regression,
 }
 SINGLES = 3  # Timed in each turn.
-# Rounds. After more, rounding flips some ReLUs and runs drift apart, on other devices as well.
+# Rounds; after more, rounding flips some ReLUs and runs drift apart, on other devices as well.
 COMPARED = 3
 METHOD = (
-    "FedAvg, C = 0.1, E = 1, equal clients of synthetic images, no evaluation. Single runs: as many "
-    f"times the median of those timed, {SINGLES} in each turn, each on all devices. Useful operations: "
-    "three times the products of the forward pass. Largest difference: of the losses of the first "
-    f"{COMPARED} rounds, relatively."
+    "FedAvg, C = 0.1, E = 1, equal clients of synthetic images, no evaluation. Single runs: their "
+    f"number times the median of those timed, {SINGLES} per turn, each on all devices. Useful "
+    "operations: three times the products of the forward pass. Largest difference: the relative "
+    f"difference in the losses of the first {COMPARED} rounds."
 )
 
 
 def make_data(num_clients, size):
-    """Dim, noisy images of ten patterns; a fifth of the labels is random, so that losses stay large."""
+    """Draws dim, noisy images of ten patterns; a fifth of the labels is random, to keep losses large."""
     rng, n = np.random.default_rng(0), num_clients * size
     patterns = rng.integers(0, 32, (10, 28, 28, 1), np.uint8)
     y = rng.integers(0, 10, n, np.int32)
@@ -59,7 +59,7 @@ def make_data(num_clients, size):
 
 
 def difference(rows, others):
-    """The largest relative difference of two runs' losses; infinite where their counts differ."""
+    """Returns the largest relative difference of two runs' losses; infinite if their counts differ."""
     counts = [[[r[k] for k in ("round", "examples", "bytes_up")] for r in run] for run in (rows, others)]
     if counts[0] != counts[1]:
         return math.inf
@@ -118,7 +118,7 @@ def measure(model, data):
 
 
 def table(rows):
-    """Markdown: a line per row."""
+    """Returns a Markdown table with a line per row."""
     head = ["model, rates x seeds", "sweep s", "single runs s", "sweep / single runs"]
     head += ["sweep / one run", "GFLOP/s", "of peak"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
@@ -131,7 +131,7 @@ def table(rows):
 
 
 def main(_):
-    logging.set_verbosity(logging.WARNING)  # not which backends JAX has looked for
+    logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
     fs.use_all_cores()
     if unknown := set(_MODELS.value) - set(MODELS):
         sys.exit(f"--models: got {sorted(unknown)}, wanted some of {list(MODELS)}")

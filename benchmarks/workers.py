@@ -18,8 +18,8 @@ from types import SimpleNamespace
 import numpy as np
 
 # A library's idle threads may spin for a while after its round (OpenMP's do for 0.2 s), on the cores
-# that the next participant needs; and what ran before has emptied the caches and the branch
-# predictor. So each turn begins with a rest and, where a round is short, with one that is not timed.
+# that the next participant needs; and the previous participant has emptied the caches and the branch
+# predictor. So each turn begins with a rest and, if rounds are short, with an untimed round.
 _REST = 0.5
 _SHORT = 1.0
 
@@ -34,12 +34,12 @@ class Worker:
     """A participant, seen from the benchmark.
 
     Args:
-      name: what to call it in tables and messages.
-      command: what starts it: the interpreter of its environment, a program that ends in `serve`,
-        and the program's arguments.
+      name: name in tables and messages.
+      command: command that starts it: the interpreter of its environment, a program that ends in
+        `serve`, and the program's arguments.
 
     Raises:
-      WorkerError: it did not become ready; the message ends with what it wrote to stderr.
+      WorkerError: the participant did not become ready; the message ends with its stderr.
     """
 
     def __init__(self, name, command):
@@ -79,12 +79,12 @@ class Worker:
 
 
 def alternate(workers, rounds, *, at_least=3, budget=30.0):
-    """Times the participants in turn, so that a machine that drifts drifts for all alike.
+    """Times the participants in turn, so that a drifting machine affects all alike.
 
     Args:
       workers: participants, already warm.
       rounds: turns to take, each of one round per participant.
-      at_least: turns to take even where they exceed `budget`.
+      at_least: turns to take even if they exceed `budget`.
       budget: seconds after which no further turn begins.
 
     Returns:
@@ -115,13 +115,13 @@ def load_job(path):
     Returns:
       A namespace of
         model: "2nn", "cnn", "lstm" or "lstm-peepholes";
-        x, y: for a model of images, `[n, 28, 28, 1]` uint8, to be divided by 255, and `[n]` int32; for
-          one of text, `[n, T]` uint16, below 258, and `[n, T]` int32, where every position counts;
+        x, y: for images, `[n, 28, 28, 1]` uint8, to be divided by 255, and `[n]` int32; for text,
+          `[n, T]` uint16, below 258, and `[n, T]` int32, where every position counts;
         offsets: `[K + 1]`, client k owns rows `offsets[k]:offsets[k + 1]`;
         params: `{layer: {"kernel": ..., "bias": ...}}`, dense kernels `[in, out]`, convolutions
-          `[h, w, in, out]`, images flattened in the order height, width, channel. Of LSTMs kernels are
+          `[h, w, in, out]`, images flattened in the order height, width, channel. LSTM kernels are
           `[in + units, 4 units]`, gates in the order input, candidate, forget, output; 1 is added to
-          the forget gate; `peepholes` are `[3, units]`, of input, forget and output. The layer
+          the forget gate; `peepholes` are `[3, units]`, for input, forget and output. The layer
           `characters` has only an `embedding`, `[258, 8]`;
         batch_size: int, 0 for all of a client's examples;
         local_epochs: int; learning_rate: float; shuffle: bool.
@@ -139,13 +139,13 @@ def load_job(path):
 
 
 def norms(old, new):
-    """What to compare a round's parameters by: their L2 norm and that of the round's update.
+    """Returns what to compare rounds by: the L2 norms of the parameters and of the round's update.
 
     The update tells implementations apart; one round hardly moves the norm of the whole.
 
     Args:
-      old: the parameters' arrays before the round, in any one order.
-      new: after it, in the same order.
+      old: parameter arrays before the round, in any order.
+      new: parameter arrays after the round, in the same order.
     """
     old, new = (np.concatenate([np.ravel(a) for a in p], dtype=np.float64) for p in (old, new))
     # Not by np.linalg.norm: the idle threads of its BLAS would spin into the next round.
@@ -157,14 +157,14 @@ def serve(name, versions, run_round, report, *, threads=None):
     """Answers the benchmark, from the participant's side.
 
     Args:
-      name: the participant's name.
-      versions: a dict from a package's name to its version.
-      run_round: a function without arguments that runs one round to its very end, on the device
-        too. It alone is timed.
-      report: a function from the result of `run_round` to a dict of numbers. For a round of
-        training: `loss`, the new model's mean loss on the job's first `PROBE` examples, and
-        what `norms` returns.
-      threads: how many threads the participant uses; by default as many as there are cores.
+      name: name of the participant.
+      versions: dict from a package's name to its version.
+      run_round: function without arguments that runs one round to its very end, on the device too.
+        Only it is timed.
+      report: function from the result of `run_round` to a dict of numbers. For a round of training:
+        `loss`, the new model's mean loss on the job's first `PROBE` examples, and what `norms`
+        returns.
+      threads: number of threads of the participant; by default the number of cores.
     """
     _send(ready=True, name=name, versions=versions, threads=threads or os.cpu_count())
     for line in sys.stdin:

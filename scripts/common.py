@@ -1,4 +1,4 @@
-"""What the scripts share: their frame, and talking to the person who waits."""
+"""Code that the scripts share: running them, and messages to the user."""
 
 import sys
 import traceback
@@ -10,7 +10,7 @@ from flags import devices
 
 import fedjax_sim as fs
 
-# What tells the user all there is to tell.
+# Errors that need no traceback.
 _EXPECTED = (
     ValueError,
     OSError,
@@ -19,7 +19,7 @@ _EXPECTED = (
     fs.OutOfMemoryError,
     fs.ProcessLostError,
 )
-# What takes memory, of any script that has such a flag.
+# How to save memory; no script has all of these flags.
 _LESS = (
     "Lower --num_clients, --num_examples, --num_rounds or --batch_size, sweep fewer rates and seeds at "
     "once, or give less data"
@@ -27,13 +27,13 @@ _LESS = (
 
 
 def run(script: str, work: Callable[[], None]) -> None:
-    """Parses the flags and does the work; a mistake of the user ends in one message."""
+    """Parses the flags and runs `work`; a user's mistake ends in one message."""
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # not every step of JAX and orbax
+            logging.set_verbosity(logging.WARNING)  # JAX and orbax log every step
         try:
             devices.start()
             work()
@@ -42,7 +42,7 @@ def run(script: str, work: Callable[[], None]) -> None:
             devices.leave(f"{script}: {error}")
         except MemoryError as error:
             devices.leave(
-                f"{script}: this machine's memory does not hold what was asked for ({error}). {_LESS}"
+                f"{script}: what was asked for does not fit in this machine's memory ({error}). {_LESS}"
             )
         except Exception:
             if not jax.distributed.is_initialized():
@@ -53,12 +53,12 @@ def run(script: str, work: Callable[[], None]) -> None:
 
 
 def say_idle_lanes(clients: int) -> None:
-    """Tells where --lanes asks for more than `clients`, of a round, can use."""
+    """Warns if --lanes asks for more lanes than a round's `clients` can use."""
     if devices.LANES.value is not None and devices.LANES.value > clients:
-        say(f"--lanes={devices.LANES.value}: a round has {clients} clients, and no more lanes are used")
+        say(f"--lanes={devices.LANES.value}: a round has {clients} clients and uses only as many lanes")
 
 
 def say(text: str) -> None:
-    """Tells the person who waits, apart from the results on standard output; once a job."""
+    """Prints a message to standard error, apart from the results; once per job."""
     if fs.runtime.is_first():
         print(text, file=sys.stderr, flush=True)

@@ -1,8 +1,8 @@
-"""Runs cells and figures of the FedAvg paper and prints ours beside the paper's.
+"""Runs cells and figures of the FedAvg paper and prints the results beside the paper's.
 
 McMahan et al., "Communication-efficient learning of deep networks from decentralized data", 2017.
-Every cell is run at several learning rates, from likely ones outwards until the best lies inside the
-grid, and ends when one of its curves has crossed the target, or at 1.25 times the paper's rounds.
+Every cell runs at several learning rates, from likely ones outwards until the best lies inside the
+grid, and ends once one of its curves has crossed the target, or at 1.25 times the paper's rounds.
 
   python scripts/reproduce.py --data_dir=DIR --table=4 --partition=iid
   python scripts/reproduce.py --data_dir=DIR --table=2 --rows=E=1/B=10,E=5/B=10 --seeds=0,1
@@ -12,19 +12,18 @@ grid, and ends when one of its curves has crossed the target, or at 1.25 times t
   python scripts/reproduce.py --data_dir=DIR --table=2 --time_budget_s=600
   python scripts/reproduce.py --report
 
-DIR holds the files of MNIST, of Shakespeare (table 2 with --model=lstm, figure 3) or of CIFAR-10 (table
-3, figures 4 and 9); FILE holds messages by author (figures 5 and 10). Figures 2, 5 and 7 are the curves
-of table 2, of the rounds that the text counts and of table 4. The others make runs of their own, for
---rounds_limit rounds: 6 and 8 follow the loss on all train data, 3, 4, 9 and 10 the test accuracy. The
-workdir receives cells/NAME.json for each finished cell, tables.md, figureN.png and, with --report,
-report.html: one page of all that has been run so far. A finished cell is not run again: delete its file
-if it shall be.
+DIR holds the files of MNIST, Shakespeare (table 2 with --model=lstm, figure 3) or CIFAR-10 (table 3,
+figures 4 and 9); FILE holds messages by author (figures 5 and 10). Figures 2, 5 and 7 draw the curves
+of table 2, of the rounds counted in the text, and of table 4. The others make runs of their own, for
+--rounds_limit rounds: 6 and 8 follow the loss on all training data; 3, 4, 9 and 10 the test accuracy.
+The workdir receives cells/NAME.json for each finished cell, tables.md, figureN.png and, with --report,
+report.html: one page of everything run so far. To run a finished cell again, delete its file.
 
 While a cell is under way, under_way/NAME keeps its rows and checkpoints: the same command continues it,
-and a script that is killed loses seconds. So a table can be filled in parts. With --time_budget_s no
-block of rounds is begun after so many seconds from the start, loading and compiling included; the script
-then tells what is left and ends with status 75. Repeat the command until it says that all is done, with
-status 0. However short the time, each part gets a little further.
+and a killed script loses only seconds. A table can thus be filled in parts. With --time_budget_s, no
+block of rounds begins after that many seconds from the start, loading and compiling included; the script
+then says what is left and ends with status 75. Repeat the command until it says "all done", with status
+0. However short the time, each part gets a little further.
 """
 
 import contextlib
@@ -45,65 +44,65 @@ import fedjax_sim as fs
 
 flags.adopt_module_key_flags(time_budget)
 flags.adopt_module_key_flags(devices)
-_TABLE = kinds.define(kinds.whole(1, 4), "table", None, "1, 2, 3 or 4.")
-_FIGURE = kinds.define(kinds.whole(1, 10), "figure", None, "1 to 10.")
+_TABLE = kinds.define(kinds.whole(1, 4), "table", None, "Table to run, 1 to 4.")
+_FIGURE = kinds.define(kinds.whole(1, 10), "figure", None, "Figure to run, 1 to 10.")
 _MODEL = flags.DEFINE_string(
     "model",
     None,
-    "Of table 1 2nn (the default) or cnn; of table 2 and figure 2 cnn (the default) or lstm.",
+    "Model: 2nn (the default) or cnn in table 1; cnn (the default) or lstm in table 2 and figure 2.",
 )
-_PARTITION = flags.DEFINE_enum("partition", "both", ["iid", "noniid", "both"], "Whose data.")
+_PARTITION = flags.DEFINE_enum("partition", "both", ["iid", "noniid", "both"], "Partition.")
 _ROWS = flags.DEFINE_list(
     "rows",
     None,
-    "Such as E=1/B=10, in table 1 C=0.1/B=inf, of sequential SGD SGD/B=100; all by default.",
+    "Rows such as E=1/B=10, in table 1 C=0.1/B=inf, for sequential SGD SGD/B=100; all by default.",
 )
 _RATES = flags.DEFINE_list(
     "client_lrs",
     None,
-    "Learning rates to begin with; by default three likely ones for each cell. Of figures with runs of "
-    "their own: all there are, by default 1.47 in figure 3, three in figure 4, otherwise the cell's "
-    "best, or before the cell is run the middle one of the likely. Figures 6 and 8 want one.",
+    "Learning rates to begin with; by default three likely ones per cell. For figures with own runs, "
+    "all rates; by default 1.47 in figure 3, three in figure 4, otherwise the cell's best, or the "
+    "middle likely one before the cell has run. Figures 6 and 8 need exactly one.",
 )
 _MOST_RATES = kinds.define(
     kinds.COUNT,
     "most_rates",
     13,
-    "The grid is widened up to so many rates while the best lies at its edge.",
+    "Maximum number of rates; while the best lies at the edge, the grid is widened up to it.",
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the runs; the clients' data is the same for all.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the runs; the clients' data is the same for all.")
 _TARGET = kinds.define(
     kinds.TARGET,
     "target",
     None,
-    "Test accuracy that runs race for, by default the paper's (in table 3 the last).",
+    "Test accuracy that ends a cell; by default the paper's (in table 3 the last).",
 )
 _ROUNDS_LIMIT = kinds.define(
     kinds.COUNT,
     "rounds_limit",
     None,
-    "Rounds at most; by default 1.25 times the paper's, which is what is accepted. Of figures with runs "
-    "of their own: rounds, by default 2,000 in figure 4, 820 in figure 10 and otherwise 30; in figure 9 "
-    "those of E=5/B=50, and the other rows compute as many gradients.",
+    "Maximum number of rounds; by default 1.25 times the paper's, the most accepted. For figures with "
+    "runs of their own, all rounds; by default 2,000 in figure 4, 820 in figure 10 and otherwise "
+    "30; in figure 9 for E=5/B=50, and the other rows compute as many gradients.",
 )
-_REPORT = flags.DEFINE_bool("report", False, "Write report.html from what has been run so far.")
+_REPORT = flags.DEFINE_bool("report", False, "Write report.html from everything run so far.")
 _DATA_DIR = kinds.define(
     kinds.TEXT,
     "data_dir",
     None,
-    "Folder of the data set's files; of messages by author, that or the file.",
+    "Folder of the data set's files; for messages by author, the folder or the file.",
 )
-_WORKDIR = kinds.define(kinds.TEXT, "workdir", "runs/reproduce", "Where results go.")
+_WORKDIR = kinds.define(kinds.TEXT, "workdir", "runs/reproduce", "Folder of the results.")
 
 
 class Checked(NamedTuple):
-    """What follows from the flags alone.
+    """The values that follow from the flags alone.
 
     Attributes:
       named: name of a cell's runs -> the cell.
-      own_runs: whether they are of a figure that makes runs of its own.
-      rates: to begin with, where they are given.
-      seeds: of the runs.
+      own_runs: whether they belong to a figure that makes runs of its own.
+      rates: rates to begin with, if given.
+      seeds: seeds of the runs.
     """
 
     named: dict[str, fedavg.PublishedCell]
@@ -113,10 +112,10 @@ class Checked(NamedTuple):
 
 
 def check() -> Checked:
-    """Checks all flags together; no data is read.
+    """Checks all flags together, before any data is read.
 
     Raises:
-      ValueError: a list holds what is no such number, or two flags contradict each other.
+      ValueError: a list entry is not a number of its kind, or two flags contradict each other.
     """
     wanted = [value for value in (_TABLE.value, _FIGURE.value) if value is not None]
     if len(wanted) != 1 and not (_REPORT.value and not wanted):
@@ -148,7 +147,7 @@ def _reproduce() -> None:
     workdir, records = pathlib.Path(_WORKDIR.value), fs.reporting.Records(_WORKDIR.value)
     asked = {"rates": rates, "seeds": seeds if flags.FLAGS["seeds"].present else None}
     with contextlib.ExitStack() as stack:
-        if named or _FIGURE.value == 1:  # a report alone may be written while cells are run
+        if named or _FIGURE.value == 1:  # a report alone may be written while cells run
             stack.enter_context(records.locked())
         if _FIGURE.value == 1:
             _average_two_models(records)
@@ -173,28 +172,28 @@ def _reproduce() -> None:
 def _check_together(figure: fedavg.Figure | None, own_runs: bool, rates: list[float] | None) -> None:
     """Refuses flags that contradict each other."""
     if _ROWS.value is not None and not _ROWS.value:
-        raise ValueError("--rows is empty; wanted names of rows with commas between, or no such flag")
+        raise ValueError("--rows is empty; wanted row names with commas between, or leave it out")
     time_budget.check()
     if time_budget.TIME_BUDGET_S.value is not None and _FIGURE.value == 1:
-        raise ValueError("--time_budget_s is given; figure 1 is made in one go, leave it out")
+        raise ValueError("--time_budget_s is given; figure 1 is made in one go, so leave it out")
     if _TARGET.value is not None and (own_runs or _FIGURE.value == 1):
-        raise ValueError(f"--target={_TARGET.value}; figure {_FIGURE.value} has no runs that end at one")
+        raise ValueError(f"--target={_TARGET.value}; figure {_FIGURE.value} has no target; leave it out")
     if own_runs and figure.shows == fedavg.LOSS and rates is not None and len(rates) != 1:
-        raise ValueError(f"--client_lrs={','.join(_RATES.value)}; figures 6 and 8 want one rate")
+        raise ValueError(f"--client_lrs={','.join(_RATES.value)}; figures 6 and 8 need one rate")
 
 
 def _check_rounds(cells: Iterable[fedavg.PublishedCell]) -> None:
-    """Refuses a number of rounds that is too many for a row of a figure that scales it."""
+    """Refuses too large a number of rounds for a row of a figure that scales it."""
     limit = _ROUNDS_LIMIT.value
     most = max(fedavg.figure_rounds(_FIGURE.value, cell, limit)[0] for cell in cells)
     if most > kinds.LARGEST:
         raise ValueError(
-            f"--rounds_limit={limit} makes {most} rounds of one row; wanted {kinds.LARGEST} at most"
+            f"--rounds_limit={limit} makes {most} rounds of one row; wanted at most {kinds.LARGEST}"
         )
 
 
 def _cells(own_runs: bool) -> list[fedavg.PublishedCell]:
-    """The cells that the flags ask for."""
+    """Returns the cells that the flags ask for."""
     if _TABLE.value is not None:
         models = [model for number, model in fedavg.PARTS if number == _TABLE.value]
         cells = fedavg.published(_TABLE.value, _MODEL.value or next(iter(models), ""))
@@ -211,12 +210,12 @@ def _cells(own_runs: bool) -> list[fedavg.PublishedCell]:
     chosen = [cell for cell in cells if _PARTITION.value in (cell.partition, "both")]
     if not chosen:
         known = ", ".join(sorted({cell.partition for cell in cells}))
-        raise ValueError(f"--partition={_PARTITION.value}; what is asked for has {known}")
+        raise ValueError(f"--partition={_PARTITION.value}; wanted {known}, as the cells have no other")
     return chosen
 
 
 def _write(workdir: pathlib.Path, records: fs.reporting.Records) -> dict[int, pathlib.Path]:
-    """Writes the tables and draws the figures that follow from what has been run."""
+    """Writes the tables and figures of everything run so far, and returns the figures' paths."""
     known = records.load_all()
     if not known:
         raise ValueError(f"nothing has been run in {workdir} yet; begin with --table or --figure")
@@ -226,7 +225,7 @@ def _write(workdir: pathlib.Path, records: fs.reporting.Records) -> dict[int, pa
 
 
 def _print_tables(names: Collection[str], known) -> None:
-    """Prints the rows of these cells, at every target for which they were run."""
+    """Prints the rows of these cells, for every target to which they ran."""
     for title, part, rows in fedavg.tables_that_ran(known):
         shown = [row for cell, row in zip(part, rows, strict=True) if cell.name in names]
         if shown and part[0].table == _TABLE.value and _TARGET.value in (None, part[0].target):
@@ -235,14 +234,14 @@ def _print_tables(names: Collection[str], known) -> None:
 
 
 def _missing(asked: Mapping[str, Mapping[str, Any]], records) -> list[str]:
-    """The names of those not run yet, with a word on the others.
+    """Returns the names that have not run yet, and reports the others.
 
     Args:
-      asked: name of a cell's runs -> what the flags ask of them, None where they do not.
-      records: of the workdir.
+      asked: name of a cell's runs -> settings that the flags ask for, None where they do not.
+      records: records of the workdir.
 
     Raises:
-      ValueError: one was run otherwise than the flags ask.
+      ValueError: a cell ran with other settings than the flags ask for.
     """
     missing = []
     for name, settings in asked.items():
@@ -260,11 +259,11 @@ def _missing(asked: Mapping[str, Mapping[str, Any]], records) -> list[str]:
             wanted = wanted if isinstance(wanted, list) or wanted is None else [wanted]
             if wanted is not None and not set(wanted) <= ran[what]:
                 raise ValueError(
-                    f"{name} was run with {what} {sorted(ran[what])}, and {wanted} is asked for; delete "
+                    f"{name} was run with {what} {sorted(ran[what])}, but {wanted} is asked for; delete "
                     f"{records.path(name)} to run it again, or choose another workdir"
                 )
         say(f"{name}: done before, see {records.path(name)}")
-        records.forget(name)  # what a script killed just after it saved the record has left
+        records.forget(name)  # left by a script killed just after saving the record
     return missing
 
 

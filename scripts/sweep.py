@@ -1,17 +1,17 @@
 r"""Sweeps FedAvg over E, B and C, each combination at its best learning rate.
 
-With no flags: 100 clients with two digits each, four combinations, three rates and more.
+Without flags: 100 clients with two digits each, four combinations, three rates or more.
 
   python scripts/sweep.py
   python scripts/sweep.py --local_epochs=1,5,20 --batch_sizes=10,50,inf --client_lrs=0.0464,0.1,0.215
   python scripts/sweep.py --dataset=mnist --data_dir=DIR --partition=iid --target_accuracy=0.97 \
       --lr_grid=0.01:1:3 --client_fractions=0,0.1,1 --seeds=0,1 --num_rounds=1000
 
-All rates and seeds of a combination (a cell) run in one compiled program. Where the best rate lies at
-the edge of the grid, further ones are tried. With a target a cell ends when one of its curves has
-crossed it. The workdir receives cells.jsonl (a row per run), table.md and table.csv (a row per cell),
-curves.png, cells/NAME.json and cells/NAME.png. The same command on the same workdir continues where
-it was interrupted, and with another --plot_axis or link draws all pictures anew.
+All rates and seeds of a combination (a cell) run in one compiled program. If the best rate lies at the
+edge of the grid, further ones are tried. With a target, a cell ends once one of its curves has crossed
+it. The workdir receives cells.jsonl (a row per run), table.md and table.csv (a row per cell),
+curves.png, cells/NAME.json and cells/NAME.png. The same command on the same workdir continues an
+interrupted sweep, and with another --plot_axis or link redraws all plots.
 """
 
 import collections
@@ -31,13 +31,13 @@ import fedjax_sim as fs
 flags.adopt_module_key_flags(workload)
 flags.adopt_module_key_flags(plot)
 flags.adopt_module_key_flags(devices)
-_LOCAL_EPOCHS = flags.DEFINE_list("local_epochs", ["1", "5"], "E, epochs a client trains in a round.")
+_LOCAL_EPOCHS = flags.DEFINE_list("local_epochs", ["1", "5"], "E, epochs of a client in a round.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["10", "inf"], "B, examples in a local batch, or inf.")
 _CLIENT_FRACTIONS = flags.DEFINE_list(
     "client_fractions", ["0.1"], "C; max(C * N, 1) clients take part in a round."
 )
 _CLIENT_LRS = flags.DEFINE_list(
-    "client_lrs", ["0.0464", "0.1", "0.215"], "Learning rates of the clients to begin with."
+    "client_lrs", ["0.0464", "0.1", "0.215"], "Client learning rates to begin with."
 )
 _LR_GRID = kinds.define(
     kinds.TEXT, "lr_grid", None, "first:last:per_decade in place of --client_lrs, such as 0.01:1:3."
@@ -46,24 +46,24 @@ _MOST_RATES = kinds.define(
     kinds.COUNT,
     "most_rates",
     13,
-    "The grid is widened up to so many rates while the best lies at its edge.",
+    "Maximum number of rates; while the best lies at the edge, the grid is widened up to it.",
 )
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Of the runs; the clients' data is the same for all.")
-_NUM_ROUNDS = kinds.define(kinds.COUNT, "num_rounds", 100, "R, communication rounds at most.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the runs; the clients' data is the same for all.")
+_NUM_ROUNDS = kinds.define(kinds.COUNT, "num_rounds", 100, "R, maximum number of communication rounds.")
 _EVAL_EVERY = kinds.define(kinds.COUNT, "eval_every", 1, "Rounds between evaluations.")
 _TARGET_ACCURACY = kinds.define(
     kinds.TARGET,
     "target_accuracy",
     None,
-    "What a cell's runs race for, such as 0.97; without it the most accurate rate is the best.",
+    "Test accuracy that ends a cell, such as 0.97; without it the most accurate rate is the best.",
 )
 _WORKDIR = kinds.define(
-    kinds.TEXT, "workdir", None, "Where results go; by default a folder of runs/ named by the flags."
+    kinds.TEXT, "workdir", None, "Folder of the results; by default one in runs/ named after the flags."
 )
 
 
 class Cell(NamedTuple):
-    """A combination of what is compiled into the program."""
+    """A combination of the settings that are compiled into the program."""
 
     client_fraction: float
     local_epochs: int
@@ -80,14 +80,14 @@ class Cell(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """What follows from the flags alone.
+    """The values that follow from the flags alone.
 
     Attributes:
-      cells: in the order of the flags.
-      rates: to begin with.
-      seeds: of the runs.
-      drawn_over: the axis of pictures, and its link.
-      workdir: where results go.
+      cells: cells in the order of the flags.
+      rates: rates to begin with.
+      seeds: seeds of the runs.
+      drawn_over: x-axis of plots, and its link.
+      workdir: folder of the results.
     """
 
     cells: list[Cell]
@@ -98,11 +98,11 @@ class Checked(NamedTuple):
 
 
 def check() -> Checked:
-    """Checks all flags together; no data is read.
+    """Checks all flags together, before any data is read.
 
     Raises:
-      ValueError: a list holds what is no such number, two flags contradict each other, or they do not
-        suit this machine.
+      ValueError: a list entry is not a number of its kind, two flags contradict each other, or the flags
+        do not suit this machine.
     """
     cells = [
         Cell(*values)
@@ -116,7 +116,7 @@ def check() -> Checked:
     twice = next((name for name, count in collections.Counter(names).items() if count > 1), None)
     if twice:
         raise ValueError(
-            f"--client_fractions name the cell {twice} twice; wanted each once, to six digits"
+            f"--client_fractions names the cell {twice} twice; wanted each once, to six digits"
         )
     rates, seeds = _rates(), kinds.numbers("seeds", _SEEDS.value, kinds.SEED)
     workload.check()
@@ -145,9 +145,9 @@ def _sweep() -> None:
         for number, cell in enumerate(cells, 1):
             if (record := records.load(cell.name)) is not None:
                 clock.skip(cell)
-                records.forget(cell.name)  # what a script killed just after it saved the record has left
+                records.forget(cell.name)  # left by a script killed just after saving the record
                 say(f"{cell.label}: done before")
-                _draw(cell, record, records, drawn_over)  # may have been over another axis, or killed
+                _draw(cell, record, records, drawn_over)  # another axis, or killed before this
                 continue
             say(f"{cell.label}, cell {number} of {len(cells)}{clock.left()}")
             kept = records.under_way(cell.name)
@@ -162,7 +162,7 @@ def _sweep() -> None:
 
 
 def _check_cells(cells, clients, task, evaluate, rates, seeds) -> None:
-    """Checks every cell, so that the last one's mistake shows before anything is written."""
+    """Checks every cell, so that a mistake in the last one shows before anything is written."""
     for cell in cells:
         fs.check_sweep(
             workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0),
@@ -223,7 +223,7 @@ def _draw(cell: Cell, record: Mapping, records: fs.reporting.Records, drawn_over
 def _write(
     workdir: pathlib.Path, records: fs.reporting.Records, cells: list[Cell], drawn_over: dict
 ) -> str:
-    """Writes what follows from the finished cells, in the order of the flags."""
+    """Writes rows, tables and plots of the finished cells, in the order of the flags."""
     known = records.load_all()
     done = [(cell, known[cell.name]) for cell in cells if cell.name in known]
     columns = (
@@ -237,7 +237,7 @@ def _write(
     )
     rows = [
         {name: record["cell"][name] for name in ("E", "B", "C")}
-        | {name: run.get(name) for name in columns}  # older runs do not tell their bytes
+        | {name: run.get(name) for name in columns}  # older runs do not record their bytes
         for _, record in done
         for run in record["runs"]
     ]
@@ -261,7 +261,7 @@ def _write(
 
 
 class _Clock:
-    """Estimates the time left from the work of the cells done: examples at the limit of rounds."""
+    """An estimate of the time left from the finished cells' work: examples at the limit of rounds."""
 
     def __init__(self, cells: list[Cell], num_clients: int):
         self._num_clients, self._started, self._done = num_clients, time.monotonic(), 0
@@ -281,7 +281,7 @@ class _Clock:
         if not self._done:
             return ""
         seconds = (time.monotonic() - self._started) / self._done * self._ahead
-        return f", about {seconds:.0f} s left for all if none ends early"
+        return f", about {seconds:.0f} s left in all if no cell ends early"
 
 
 def _rates() -> list[float]:

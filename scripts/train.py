@@ -1,6 +1,6 @@
-r"""Trains one model by federated learning, in one compiled program a block of rounds.
+r"""Trains one model by federated learning, with one compiled program per block of rounds.
 
-With no flags: 100 clients with two digits each, by Federated Averaging, in well under a minute.
+Without flags: Federated Averaging on 100 clients with two digits each, in well under a minute.
 
   python scripts/train.py
   python scripts/train.py --partition=dirichlet --alpha=0.1 --local_epochs=5
@@ -16,9 +16,9 @@ With no flags: 100 clients with two digits each, by Federated Averaging, in well
       --client_fraction=0.001 --local_epochs=1 --client_lr=1 --data_placement=host
 
 The workdir receives config.json, metrics.jsonl (a row per evaluation), curve.png, clients.png,
-checkpoints/, tensorboard/ (where tensorboardX is installed) and summary.json. The same command on
-the same workdir continues an interrupted run and ends as if it had not been interrupted; with another
---plot_axis or link it draws curve.png anew.
+checkpoints/, tensorboard/ (if tensorboardX is installed) and summary.json. The same command on the
+same workdir continues an interrupted run and ends as if it had not been interrupted; with another
+--plot_axis or link it redraws curve.png.
 """
 
 import json
@@ -42,50 +42,50 @@ _ALGORITHM = kinds.define(
     kinds.Word("algorithm", ("fed_avg", "fed_sgd", "sgd", "dynamic_averaging")),
     "algorithm",
     "fed_avg",
-    "fed_avg, fed_sgd, sgd (sequential, on all clients' data pooled), or dynamic_averaging (each client "
-    "keeps a model of its own).",
+    "Algorithm: fed_avg, fed_sgd, sgd (sequential, on all clients' data pooled), or dynamic_averaging "
+    "(each client keeps a model of its own).",
 )
 _CLIENT_FRACTION = kinds.define(
     kinds.SHARE,
     "client_fraction",
     0.1,
-    "C; max(C * N, 1) clients take part in a round. Of dynamic_averaging all do; C is for "
+    "C; max(C * N, 1) clients take part in a round. In dynamic_averaging all do, and C is for "
     "--protocol=fed_avg.",
 )
-_LOCAL_EPOCHS = kinds.define(kinds.COUNT, "local_epochs", 5, "E, epochs a client trains in a round.")
-_BATCH_SIZE = flags.DEFINE_string("batch_size", "10", "B, examples in a local batch, or inf.")
+_LOCAL_EPOCHS = kinds.define(kinds.COUNT, "local_epochs", 5, "E, epochs of a client in a round.")
+_BATCH_SIZE = flags.DEFINE_string("batch_size", "10", "B, examples in a local batch; inf for all.")
 _CLIENT_LR = kinds.define(kinds.RATE, "client_lr", 0.1, "Learning rate of the clients.")
-_NUM_ROUNDS = kinds.define(kinds.COUNT, "num_rounds", 200, "R, communication rounds at most.")
+_NUM_ROUNDS = kinds.define(kinds.COUNT, "num_rounds", 200, "R, maximum number of communication rounds.")
 _EVAL_EVERY = kinds.define(kinds.COUNT, "eval_every", 1, "Rounds between evaluations.")
-_EVAL_TRAIN = flags.DEFINE_bool("eval_train", False, "Evaluate on the whole train set as well.")
-_EVAL_CLIENTS = flags.DEFINE_bool("eval_clients", False, "Report how accuracy varies over clients.")
+_EVAL_TRAIN = flags.DEFINE_bool("eval_train", False, "Also evaluate on the whole training set.")
+_EVAL_CLIENTS = flags.DEFINE_bool("eval_clients", False, "Also report how accuracy varies over clients.")
 _TARGET_ACCURACY = kinds.define(
     kinds.TARGET,
     "target_accuracy",
     None,
     "Stop at the first evaluation with this test accuracy, such as 0.97.",
 )
-_SEED = kinds.define(kinds.SEED, "seed", 0, "Fixes the partition and the run.")
+_SEED = kinds.define(kinds.SEED, "seed", 0, "Seed of the partition and of the run.")
 _WORKDIR = kinds.define(
-    kinds.TEXT, "workdir", None, "Where results go; by default a folder of runs/ named by the flags."
+    kinds.TEXT, "workdir", None, "Folder of the results; by default one in runs/ named after the flags."
 )
 _CHECKPOINT_SECONDS = kinds.define(
     kinds.LIMIT,
     "checkpoint_seconds",
     10.0,
-    "The least time between two checkpoints; the last is always written.",
+    "Minimum seconds between two checkpoints; the last is always written.",
 )
 _DATA_PLACEMENT = kinds.define(
     kinds.Word("data_placement", ("device", "host", "auto")),
     "data_placement",
     "auto",
     "Where the data stays: device, host (cohorts are sent while others train), or auto (host for stored "
-    "data and for what would fill more than half of a device).",
+    "data and for data that would fill more than half of a device).",
 )
 
-# Where results and data lie and when the state is saved do not change them.
+# The places of results and data and the times of checkpoints change no result.
 _NOT_SETTINGS = ("workdir", "checkpoint_seconds", "data_placement")
-# What an algorithm has no use for: FedSGD is one epoch of one batch, the baseline has no server.
+# Flags that an algorithm does not use: FedSGD is one epoch of one batch, the baseline has no server.
 _UNUSED = {
     "fed_avg": averaging.NAMES,
     "fed_sgd": ("local_epochs", "batch_size", "shuffle", "server_lr", *averaging.NAMES),
@@ -95,13 +95,13 @@ _UNUSED = {
 
 
 class Checked(NamedTuple):
-    """What follows from the flags alone.
+    """The values that follow from the flags alone.
 
     Attributes:
       width: `B`, or infinity.
-      learners: dynamic averaging, where that is the algorithm.
-      drawn_over: the axis of pictures, and its link.
-      workdir: where results go.
+      learners: dynamic averaging, if that is the algorithm.
+      drawn_over: x-axis of plots, and its link.
+      workdir: folder of the results.
     """
 
     width: float
@@ -111,21 +111,21 @@ class Checked(NamedTuple):
 
 
 def check() -> Checked:
-    """Checks all flags together; no data is read.
+    """Checks all flags together, before any data is read.
 
     Raises:
-      ValueError: two of them contradict each other, or do not suit this machine.
+      ValueError: two flags contradict each other, or the flags do not suit this machine.
     """
     algorithm, learners = _ALGORITHM.value, None
     (width,) = kinds.numbers("batch_size", [_BATCH_SIZE.value], kinds.BATCH_SIZE)
     workload.check(learners=algorithm == "dynamic_averaging")
     if algorithm in ("sgd", "dynamic_averaging"):
         if width == math.inf:
-            raise ValueError(f"--batch_size=inf; --algorithm={algorithm} wants a whole number")
+            raise ValueError(f"--batch_size=inf; --algorithm={algorithm} needs a whole number")
         if _DATA_PLACEMENT.value == "host":
             raise ValueError(
                 f"--data_placement=host; --algorithm={algorithm} reads the data of all clients in each "
-                "round: wanted device or auto"
+                "round, so wanted device or auto"
             )
     if algorithm == "dynamic_averaging":
         learners = averaging.Averaging(
@@ -142,7 +142,7 @@ def check() -> Checked:
     works = [(_LOCAL_EPOCHS.value, width, _CLIENT_FRACTION.value)] if algorithm == "fed_avg" else []
     workload.check_training([_CLIENT_LR.value], _NUM_ROUNDS.value, works)
     if devices.MESH_RUNS.value not in (None, 1):
-        raise ValueError(f"--mesh_runs={devices.MESH_RUNS.value}, and there is one run; leave it out")
+        raise ValueError(f"--mesh_runs={devices.MESH_RUNS.value}, but there is one run; leave it out")
     devices.check(num_learners=learners and workload.known_clients())
     workdir = _WORKDIR.value or workload.default_workdir(algorithm, _settings())
     kinds.check_folder("workdir", workdir)
@@ -180,7 +180,7 @@ def _train() -> None:
         evaluate=evaluate,
         eval_every=_EVAL_EVERY.value,
         stop_at=_TARGET_ACCURACY.value,
-        # Sequential steps would only be repeated by more devices.
+        # More devices would only repeat the sequential steps.
         layout=fs.Layout() if _ALGORITHM.value == "sgd" else layout,
         data_placement=_DATA_PLACEMENT.value,
         workdir=workdir,
@@ -203,7 +203,7 @@ def _train() -> None:
 
 
 def _evaluations(task, clients, test, layout) -> list:
-    """What the flags want to know of each model."""
+    """Returns the evaluations that the flags ask for."""
     evaluate = [] if test is None else [fs.evaluator(task, test, layout=layout)]
     if _EVAL_TRAIN.value:
         evaluate.append(fs.evaluator(task, clients, prefix="full_train", layout=layout))
@@ -227,14 +227,14 @@ def _fed_sgd(task, clients, width) -> fs.Algorithm:
 
 
 def _sgd(task, clients, width) -> fs.Algorithm:
-    # A round handles as many examples as a cohort would, so that rounds cost the same.
+    # A round trains on as many examples as a cohort would, so that rounds cost the same.
     cohort = fs.cohort_size(clients.num_clients, _CLIENT_FRACTION.value)
     share = cohort / clients.num_clients * len(clients.examples["y"])
     steps = math.ceil(_LOCAL_EPOCHS.value * share / width)
     if steps * width > kinds.LARGEST:
         raise ValueError(
-            f"--local_epochs={_LOCAL_EPOCHS.value} makes {steps} steps of {width} examples a round; "
-            f"wanted {kinds.LARGEST} examples at most: lower it, or --client_fraction"
+            f"--local_epochs={_LOCAL_EPOCHS.value} makes {steps} steps of {width} examples per round; "
+            f"wanted at most {kinds.LARGEST} examples: lower it, or --client_fraction"
         )
     return fs.sgd(
         task,

@@ -1,4 +1,4 @@
-"""Rate searches, records, tables, pictures and operation counts of runs."""
+"""Rate searches, records, tables, plots and operation counts of runs."""
 
 from fedjax_sim.reporting.frontier import (
     compare_points,

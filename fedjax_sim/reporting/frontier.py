@@ -1,8 +1,8 @@
-"""Loss against communication: what protocols of model averaging cost, and what they gain.
+"""Loss against communication: tables and plots that compare protocols of model averaging.
 
 M. Kamp et al., "Efficient decentralized deep learning by dynamic model averaging", ECML-PKDD 2018,
-https://arxiv.org/abs/1807.03210, compares protocols by cumulative loss and cumulative communication, a
-point for each setting.
+https://arxiv.org/abs/1807.03210, compares protocols by cumulative loss and cumulative communication,
+with one point per setting.
 """
 
 import pathlib
@@ -15,26 +15,26 @@ from fedjax_sim.core.checks import choose
 from fedjax_sim.reporting.plots import save_figure, subplots
 from fedjax_sim.simulation import Link, SweepRun
 
-_SETTINGS = (("delta", "Δ"), ("fraction", "C"))  # what protocols call their own
+_SETTINGS = (("delta", "Δ"), ("fraction", "C"))  # settings of particular protocols
 
 
 def frontier_points(
     runs: Sequence[SweepRun], *, protocol: str, period: int, link: Link | None = None
 ) -> list[dict[str, Any]]:
-    """A point for each run of learners, ready for JSON.
+    """Returns one point per run, ready for JSON.
 
     Args:
-      runs: of `dynamic_averaging`.
-      protocol: its name.
+      runs: runs of `dynamic_averaging`.
+      protocol: name of the protocol.
       period: `b`.
-      link: of the seconds; `Link()` by default.
+      link: link for the seconds; `Link()` by default.
 
     Returns:
-      Dicts of the protocol, its settings, the run's totals, and its rows as curves: steps, cumulative
-      loss, bytes.
+      Dicts with the protocol, its settings, the run's totals, and its curves: steps, cumulative loss,
+      bytes.
 
     Raises:
-      ValueError: the rows do not tell in which messages all bytes were sent.
+      ValueError: the rows do not record which messages sent all bytes.
     """
     link = link or Link()
     points = []
@@ -42,7 +42,7 @@ def frontier_points(
         last, history = run.rows[-1], run.history()
         settings = {name: float(run.hparams[name]) for name, _ in _SETTINGS if name in run.hparams}
         sent = history["bytes_up"] + history["bytes_down"]
-        losses = np.nan_to_num(history["cumulative_loss"])  # before the first round there is none
+        losses = np.nan_to_num(history["cumulative_loss"])  # none before the first round
         points.append(
             {
                 "protocol": protocol,
@@ -68,14 +68,14 @@ def frontier_points(
 
 
 def compare_points(points: Sequence[Mapping[str, Any]], *, period: int) -> list[dict[str, Any]]:
-    """Every point beside periodic averaging with `period` at the same rate and seed.
+    """Compares each point with periodic averaging every `period` steps at the same rate and seed.
 
     Returns:
-      The points with `loss_ratio`, above 1 where the loss is larger, and `times_fewer_bytes`, infinite
-      (None) where nothing was sent; those of diverged runs are left out.
+      The points with `loss_ratio`, above 1 where the loss is larger, and `times_fewer_bytes`, None
+      (infinite) where nothing was sent. Diverged runs are left out.
 
     Raises:
-      ValueError: there is no such baseline.
+      ValueError: `points` holds no such baseline.
     """
     baselines = {
         (point["rate"], point["seed"]): point
@@ -96,7 +96,7 @@ def compare_points(points: Sequence[Mapping[str, Any]], *, period: int) -> list[
 
 
 def frontier_table(compared: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: a line per point of `compare_points`."""
+    """Returns a Markdown table with a line per point of `compare_points`."""
     head = ["rate", "protocol", "loss per example", "loss ratio", "MB", "times fewer bytes", "seconds"]
     head += ["accuracy"]
     lines = [head, ["---:", "---", *["---:"] * (len(head) - 2)]]
@@ -111,7 +111,7 @@ def frontier_table(compared: Sequence[Mapping[str, Any]]) -> str:
 
 
 def point_label(point: Mapping[str, Any]) -> str:
-    """The protocol and its settings, such as "dynamic, b=10, Δ=0.3"."""
+    """Returns the protocol and its settings, such as "dynamic, b=10, Δ=0.3"."""
     values = [f"{sign}={point[name]}" for name, sign in _SETTINGS if name in point]
     return ", ".join([point["protocol"], f"b={point['b']}", *values])
 
@@ -119,17 +119,17 @@ def point_label(point: Mapping[str, Any]) -> str:
 def plot_frontier(
     panels: Mapping[str, Sequence[Mapping[str, Any]]], path: str | pathlib.Path, *, axis: str = "bytes"
 ) -> None:
-    """Draws loss per example against communication, a point per run, a line per family of settings.
+    """Draws loss per example against communication: a point per run, a line per family of settings.
 
-    What "none" loses is a horizontal line; others that send nothing are left out, like diverged runs.
+    The loss of "none" is a horizontal line; other runs that send nothing and diverged runs are left out.
 
     Args:
       panels: title -> points.
-      path: of the PNG file.
+      path: path of the PNG file.
       axis: "bytes" or "seconds".
 
     Raises:
-      ValueError: there is no such axis.
+      ValueError: `axis` is unknown.
     """
     label, unit = choose(
         "axis", axis, {"bytes": ("MB sent, up + down", 1e6), "seconds": ("seconds of communication", 1)}
@@ -166,13 +166,13 @@ def plot_over_time(
     drifts: Sequence[int] = (),
     title: str = "",
 ) -> None:
-    """Draws the loss and the bytes between two rows over a stream's steps, drifts as vertical lines.
+    """Draws the loss and the bytes between successive rows over a stream's steps.
 
     Args:
-      points: of `frontier_points`.
-      path: of the PNG file.
-      drifts: steps.
-      title: of the picture.
+      points: points of `frontier_points`.
+      path: path of the PNG file.
+      drifts: steps to mark with vertical lines.
+      title: title of the figure.
     """
     figure, panels = subplots(2, sharex=True)
     for point in (point for point in points if point["diverged"] is None):

@@ -1,11 +1,11 @@
-"""Multiplicative grids of learning rates, as the FedAvg paper searches them."""
+"""Multiplicative grids of learning rates, as searched in the FedAvg paper."""
 
 import itertools
 import math
 from collections.abc import Sequence
 
 _PER_DECADE = (3, 6)  # the paper's resolutions, 10^(1/3) and 10^(1/6)
-_MOST_PER_DECADE = 100  # of finer grids neighbours would be equal to three digits
+_MOST_PER_DECADE = 100  # on finer grids, neighbours would agree to three digits
 _MOST_RATES = 1000
 
 
@@ -13,15 +13,15 @@ def rate_grid(low: float, high: float, per_decade: int) -> list[float]:
     """Returns the rates `10 ** (k / per_decade)`, k whole, from `low` to `high`, to three digits.
 
     Raises:
-      ValueError: a bound is not a positive number, they are out of order, `per_decade` is not a whole
-        number from 1 to 100, no rate lies between them, or more than 1,000 do.
+      ValueError: a bound is not positive and finite, the bounds are out of order, `per_decade` is not a
+        whole number from 1 to 100, or no rate or more than 1,000 rates lie between the bounds.
     """
     if not (math.isfinite(low) and math.isfinite(high) and 0 < low <= high):
         raise ValueError(f"the grid goes from {low} to {high}; wanted 0 < first <= last, both finite")
     if not 1 <= per_decade <= _MOST_PER_DECADE or per_decade != int(per_decade):
         raise ValueError(
             f"the grid has {per_decade} rates per decade; wanted a whole number from 1 to "
-            f"{_MOST_PER_DECADE}, since rates have three digits"
+            f"{_MOST_PER_DECADE}, since rates are rounded to three digits"
         )
     first = math.ceil(per_decade * math.log10(low) - _ROUNDING)
     last = math.floor(per_decade * math.log10(high) + _ROUNDING)
@@ -30,17 +30,17 @@ def rate_grid(low: float, high: float, per_decade: int) -> list[float]:
     if last - first >= _MOST_RATES:
         raise ValueError(
             f"the grid from {low:g} to {high:g} has {last - first + 1:,} rates; wanted at most "
-            f"{_MOST_RATES:,}: narrow it, or take fewer per decade"
+            f"{_MOST_RATES:,}: narrow it, or take fewer rates per decade"
         )
     return [_rate(k, per_decade) for k in range(first, last + 1)]
 
 
-# Three digits are off a point of the grid by at most 0.5 %, which is this much of a step.
+# Rounding to three digits moves a rate off the grid by at most 0.5 %, which is this much of a step.
 _ROUNDING = 0.02
 
 
 def resolution(rates: Sequence[float]) -> int:
-    """Which of the paper's resolutions a grid has, in rates per decade: the nearest to its steps."""
+    """Returns the paper's resolution, in rates per decade, that is nearest to the grid's steps."""
     rates = sorted(rate for rate in rates if rate > 0)
     if len(rates) < 2:
         return _PER_DECADE[0]
@@ -49,10 +49,10 @@ def resolution(rates: Sequence[float]) -> int:
 
 
 def neighbour(rate: float, per_decade: int, direction: int) -> float:
-    """The next rate of the paper's grid, at least half a step above (`direction` 1) or below (-1).
+    """Returns the next rate on the paper's grid, at least half a step up (`direction` 1) or down (-1).
 
-    A rate halfway between two of the grid, such as 1.47 with three in a decade, is of the same grid
-    shifted by half a step, and so is its neighbour.
+    A rate halfway between two grid points, such as 1.47 with three per decade, lies on the same grid
+    shifted by half a step, and so does its neighbour.
     """
     position = per_decade * math.log10(rate)
     shift = 0.5 if abs(position % 1 - 0.5) < _ROUNDING else 0.0

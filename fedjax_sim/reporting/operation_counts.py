@@ -1,4 +1,4 @@
-"""Counts the useful floating-point operations of a model."""
+"""Counts of a model's useful floating-point operations."""
 
 import math
 from typing import Any
@@ -10,14 +10,14 @@ from fedjax_sim.core.types import Task
 
 
 def training_flops(task: Task, examples: dict[str, Any]) -> int:
-    """The useful operations of one example's forward and backward pass.
+    """Returns the useful operations of one example's forward and backward pass.
 
-    Counts the matrix products and convolutions of the forward pass, two operations for a
-    multiplication with its addition, times three: the backward pass does each twice. Of a `cond` the
-    longer branch counts; the body of a `while` counts once, since its trips are not known.
+    Counts the matrix products and convolutions of the forward pass, two operations per
+    multiplication and addition, times three, since the backward pass does each twice. A `cond` counts
+    as its longer branch, and the body of a `while` counts once, since its iterations are unknown.
 
     Args:
-      task: what is learned.
+      task: task to count.
       examples: column name -> `[n, ...]`; only shapes and dtypes matter.
     """
     key = jax.random.key(0)

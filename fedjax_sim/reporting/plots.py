@@ -1,4 +1,4 @@
-"""Pictures of runs and of federations, written as PNG files. Matplotlib is imported when used."""
+"""Plots of runs and of federations, written as PNG files. Matplotlib is imported only when used."""
 
 import math
 import pathlib
@@ -11,35 +11,35 @@ from fedjax_sim.core.checks import choose
 from fedjax_sim.runtime import processes
 from fedjax_sim.simulation import Link
 
-AXES = ("rounds", "bytes", "seconds")  # what curves may run over
+AXES = ("rounds", "bytes", "seconds")  # x-axes of curves
 
-_MOST_CLIENTS = 200  # bars beyond this cannot be told apart
-_MOST_LABELS = 100  # nor colours; and a table of 10,000 words by each client would fill the memory
+_MOST_CLIENTS = 200  # more bars cannot be told apart
+_MOST_LABELS = 100  # nor can more colours, and counts of 10,000 words per client would fill the memory
 
 
 def x_axis(
     history: Mapping[str, np.ndarray], axis: str = "rounds", link: Link | None = None
 ) -> tuple[np.ndarray, str]:
-    """What the curves of a run are drawn over.
+    """Returns the x-values of a run's curves, and the label of the axis.
 
     Args:
-      history: columns of the rows of a run, as `Result.history()` gives them.
-      axis: "rounds"; "bytes", all that were sent up and down so far; or "seconds" of communication so
-        far, see `Link.seconds`.
-      link: of the seconds; `Link()` by default.
+      history: columns of the run's rows, as `Result.history()` gives them.
+      axis: "rounds"; "bytes", the total sent up and down so far; or "seconds" of communication so far,
+        see `Link.seconds`.
+      link: link for the seconds; `Link()` by default.
 
     Returns:
-      Values `[evaluations]`, and the label of the axis; bytes are in MB, 10^6 of them.
+      Values `[evaluations]` and the label of the axis; bytes are in MB (10^6 bytes).
 
     Raises:
-      ValueError: there is no such axis, or the run does not tell what was sent.
+      ValueError: `axis` is unknown, or the run does not record what was sent.
     """
     choose("axis", axis, dict.fromkeys(AXES))
     if axis == "rounds":
         return history["round"], "communication rounds"
     if "bytes_up" not in history:
         raise ValueError(
-            f"the run does not tell what was sent, as older ones do not, so {axis} are unknown; draw it "
+            f"the run does not record what was sent (older ones do not), so {axis} are unknown; draw it "
             "over rounds, or run it again in another workdir"
         )
     if axis == "bytes":
@@ -59,15 +59,15 @@ def plot_curve(
     axis: str = "rounds",
     link: Link | None = None,
 ) -> None:
-    """Draws accuracies if there are any, losses, and the bytes that were sent unless they are the axis.
+    """Draws a run's accuracies if there are any, losses, and bytes sent unless they are the x-axis.
 
     Args:
-      history: columns of the rows of a run, as `Result.history()` gives them.
-      path: of the PNG file.
-      target: draws a line at this accuracy.
-      title: of the picture.
-      axis: what the curves run over, see `x_axis`.
-      link: of the seconds; `Link()` by default.
+      history: columns of the run's rows, as `Result.history()` gives them.
+      path: path of the PNG file.
+      target: accuracy to mark with a line.
+      title: title of the figure.
+      axis: x-axis of the curves, see `x_axis`.
+      link: link for the seconds; `Link()` by default.
 
     Raises:
       ValueError: see `x_axis`.
@@ -110,16 +110,16 @@ def plot_curves(
     xlabel: str = "communication rounds",
     title: str = "",
 ) -> None:
-    """Draws many curves: one panel below the other, or two side by side if there are more than two.
+    """Draws many curves, with panels in one column, or in two if there are more than two panels.
 
     Args:
       panels: title of a panel -> name of a curve -> (x `[n]`, values `[n]`).
-      path: of the PNG file.
-      target: draws a line at this value; of panels with different ones, title of a panel -> value.
-      ylabel: what the values are.
-      log: of the values' axis.
-      xlabel: what the curves run over.
-      title: of the picture.
+      path: path of the PNG file.
+      target: value to mark with a line; if panels differ, title of a panel -> value.
+      ylabel: label of the y-axis.
+      log: whether the y-axis is logarithmic.
+      xlabel: label of the x-axis.
+      title: title of the figure.
     """
     columns = 1 if len(panels) <= 2 else 2
     figure, grid = subplots(math.ceil(len(panels) / columns), columns, squeeze=False)
@@ -148,17 +148,17 @@ def plot_curves(
 
 
 def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
-    """Draws each client's examples as a bar of its labels, in the clients' order.
+    """Draws each client's examples as a bar stacked by label, in the clients' order.
 
-    Of a large federation an evenly spaced part of the clients is drawn, and the title says so.
-    Nothing is drawn of labels beyond a hundred kinds, such as a language model's symbols.
+    For a large federation only evenly spaced clients are drawn, and the title says so. Nothing is drawn
+    if there are more than a hundred labels, such as a language model's symbols.
 
     Args:
       data: a `FederatedData`.
-      path: of the PNG file.
+      path: path of the PNG file.
 
     Returns:
-      Whether there is a picture.
+      Whether the plot was written.
     """
     if data.num_classes > _MOST_LABELS:
         return False
@@ -196,15 +196,15 @@ def _plot_accuracy(axes, along, history: Mapping[str, np.ndarray], target: float
 
 
 def _plot_sent(axes, along: np.ndarray, sent: Mapping[str, np.ndarray]) -> None:
-    styles = {"up": "-", "down": "--"}  # often as many bytes, one curve on the other
+    styles = {"up": "-", "down": "--"}  # the curves often coincide
     for direction, total in sent.items():
         axes.plot(along, total / 1e6, styles[direction], label=f"sent {direction}")
     axes.set_ylabel("MB so far")
 
 
 def subplots(rows: int, columns: int = 1, **settings):
-    """A figure and its axes, as matplotlib's `Figure.subplots` gives them."""
-    # The object interface, so that a notebook's own figures and backend are left alone.
+    """Returns a figure and its axes, as matplotlib's `Figure.subplots` does."""
+    # The object interface leaves a notebook's own figures and backend alone.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -220,9 +220,9 @@ def _colours(count: int):
 
 
 def save_figure(figure, path: str | pathlib.Path) -> None:
-    """Writes a figure as a PNG file; of several processes the first does."""
+    """Writes a figure as a PNG file, on the first process only."""
     if not processes.is_first():
         return
-    partial = pathlib.Path(f"{path}.partial")  # so that a killed process leaves no half picture
+    partial = pathlib.Path(f"{path}.partial")  # a killed process leaves no half-written plot
     figure.savefig(partial, dpi=110, format="png")
     partial.replace(path)

@@ -1,9 +1,9 @@
-"""How the FedAvg paper compares settings: each at its best learning rate, in rounds to a target.
+"""Comparison of settings as in the FedAvg paper: rounds to a target at the best learning rate.
 
 H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
 of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629, section 3:
 curves of test accuracy are made monotone and read at the target by linear interpolation; the rate is
-optimised for each setting over a multiplicative grid whose best value must not lie at its edge.
+optimised for each setting over a multiplicative grid, and the best must not lie at its edge.
 """
 
 import decimal
@@ -19,18 +19,18 @@ from fedjax_sim.reporting.plots import x_axis
 from fedjax_sim.simulation import Link, SweepRun, rounds_to_target, sweep
 from fedjax_sim.simulation.result import ledger_of
 
-MOST_RATES = 13  # what the paper tried at most
+MOST_RATES = 13  # the most that the paper tried
 
 
 class Best(NamedTuple):
     """The best run of one seed.
 
     Attributes:
-      seed: whose.
-      rate: its learning rate.
-      rounds: to the target, or None where no rate reached it; the best is then the most accurate.
-      accuracy: the highest of the run.
-      interior: whether rates on both sides of it were tried.
+      seed: seed of the run.
+      rate: learning rate of the run.
+      rounds: rounds to the target; None if no rate reached it, and the best is then the most accurate.
+      accuracy: highest accuracy of the run.
+      interior: whether both higher and lower rates were tried.
     """
 
     seed: int
@@ -41,14 +41,14 @@ class Best(NamedTuple):
 
 
 def best_of_each_seed(runs: Sequence[Mapping[str, Any]]) -> list[Best]:
-    """For each seed the run that reached the target first, or else came nearest to it.
+    """Returns, for each seed, the run that reached the target first, or else came nearest to it.
 
     Args:
       runs: dicts with "rate", "seed", "rounds_to_target" and "best_accuracy". A run that diverged
-        before it reached the target is worse than any that did not; of equals the lower rate is best.
+        before reaching the target ranks below all that did not; the lower rate wins a tie.
 
     Returns:
-      In the order in which the seeds first occur.
+      One best run per seed, in the order in which the seeds first occur.
     """
     rates = [run["rate"] for run in runs]
 
@@ -67,16 +67,16 @@ def best_of_each_seed(runs: Sequence[Mapping[str, Any]]) -> list[Best]:
 
 
 def mean_rounds(best: Sequence[Best]) -> float | None:
-    """The mean over seeds of the rounds to the target; None where one did not reach it."""
+    """Returns the mean over seeds of the rounds to the target, or None if a seed did not reach it."""
     return _mean_of_all([b.rounds for b in best])
 
 
 def mean_bytes(best: Sequence[Best], runs: Sequence[Mapping[str, Any]]) -> float | None:
-    """The mean over seeds of the bytes to the target; None where one did not reach it.
+    """Returns the mean over seeds of the bytes to the target, or None if a seed did not reach it.
 
     Args:
-      best: of each seed.
-      runs: among which they are, see `describe_run`; None follows from older ones, without bytes.
+      best: best run of each seed.
+      runs: all runs, see `describe_run`; older runs have no bytes, which gives None.
     """
     return _mean_of_all([_run_of(runs, b).get("bytes_to_target") for b in best])
 
@@ -100,24 +100,24 @@ def sweep_rates(
 ) -> list[dict[str, Any]]:
     """Sweeps the client's rate, and widens the grid until no seed's best rate lies at its edge.
 
-    Further rates come one at a time, from the paper's grid of the resolution nearest to that of
-    `rates`. They only have to be compared with the best so far, so they run for as many rounds.
+    Further rates come one at a time, from the paper's grid at the resolution nearest to that of
+    `rates`. They are only compared with the best so far, so they run no longer than it did.
 
     Args:
-      algorithm: has the hyper-parameter "client_lr".
+      algorithm: algorithm with the hyper-parameter "client_lr".
       data: a `FederatedData`.
-      rates: to begin with.
-      seeds: one run each, for every rate.
-      num_rounds: the most rounds of a run.
-      stop_at: the target test accuracy; a seed's runs end when one of them has reached it. With None
-        the most accurate run is the best.
-      most_rates: the grid is never widened beyond this many.
-      report: receives a line of text for each widening.
-      workdir: where each sweep has a folder, in which it continues after an interruption.
-      **settings: for `sweep`.
+      rates: rates to begin with.
+      seeds: seeds to run at every rate.
+      num_rounds: maximum number of rounds of a run.
+      stop_at: target test accuracy; a seed's runs end once one of them has reached it. With None, the
+        most accurate run is the best.
+      most_rates: number of rates beyond which the grid is not widened.
+      report: function that receives a line of text for each widening.
+      workdir: folder with a subfolder per sweep, where an interrupted sweep continues.
+      **settings: further arguments of `sweep`.
 
     Returns:
-      A dict per run: see `describe_run`.
+      One dict per run, see `describe_run`.
 
     Raises:
       ValueError: see `sweep`.
@@ -144,7 +144,7 @@ def sweep_rates(
         rate = further[0]
         best = best_of_each_seed(runs)
         missed = any(b.rounds is None for b in best)
-        # The winners' last evaluation, so that curves are interpolated between the same rounds.
+        # Up to the winners' last evaluation, so that curves are interpolated between the same rounds.
         limit = num_rounds if missed else max(_run_of(runs, b)["rounds"][-1] for b in best)
         if report is not None:
             report(f"The best rate lies at the edge of the grid; trying {rate:g} as well.")
@@ -158,7 +158,7 @@ def _run_of(runs: Sequence[Mapping[str, Any]], best: Best) -> Mapping[str, Any]:
 
 
 def _beyond(runs: Sequence[Mapping[str, Any]], per_decade: int) -> list[float]:
-    """The rates next to the grid on the sides where the best of some seed lies."""
+    """Returns the rates next to the grid on each side where some seed's best rate lies."""
     rates = [run["rate"] for run in runs]
     best = [b.rate for b in best_of_each_seed(runs) if b.rate > 0]
     further = [neighbour(rate, per_decade, -1) for rate in best if rate == min(rates)]
@@ -169,21 +169,21 @@ def _beyond(runs: Sequence[Mapping[str, Any]], per_decade: int) -> list[float]:
 def describe_run(run: SweepRun, target: float | None) -> dict[str, Any]:
     """Describes a run of a sweep over rates as JSON values.
 
-    Every number about the target follows exactly from the curves that stand beside it. Accuracies are
-    rounded down to five decimals, so that none reaches a target by rounding; one that reaches the target
-    before it is rounded and not after is kept whole. Losses are rounded to five digits.
+    Every number about the target follows exactly from the curves stored beside it. Accuracies are
+    rounded down to five decimals, so rounding never lifts one to the target; an accuracy that rounding
+    would take below the target is kept whole. Losses are rounded to five digits.
 
     Args:
-      run: with a "test_accuracy" in each row.
-      target: test accuracy, or None.
+      run: run with a "test_accuracy" in each row.
+      target: target test accuracy, or None.
 
     Returns:
-      "rate", "seed", "rounds_to_target" (None where the curve stayed below), "best_accuracy", "seconds",
+      "rate", "seed", "rounds_to_target" (None if the curve stayed below), "best_accuracy", "seconds",
       "diverged" (the round, or None) and the curves: "rounds", "accuracy", "train_loss" and, if it was
-      evaluated, "full_train_loss". Of rows that have the ledger also "bytes_to_target", up and down,
-      where the curve crosses the target as in `rounds_to_target` (None where it stayed below, or without
-      a target), and "ledger", from which `run_history` makes its columns: a number where as many come
-      with each round, the cumulative values where not.
+      evaluated, "full_train_loss". If the rows have the ledger, also "bytes_to_target", up and down,
+      where the curve crosses the target as in `rounds_to_target` (None if it stayed below, or without a
+      target), and "ledger", from which `run_history` rebuilds its columns: one number if every round
+      adds the same amount, otherwise the cumulative values.
     """
     rows = run.rows
     losses = [name for name in ("train_loss", "full_train_loss") if name in rows[0]]
@@ -229,13 +229,13 @@ def _describe_ledger(
 
 
 def run_history(run: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The rounds and the ledger of a run that was described, as `SweepRun.history()` had them.
+    """Returns the rounds and the ledger of a described run, as `SweepRun.history()` had them.
 
     Args:
-      run: see `describe_run`; an older one has no ledger.
+      run: dict of `describe_run`; an older one has no ledger.
 
     Returns:
-      Name -> `[evaluations]` float64, as `x_axis` and `Link.seconds` want it.
+      Name -> `[evaluations]` float64, as `x_axis` and `Link.seconds` take it.
     """
     rounds = np.asarray(run["rounds"], np.float64)
     ledger = run.get("ledger", {})
@@ -246,7 +246,7 @@ def run_history(run: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def expected_updates(local_epochs: int, batch_size: float, n: int, num_clients: int) -> float:
-    """`u = E n / (K B)`, the updates of a client in a round; with B infinite it is E."""
+    """Returns `u = E n / (K B)`, a client's updates per round; with infinite B it is E."""
     per_client = n / num_clients
     return local_epochs * per_client / min(batch_size, per_client)
 
@@ -254,16 +254,16 @@ def expected_updates(local_epochs: int, batch_size: float, n: int, num_clients: 
 def envelope(
     runs: Sequence[Mapping[str, Any]], seed: int, axis: str = "rounds", link: Link | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best monotone accuracy of any rate, at each round at which some run was evaluated.
+    """Returns the best monotone accuracy of any rate, at each round where some run was evaluated.
 
     Args:
-      runs: see `describe_run`.
-      seed: whose.
-      axis: what stands for the rounds, see `x_axis`.
-      link: of the seconds.
+      runs: dicts of `describe_run`.
+      seed: seed of the runs to use.
+      axis: x-axis in place of the rounds, see `x_axis`.
+      link: link for the seconds.
 
     Returns:
-      Values on the axis `[n]` and accuracies `[n]`.
+      x-values `[n]` and accuracies `[n]`.
 
     Raises:
       ValueError: see `x_axis`.
@@ -284,7 +284,7 @@ def five_digits(value: float | None) -> float | None:
 
 
 def _rounded_down(accuracy: float, target: float | None) -> float:
-    # Of its decimal digits: 100000 * 0.00007 is less than 7 in floats.
+    # Rounds decimal digits, since 100000 * 0.00007 is less than 7 in floats.
     digits = decimal.Decimal(repr(float(accuracy)))
     below = float(digits.quantize(decimal.Decimal("0.00001"), decimal.ROUND_FLOOR))
     crosses = target is not None and below < target <= accuracy

@@ -1,4 +1,4 @@
-"""Cells of a table as files: one JSON each, which says what was run, where, when and how it went."""
+"""Records of a table's cells: a JSON file each, with what was run, where, when and how it went."""
 
 import contextlib
 import csv
@@ -29,10 +29,10 @@ _PACKAGES = ("fedjax_sim", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class Records:
-    """The finished cells of a workdir: `cells/NAME.json` each, written whole or not at all.
+    """The finished cells of a workdir, each in `cells/NAME.json`, written whole or not at all.
 
     Args:
-      workdir: made if absent.
+      workdir: folder of the records; created if absent.
     """
 
     def __init__(self, workdir: str | pathlib.Path):
@@ -40,15 +40,15 @@ class Records:
         self._folder = self._workdir / "cells"
 
     def path(self, name: str) -> pathlib.Path:
-        """Where the record of a cell lies, or will."""
+        """Returns the path of a cell's record, which need not exist yet."""
         return self._folder / f"{name}.json"
 
     def under_way(self, name: str) -> pathlib.Path:
-        """Where the runs of a cell are kept until it is finished."""
+        """Returns the folder that keeps the runs of a cell until it is finished."""
         return self._workdir / "under_way" / name
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """The record of a cell, or None before it is finished.
+        """Returns the record of a cell, or None before it is finished.
 
         Raises:
           ValueError: the file is not a record.
@@ -61,24 +61,21 @@ class Records:
             return None
         try:
             record = json.loads(path.read_text())
-        except ValueError as error:  # of JSON, or of UTF-8
+        except ValueError as error:  # invalid JSON or UTF-8
             raise ValueError(f"{path} is not JSON ({error}); delete it to run the cell again") from error
         if not isinstance(record, dict) or not {"cell", "runs"} <= record.keys():
             raise ValueError(f"{path} is not the record of a cell; delete it to run the cell again")
         return record
 
     def load_all(self) -> dict[str, dict[str, Any]]:
-        """Every finished cell, by name."""
+        """Returns every finished cell by name."""
         names = processes.on_first_process(
             lambda: sorted(path.stem for path in self._folder.glob("*.json"))
         )
         return {name: self.load(name) for name in names}
 
     def save(self, name: str, record: Mapping[str, Any]) -> None:
-        """Keeps a finished cell: a line for each of its properties, and for each run.
-
-        What was kept while it was under way is removed.
-        """
+        """Saves a finished cell, a line per property and per run, and forgets its unfinished runs."""
         self._folder.mkdir(parents=True, exist_ok=True)
         lines = [
             f" {json.dumps(key)}: {_dumps(value)}," for key, value in record.items() if key != "runs"
@@ -88,7 +85,7 @@ class Records:
         self.forget(name)
 
     def forget(self, name: str) -> None:
-        """Removes what a cell under way has left."""
+        """Removes the unfinished runs of a cell."""
         if processes.is_first():
             shutil.rmtree(self.under_way(name), ignore_errors=True)
 
@@ -97,7 +94,7 @@ class Records:
         """Keeps other processes out of the workdir.
 
         Raises:
-          ValueError: another process is at work there.
+          ValueError: another process is running there.
         """
         with contextlib.ExitStack() as stack:
 
@@ -113,17 +110,17 @@ class Records:
 def claimed_workdir(
     workdir: str | pathlib.Path, config: Mapping[str, Any], *, allow_version_change: bool = False
 ) -> Iterator[None]:
-    """Makes a folder the home of what `config` describes, or continues there, and keeps others out.
+    """Claims a folder for the work that `config` describes, or continues it, and keeps others out.
 
     Args:
-      workdir: made if absent.
-      config: JSON values.
-      allow_version_change: whether what began with another version of JAX or of this package may be
-        continued.
+      workdir: folder to claim; created if absent.
+      config: JSON values that identify the work.
+      allow_version_change: whether work begun with another version of JAX or of this package may
+        continue.
 
     Raises:
-      ValueError: it belongs to something else, the message tells the differences; or another process is
-        at work there.
+      ValueError: the folder belongs to other work (the message lists the differences), or another
+        process is running there.
     """
     config = {"versions": versions()} | dict(config)
     processes.agree(config)
@@ -134,11 +131,11 @@ def claimed_workdir(
 
 
 def provenance() -> dict[str, Any]:
-    """Says where a result comes from: "command", "date", "machine", "versions" and "commit".
+    """Returns where a result comes from: "command", "date", "machine", "versions" and "commit".
 
     "commit" is that of the package's source tree when a process first asks, so ask before a long run;
-    it ends in "-dirty" where a Python file of the tree differs from the commit or is not in it. None
-    stands for a package that was installed without its repository.
+    it ends in "-dirty" if a Python file of the tree differs from the commit or is not in it. It is None
+    for a package installed without its repository.
     """
     return {
         "command": shlex.join(["python", *map(_without_folder, sys.argv)]),
@@ -154,10 +151,10 @@ def provenance() -> dict[str, Any]:
     }
 
 
-@functools.cache  # what runs is what was imported, whatever is checked out meanwhile
+@functools.cache  # the imported code runs, whatever is checked out meanwhile
 def _commit(source: pathlib.Path) -> str | None:
-    """Returns the commit of the repository that has this file, with a mark, or None."""
-    # A hook of git's sets these for the repository that it works on.
+    """Returns the commit of the repository that tracks this file, marked if dirty, or None."""
+    # A git hook sets these for its own repository.
     away = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
     environ = {name: value for name, value in os.environ.items() if name not in away}
 
@@ -167,7 +164,7 @@ def _commit(source: pathlib.Path) -> str | None:
         return ran.stdout.strip()
 
     try:
-        # An environment may lie inside a repository that is not the package's.
+        # The package may be installed in an environment inside another repository.
         git("ls-files", "--error-unmatch", source.name)
         mark = "-dirty" if git("status", "--porcelain", "--", ":(top)*.py") else ""
         return git("rev-parse", "HEAD") + mark
@@ -176,7 +173,7 @@ def _commit(source: pathlib.Path) -> str | None:
 
 
 def write_csv(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes dicts of the same keys as a table; None becomes an empty field, a list `a;b`."""
+    """Writes dicts with the same keys as CSV; None becomes an empty field, a list `a;b`."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -192,12 +189,12 @@ def write_lines(path: str | pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def write_text(path: str | pathlib.Path, text: str) -> None:
-    """Writes a text so that the file is never seen half-written."""
+    """Writes a text atomically: the file is never seen half-written."""
     files.write_text(pathlib.Path(path), text)
 
 
 def _without_folder(argument: str) -> str:
-    """A flag without the folder of one machine: `--data_dir=/home/me/mnist` becomes `--data_dir=DIR`."""
+    """Hides a folder of this machine: `--data_dir=/home/me/mnist` becomes `--data_dir=DIR`."""
     return re.sub(r"^(--\w+=)/.*", r"\1DIR", argument)
 
 

@@ -1,4 +1,4 @@
-"""Writes what a run leaves for people and programs beside its metrics."""
+"""Reports of a run beside its metrics, for people and programs."""
 
 import dataclasses
 import pathlib
@@ -19,22 +19,22 @@ def write_report(
     axis: str = "rounds",
     link: Link | None = None,
 ) -> dict[str, Any]:
-    """Writes summary.json, curve.png and, where tensorboardX is installed, its events.
+    """Writes summary.json, curve.png and, if tensorboardX is installed, TensorBoard events.
 
     Args:
-      result: of `simulate`.
+      result: result of `simulate`.
       workdir: an existing directory.
-      title: of the picture.
-      flops_per_example: useful operations of one example's training (see `training_flops`); the
-        summary then tells the rate achieved.
-      axis: what the picture's curves run over, see `x_axis`.
-      link: the summary's `link_seconds` are what communication would take over it; `Link()` by default.
+      title: title of the plot.
+      flops_per_example: useful operations to train on one example (see `training_flops`); adds the
+        achieved rate to the summary.
+      axis: x-axis of the plot, see `x_axis`.
+      link: link for the summary's `link_seconds`, the time of communication; `Link()` by default.
 
     Returns:
       The summary.
 
     Raises:
-      ValueError: there is no such axis, or the rows do not tell what was sent.
+      ValueError: `axis` is unknown, or the rows do not record what was sent.
     """
     workdir = pathlib.Path(workdir)
     link = link or Link()
@@ -52,10 +52,10 @@ def write_report(
 
 
 def write_tensorboard(rows: list[dict], directory: pathlib.Path) -> bool:
-    """Writes all rows as TensorBoard scalars, in place of those written before.
+    """Writes all rows as TensorBoard scalars, replacing those written before.
 
     Returns:
-      Whether tensorboardX is installed, so that it was done.
+      Whether anything was written, which needs tensorboardX.
     """
     try:
         from tensorboardX import SummaryWriter

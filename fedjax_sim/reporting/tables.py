@@ -8,13 +8,13 @@ from fedjax_sim.reporting.rate_search import Best, best_of_each_seed, mean_bytes
 
 
 def sweep_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row per cell: E, B, C and u, rounds and MB at the best rate, the speedup over the first cell.
+    """Returns a row per cell: E, B, C, u, rounds and MB at the best rate, speedup over the first cell.
 
-    `megabytes_to_target` are 10^6 bytes, up and down together, and the mean over seeds, as the rounds
-    are; None where a seed did not reach the target, without one, and of older records.
+    `megabytes_to_target` counts 10^6 bytes, up and down together, averaged over seeds like the rounds.
+    It is None if a seed did not reach the target, without a target, and for older records.
 
     Args:
-      records: of cells, each with "cell" (E, B, C and u) and "runs".
+      records: records of cells, each with "cell" (E, B, C and u) and "runs".
     """
     rows, baseline = [], None
     for record in records:
@@ -57,7 +57,7 @@ def ratio(a: float | None, b: float | None) -> float | None:
 
 
 def sweep_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `sweep_table` for people."""
+    """Returns the rows of `sweep_table` as a Markdown table."""
     return markdown(
         [
             {
@@ -79,7 +79,7 @@ def sweep_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> str:
-    """Dicts of the same keys as a Markdown table."""
+    """Returns dicts with the same keys as a Markdown table."""
     if not rows:
         return ""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]

@@ -22,44 +22,44 @@ _PROTOCOL = kinds.define(
     kinds.Word("protocol", _PROTOCOLS),
     "protocol",
     "dynamic",
-    "When learners talk: dynamic or hedged (--delta), periodic, continuous (after every step), fed_avg "
-    "(--client_fraction of them), or none.",
+    "When learners communicate: dynamic or hedged (see --delta), periodic, continuous (after every "
+    "step), fed_avg (--client_fraction of them), or none.",
 )
 _DELTA = kinds.define(
     kinds.LIMIT,
     "delta",
     1.0,
-    "Delta, how far a model may be from the reference, squared, before it is sent; 0 averages like "
-    "periodic, inf never sends anything.",
+    "Delta, squared distance from the reference beyond which a model is sent; 0 averages like periodic, "
+    "inf never sends anything.",
 )
 _SYNC_PERIOD = kinds.define(
-    kinds.COUNT, "sync_period", 10, "b, steps of one batch between two checks; they make up a round."
+    kinds.COUNT, "sync_period", 10, "b, steps of one batch between two checks, which make a round."
 )
 _STREAM = kinds.define(
     kinds.Word("stream", ("once", "repeat", "shared")),
     "stream",
     "repeat",
-    "What a learner reads: its own examples once, in their order; the same again and again (repeat); or "
-    "those of all in an order of its own (shared).",
+    "What a learner reads: its own examples in order, once or again and again (repeat), or the examples "
+    "of all in an order of its own (shared).",
 )
 _LOCAL_OPTIMIZER = kinds.define(
     kinds.Word("local_optimizer", _OPTIMIZERS),
     "local_optimizer",
     "sgd",
-    "Of learners: sgd, adam or rmsprop.",
+    "Optimizer of the learners: sgd, adam or rmsprop.",
 )
 _DRIFT = kinds.define(
     kinds.Word("drift", ("none", "labels", "rotation")),
     "drift",
     "none",
-    "Of the concept: none, labels (permuted at each drift) or rotation (of images, at each step). "
-    "--dataset=graphical_model is drawn anew at each drift in any case.",
+    "Drift of the concept: none, labels (permuted at each drift) or rotation (of images, at each step). "
+    "--dataset=graphical_model is redrawn at each drift in any case.",
 )
 _DRIFT_AT = flags.DEFINE_list("drift_at", [], "Steps at which the concept changes.")
 _DRIFT_PROBABILITY = kinds.define(
-    kinds.SHARE, "drift_probability", 0.0, "Of a drift at each step, in place of --drift_at."
+    kinds.SHARE, "drift_probability", 0.0, "Probability of a drift at each step; excludes --drift_at."
 )
-_DEGREES = kinds.define(kinds.FINITE, "degrees_per_step", 0.1, "By which --drift=rotation turns images.")
+_DEGREES = kinds.define(kinds.FINITE, "degrees_per_step", 0.1, "Degrees per step of --drift=rotation.")
 
 NAMES = tuple(
     flag.name
@@ -78,16 +78,16 @@ NAMES = tuple(
 
 
 class Averaging:
-    """Dynamic averaging as the flags want it; they are checked here, before any data is read.
+    """Dynamic averaging as the flags define it; checks them before any data is read.
 
     Args:
-      client_fraction: of --protocol=fed_avg.
+      client_fraction: `C` of --protocol=fed_avg.
       batch_size: `B`.
-      num_rounds: that the run will have.
-      seed: of the drifts.
+      num_rounds: number of rounds of the run.
+      seed: seed of the drifts.
 
     Raises:
-      ValueError: a flag is out of its range, or two contradict each other.
+      ValueError: a flag is out of range, or two contradict each other.
     """
 
     def __init__(self, *, client_fraction: float, batch_size: int, num_rounds: int, seed: int):
@@ -96,15 +96,15 @@ class Averaging:
         self._num_steps = num_rounds * self._protocol.period
         period, num_learners = self._protocol.period, workload.known_clients()
         if num_learners == 1:
-            raise ValueError("--num_clients=1; wanted at least 2, since one has nobody to talk to")
-        # Of a learner in all rounds, of all learners in one, and of streams that are drawn for them.
+            raise ValueError("--num_clients=1; wanted at least 2, since one learner cannot average")
+        # The examples of one learner in all rounds, of all learners in one, or of streams drawn for all.
         most = max(num_rounds, num_learners or 0)
         counted = batch_size * period * (num_rounds * num_learners if self._is_graphical else most)
         if counted > kinds.LARGEST:
             raise ValueError(
                 f"--batch_size={batch_size} with --sync_period={period}, --num_rounds={num_rounds} and "
-                f"{num_learners} learners makes {counted} examples to count; wanted "
-                f"{kinds.LARGEST} at most"
+                f"{num_learners} learners makes {counted} examples to count; wanted at most "
+                f"{kinds.LARGEST}: lower them"
             )
         self._drift_at = (
             kinds.numbers("drift_at", _DRIFT_AT.value, kinds.COUNT) if _DRIFT_AT.value else []
@@ -114,25 +114,25 @@ class Averaging:
             raise ValueError("--drift_at and --drift_probability exclude each other; give one")
         if asked and not self._is_graphical and _DRIFT.value != "labels":
             raise ValueError(
-                "--drift_at and --drift_probability are of --drift=labels or --dataset=graphical_model"
+                "--drift_at and --drift_probability need --drift=labels or --dataset=graphical_model"
             )
         if _DRIFT.value == "labels" and not asked:
-            raise ValueError("--drift=labels wants --drift_at or --drift_probability")
+            raise ValueError("--drift=labels needs --drift_at or --drift_probability")
         if self._drift_at != sorted(self._drift_at) or self._drift_at[-1:] >= [self._num_steps]:
             raise ValueError(
-                f"--drift_at={','.join(_DRIFT_AT.value)}; wanted ascending steps that are less than "
-                f"{self._num_steps}, the steps of --num_rounds={num_rounds}"
+                f"--drift_at={','.join(_DRIFT_AT.value)}; wanted ascending steps below "
+                f"{self._num_steps}, the number of steps in --num_rounds={num_rounds}"
             )
         catalogue.check_drift(_DRIFT.value, workload.DATASET.value)
 
     @property
     def drifts(self) -> bool:
-        """Whether labels or images change, so that rows as they are stored are another concept."""
+        """Whether labels or images drift away from the stored rows."""
         return _DRIFT.value != "none"
 
     @property
     def is_tested(self) -> bool:
-        """Whether there is a test set, which a drift does not make stale."""
+        """Whether there is a test set that no drift makes stale."""
         return not (self.drifts or self._is_graphical)
 
     @property
@@ -141,13 +141,13 @@ class Averaging:
 
     @functools.cached_property
     def _drift_steps(self) -> tuple[int, ...]:
-        """At which of the run's steps the concept changes."""
+        """The steps of the run at which the concept changes."""
         if not _DRIFT_PROBABILITY.value:
             return tuple(self._drift_at)
         return fs.data.drift_steps(_DRIFT_PROBABILITY.value, self._num_steps, self._seed)
 
     def make_streams(self, num_learners: int, seed: int) -> fs.data.FederatedData:
-        """Streams of --dataset=graphical_model that last for the run."""
+        """Draws streams of --dataset=graphical_model that last for the run."""
         return fs.data.random_graphical_model(
             num_learners=num_learners,
             examples_per_learner=self._num_steps * self._batch_size,
@@ -156,7 +156,7 @@ class Averaging:
         )
 
     def algorithm(self, task: fs.Task, clients: fs.data.FederatedData, client_lr: float) -> fs.Algorithm:
-        """A learner for each client."""
+        """Returns dynamic averaging with one learner per client."""
         classes = {"num_classes": clients.num_classes, "seed": self._seed}
         drifts = {
             "none": lambda: None,

@@ -1,11 +1,11 @@
-"""What data sets hold, and which models and partitions suit them, known before any data is read."""
+"""Kinds of data sets, and the models and partitions that suit them, known before any data is read."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import fedjax_sim as fs
 
-# What examples are.
+# Kinds of examples.
 _IMAGES, _NUMBERS, _CHARACTERS, _WORDS = "images", "numbers", "characters", "words"
 _TFDS = "tfds:<name>"
 _DATASETS = {
@@ -20,16 +20,16 @@ _DATASETS = {
     "graphical_model": _NUMBERS,
     "stored": None,  # whatever was stored
 }
-WITH_CLIENTS = ("synthetic", "graphical_model", "stored")  # whom no partition changes
+WITH_CLIENTS = ("synthetic", "graphical_model", "stored")  # no partition applies to them
 _KEYS = {"qmnist": "writer", "shakespeare": "role", "messages": "author"}
 
 
 class _Model(NamedTuple):
-    """A model by its name.
+    """A model that --model names.
 
     Attributes:
-      make: from the number of classes and the shape of an example to a task.
-      reads: what examples it can read; models of symbols know what their padding is.
+      make: function from the number of classes and the shape of an example to a task.
+      reads: kinds of examples it can read; models of symbols fix their padding symbol.
     """
 
     make: Callable[[int, tuple[int, ...]], fs.Task]
@@ -60,7 +60,7 @@ def check_model(model: str, dataset: str) -> None:
     """Checks that a model can read the examples of a data set.
 
     Raises:
-      ValueError: it cannot, or the data set is unknown.
+      ValueError: the model cannot, or the data set is unknown.
     """
     is_tfds = dataset.startswith("tfds:") and dataset != "tfds:"
     examples, reads = (
@@ -81,25 +81,25 @@ def check_drift(drift: str, dataset: str) -> None:
     """Checks that a data set has what a drift changes.
 
     Raises:
-      ValueError: it has not.
+      ValueError: the data set lacks it.
     """
     examples = _DATASETS.get(dataset, _IMAGES)
     suits = {"labels": (_IMAGES, _NUMBERS, None), "rotation": (_IMAGES, None)}
     if drift != "none" and examples not in suits[drift]:
         raise ValueError(
-            f"--drift={drift} suits images; the {examples} of --dataset={dataset} have none"
+            f"--drift={drift} suits images, not the {examples} of --dataset={dataset}; leave it out"
         )
 
 
 def check_stored(model: str, examples: Mapping[str, Any]) -> None:
-    """Checks that a model can read columns of such shapes.
+    """Checks that a model can read columns of these shapes.
 
     Args:
-      model: its name.
+      model: name of the model.
       examples: column name -> `[n, ...]`.
 
     Raises:
-      ValueError: it cannot.
+      ValueError: the model cannot.
     """
     x, y, reads = examples["x"], examples["y"], MODELS[model].reads
     found = (_CHARACTERS, _WORDS) if y.ndim == 2 else (_IMAGES if x.ndim == 4 else _NUMBERS,)
@@ -111,26 +111,26 @@ def check_stored(model: str, examples: Mapping[str, Any]) -> None:
 
 
 def check_partition(partition: str, key: str, dataset: str) -> None:
-    """Checks that a data set has what a partition divides it by.
+    """Checks that a data set has the labels or owners that a partition divides it by.
 
     Args:
-      partition: its name.
-      key: the column that names the owners, for "natural".
-      dataset: its name.
+      partition: name of the partition.
+      key: column that names the owners, for "natural".
+      dataset: name of the data set.
 
     Raises:
-      ValueError: it has not.
+      ValueError: the data set lacks them.
     """
     examples, owner = _DATASETS.get(dataset, _IMAGES), _KEYS.get(dataset)
     if partition in ("shards", "dirichlet") and examples != _IMAGES:
         raise ValueError(
-            f"--partition={partition} divides by label, and the {examples} of --dataset={dataset} have "
+            f"--partition={partition} divides by label, but the {examples} of --dataset={dataset} have "
             "none; wanted --partition=iid, lognormal or natural"
         )
     if partition == "natural" and owner is None:
         raise ValueError(
-            f"--partition=natural divides by owner, and --dataset={dataset} names none; wanted "
+            f"--partition=natural divides by owner, but --dataset={dataset} names none; wanted "
             f"--dataset={' or '.join(_KEYS)}, or another --partition"
         )
     if partition == "natural" and key != owner:
-        raise ValueError(f"--partition_key={key}; the owner of --dataset={dataset} is its {owner}")
+        raise ValueError(f"--partition_key={key}; for --dataset={dataset}, wanted the owner, {owner}")

@@ -1,4 +1,4 @@
-"""Flags of where a script runs: devices, processes, memory, and how devices multiply."""
+"""Flags of where a script runs: devices, processes, memory, and the precision of products."""
 
 import os
 import sys
@@ -20,55 +20,55 @@ LANES = define(
     COUNT,
     "lanes",
     None,
-    "Clients a device trains side by side; by default what suits it. Fewer need less memory.",
+    "Clients that a device trains side by side; by default chosen for it. Fewer need less memory.",
 )
 MESH_RUNS = define(
     COUNT,
     "mesh_runs",
     None,
-    "Groups of devices that share the runs of a sweep; divides the number of devices.",
+    "Groups of devices that share the runs of a sweep; must divide the number of devices.",
 )
 MESH_CLIENTS = define(
     COUNT,
     "mesh_clients",
     None,
-    "Devices that share the clients of a run; divides the number of devices.",
+    "Devices that share the clients of a run; must divide the number of devices.",
 )
 _COORDINATOR = define(
     Kind(str, _is_address, "host:port, with a port from 1 to 65535"),
     "coordinator",
     None,
-    "host:port of the first of several processes that share a job, with --num_processes and "
-    "--process_id. Not needed for processes that srun or mpirun start.",
+    "host:port of the first of several processes that share a job; needs --num_processes and "
+    "--process_id. Not needed under srun or mpirun.",
 )
-_NUM_PROCESSES = define(COUNT, "num_processes", None, "How many processes share the job.")
-_PROCESS_ID = define(whole(0, LARGEST), "process_id", None, "Which of them this one is, from 0.")
+_NUM_PROCESSES = define(COUNT, "num_processes", None, "Number of processes that share the job.")
+_PROCESS_ID = define(whole(0, LARGEST), "process_id", None, "Index of this process, from 0.")
 _MATMUL_PRECISION = flags.DEFINE_enum(
     "matmul_precision",
     None,
     ["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"],
-    "Of matrix products and convolutions of float32. By default JAX's: float32 on a CPU, on newer GPUs "
-    "tensorfloat32.",
+    "Precision of float32 matrix products and convolutions. By default JAX's: float32 on a CPU, "
+    "tensorfloat32 on newer GPUs.",
 )
 
 _MAX_UNPACKED_GB = define(
     number(1e-9, 1e9),
     "max_unpacked_gb",
     None,
-    "A file of --data_dir that unpacks to more GB (10^9 bytes) is refused, since reading takes several "
-    "times as much memory. Errors call it max_unpacked_bytes. By default about 1.",
+    "Maximum GB (10^9 bytes) to which a file of --data_dir may unpack; reading takes several times as "
+    "much memory. Errors call it max_unpacked_bytes. By default about 1.",
 )
 
 ALLOW_VERSION_CHANGE = flags.DEFINE_bool(
     "allow_version_change",
     False,
-    "Continue in a workdir that was begun with another version of JAX or of fedjax_sim, where programs "
-    "cannot be compared and may round otherwise.",
+    "Continue in a workdir begun with another version of JAX or of fedjax_sim. Programs then cannot be "
+    "compared and may round differently.",
 )
 
 _LAST_WORDS = 2.0  # seconds
 
-# They change no result, beyond the order of a float sum.
+# Flags that change no result, beyond the order of a float sum.
 NAMES = (
     "lanes",
     "mesh_runs",
@@ -82,10 +82,10 @@ NAMES = (
 
 
 def start() -> None:
-    """Brings JAX up as the flags say.
+    """Starts JAX as the flags say.
 
     Raises:
-      ValueError: they do not go together.
+      ValueError: the flags contradict each other.
     """
     fs.use_all_cores()
     if _MATMUL_PRECISION.value is not None:
@@ -97,10 +97,10 @@ def check(num_learners: int | None = None) -> None:
     """Checks that the mesh suits this job's devices.
 
     Args:
-      num_learners: that keep models of their own, where they are known.
+      num_learners: number of learners with models of their own, where known.
 
     Raises:
-      ValueError: the mesh does not divide the devices, or these cannot share the learners.
+      ValueError: the mesh does not divide the devices, or these cannot share the learners evenly.
     """
     devices = fs.runtime.default_layout(LANES.value, num_learners=num_learners, **mesh()).num_devices
     if num_learners is not None and num_learners % devices:
@@ -110,19 +110,19 @@ def check(num_learners: int | None = None) -> None:
 
 
 def layout(algorithm: fs.Algorithm, clients: fs.data.FederatedData, num_runs: int) -> fs.Layout | None:
-    """What the flags say of a sweep's lanes and mesh; None where they say nothing."""
+    """Returns a sweep's layout from the flags of lanes and mesh, or None if none is set."""
     if (LANES.value, MESH_RUNS.value, MESH_CLIENTS.value) == (None, None, None):
         return None
     return fs.runtime.layout_for(algorithm, clients, LANES.value, num_runs=num_runs, **mesh())
 
 
 def mesh() -> dict[str, int | None]:
-    """What the flags say of the mesh, as `layout_for` takes it."""
+    """Returns the flags of the mesh, as `layout_for` takes them."""
     return {"mesh_runs": MESH_RUNS.value, "mesh_clients": MESH_CLIENTS.value}
 
 
 def unpacking() -> dict[str, int]:
-    """Returns what the flags say of how much a file may unpack to, as `fs.data.load` takes it."""
+    """Returns the flags' limit on what a file unpacks to, as `fs.data.load` takes it."""
     if _MAX_UNPACKED_GB.value is None:
         return {}
     return {"max_unpacked_bytes": round(_MAX_UNPACKED_GB.value * 1e9)}
@@ -131,11 +131,11 @@ def unpacking() -> dict[str, int]:
 def leave(message: str) -> None:
     """Ends the script with a message.
 
-    One of several processes ends at once: JAX would have it wait for the others, who wait for it.
+    One of several processes ends at once: JAX would make it wait for the others, which wait for it.
     """
     if not jax.distributed.is_initialized():
         sys.exit(message)
     print(f"[process {jax.process_index()}] {message}", file=sys.stderr, flush=True)
     if fs.runtime.is_first():
-        time.sleep(_LAST_WORDS)  # who depends on this process is ended with it, and may have to say more
+        time.sleep(_LAST_WORDS)  # the others end with this process and may have more to say
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Kinds of values of flags, refused while flags are parsed, before anything else is done."""
+"""Kinds of flag values, checked while flags are parsed, before anything else is done."""
 
 import math
 import os
@@ -14,17 +14,17 @@ import fedjax_sim as fs
 # Flags belong to the modules that define them, through `define`.
 flags.disclaim_key_flags()
 
-LARGEST = 2**31 - 1  # of int32, which counts rounds, steps and examples
+LARGEST = 2**31 - 1  # int32 counts rounds, steps and examples
 _SMALLEST_FLOAT32 = float(np.finfo(np.float32).tiny)
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class Kind(flags.ArgumentParser):
-    """A parser that says what was wanted.
+    """A flag parser that says what was wanted.
 
     Args:
-      read: from a text to a value; raises ValueError where it is none.
-      accepts: whether a value is in range.
+      read: function from a text to a value; raises ValueError if there is none.
+      accepts: function that says whether a value is in range.
       wanted: the range in words.
     """
 
@@ -35,7 +35,7 @@ class Kind(flags.ArgumentParser):
         """Returns the value of a text, or of a flag's default.
 
         Raises:
-          ValueError: the text is no such value.
+          ValueError: the text is not such a value.
         """
         try:
             value = self._read(argument)
@@ -47,11 +47,11 @@ class Kind(flags.ArgumentParser):
 
 
 class Word(flags.ArgumentParser):
-    """A parser of one of a few words.
+    """A flag parser that accepts one of a few words.
 
     Args:
-      name: of the flag.
-      known: the words.
+      name: name of the flag.
+      known: accepted words.
     """
 
     def __init__(self, name: str, known: Iterable[str]):
@@ -61,14 +61,14 @@ class Word(flags.ArgumentParser):
         """Returns the word.
 
         Raises:
-          ValueError: it is unknown; the message offers the nearest.
+          ValueError: the word is unknown; the message offers the nearest.
         """
         fs.checks.choose(self._name, argument, self._known)
         return argument
 
 
 def define(kind: flags.ArgumentParser, name: str, default: Any, help: str) -> flags.FlagHolder:
-    """Defines a flag whose values are of a kind."""
+    """Defines a flag with values of a kind."""
     return flags.DEFINE(kind, name, default, help, serializer=flags.ArgumentSerializer())
 
 
@@ -87,7 +87,7 @@ def _batch_size(text: str) -> float:
 
 
 COUNT = whole(1, LARGEST)
-SEED = whole(0, 2**32 - 1)  # jax.random.key takes the last 32 bits of any other
+SEED = whole(0, 2**32 - 1)  # jax.random.key would keep only the last 32 bits
 BATCH_SIZE = Kind(
     _batch_size,
     lambda value: value == math.inf or 1 <= value <= LARGEST,
@@ -99,21 +99,21 @@ FINITE = Kind(float, math.isfinite, "a finite number")
 NOT_NEGATIVE = Kind(float, lambda v: 0 <= v < math.inf, "a finite number of at least 0")
 POSITIVE = Kind(float, lambda value: 0 < value < math.inf, "a finite number above 0")
 LIMIT = Kind(float, lambda value: value >= 0, "a number of at least 0, or inf")
-# A rate that float32 rounds to zero, or to infinity, would be another one without a word.
+# Beyond these, float32 would silently round a rate to zero or infinity.
 POSITIVE_RATE = number(_SMALLEST_FLOAT32, LARGEST_FLOAT32)
 RATE = Kind(
     float,
     lambda value: value == 0 or _SMALLEST_FLOAT32 <= value <= LARGEST_FLOAT32,
     f"0, or {POSITIVE_RATE.syntactic_help}",
 )
-TEXT = Kind(str, bool, "a name, or no such flag")
+TEXT = Kind(str, bool, "a name, or leave the flag out")
 
 
 def numbers(flag: str, entries: list[str], kind: Kind) -> list:
     """Returns the entries of a list flag as numbers.
 
     Raises:
-      ValueError: there are none, one is not of the kind, or one is there twice.
+      ValueError: the list is empty, or an entry is not of the kind or occurs twice.
     """
     entries = [entry.strip() for entry in entries if entry.strip()]
     if not entries:
@@ -131,23 +131,23 @@ def numbers(flag: str, entries: list[str], kind: Kind) -> list:
 
 
 def check_folder(flag: str, text: str) -> None:
-    """Checks that a folder is there and can be written to, or can be made.
+    """Checks that a folder exists and can be written to, or can be created.
 
     Raises:
-      ValueError: something else is in its place, or it may not be written to.
+      ValueError: something else is in its place, or it cannot be written to.
     """
     folder = pathlib.Path(text).absolute()
     wrong = None
     try:
-        # A dangling link does not exist, and no folder can be made in its place.
+        # A dangling link does not exist, yet no folder can be created in its place.
         nearest = next(path for path in (folder, *folder.parents) if path.is_symlink() or path.exists())
         if not nearest.is_dir():
             wrong = f"{nearest} is not a folder"
         elif not os.access(nearest, os.W_OK | os.X_OK):
-            wrong = f"{nearest} may not be written to"
-    except OSError as error:  # such as of a name that is too long
+            wrong = f"{nearest} cannot be written to"
+    except OSError as error:  # such as a name that is too long
         wrong = str(error.strerror)
     if "\0" in text:
-        wrong = "no name holds a zero byte"
+        wrong = "a name cannot hold a zero byte"
     if wrong:
         raise ValueError(f"--{flag}={text}: {wrong}; wanted a folder to write to")

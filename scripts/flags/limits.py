@@ -1,26 +1,26 @@
-"""How far numbers of flags may go together: what float32 holds and the engine counts."""
+"""Limits on combined values of flags: what float32 holds and what the engine counts."""
 
 import math
 from collections.abc import Sequence
 
 from flags.kinds import LARGEST, LARGEST_FLOAT32
 
-_EXAMPLES_EACH = 20  # of a synthetic client, by default
-_MOST_SLOTS = 500_000_000  # example slots of a round: with idle lanes, the engine's counters hold 2**30
+_EXAMPLES_EACH = 20  # per synthetic client, by default
+_MOST_SLOTS = 500_000_000  # example slots of a round; the engine counts to 2**30, idle lanes included
 
 
 def check_population(num_clients: int, num_examples: int | None) -> None:
     """Checks that a synthetic population has an example for each client, and not too many.
 
     Raises:
-      ValueError: it has not.
+      ValueError: there are fewer examples than clients, or too many.
     """
     if num_examples is None:
         num_examples = _EXAMPLES_EACH * num_clients
     if not num_clients <= num_examples <= LARGEST:
         raise ValueError(
-            f"--num_clients={num_clients} have {num_examples} examples; wanted --num_examples from "
-            f"{num_clients} to {LARGEST}, by default {_EXAMPLES_EACH} for each client"
+            f"--num_clients={num_clients} with {num_examples} examples; wanted --num_examples from "
+            f"{num_clients} to {LARGEST}, by default {_EXAMPLES_EACH} per client"
         )
 
 
@@ -28,12 +28,12 @@ def check_decay(decay: float, rates: Sequence[float], num_rounds: int) -> None:
     """Checks that the clients' rate remains a float32 in all rounds.
 
     Args:
-      decay: multiplies it after each.
-      rates: of the first round.
-      num_rounds: that the run may have.
+      decay: factor on the rate after each round.
+      rates: rates of the first round.
+      num_rounds: maximum number of rounds of the run.
 
     Raises:
-      ValueError: a rate grows beyond.
+      ValueError: a rate grows beyond float32.
     """
     # The decay is raised to a power before it multiplies the rate, and neither may overflow.
     room = math.log(LARGEST_FLOAT32) - math.log(max(1.0, *rates))
@@ -51,15 +51,15 @@ def check_work(local_epochs: int, batch_size: float, clients: int) -> None:
     Args:
       local_epochs: `E`.
       batch_size: `B`, or infinity.
-      clients: of a round, with at least one example each.
+      clients: number of clients of a round, with at least one example each.
 
     Raises:
-      ValueError: a round has more than 500 million, whatever the data.
+      ValueError: a round has more than 500 million slots, whatever the data.
     """
-    # A batch that is not full is executed all the same.
+    # A batch that is not full still executes all of its slots.
     slots = clients * local_epochs * (1 if batch_size == math.inf else batch_size)
     if slots > _MOST_SLOTS:
         raise ValueError(
-            f"local_epochs={local_epochs} with batch_size={batch_size} make at least {slots} examples a "
-            f"round, of {clients} clients; wanted {_MOST_SLOTS} at most: lower them"
+            f"local_epochs={local_epochs} with batch_size={batch_size} makes at least {slots} examples "
+            f"in a round of {clients} clients; wanted at most {_MOST_SLOTS}: lower them"
         )

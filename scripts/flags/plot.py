@@ -1,4 +1,4 @@
-"""Flags of what the curves of pictures run over: rounds, bytes, or seconds over a link."""
+"""Flags of the x-axis of plots: rounds, bytes, or seconds over a link."""
 
 from typing import Any
 
@@ -14,32 +14,32 @@ _PLOT_AXIS = flags.DEFINE_enum(
     "plot_axis",
     "rounds",
     fs.reporting.AXES,
-    "What curves run over: rounds; bytes (in MB, up and down together); or seconds of communication, "
-    "without any computing. Give the same command with another axis to draw the pictures anew.",
+    "x-axis of the curves: rounds; bytes (in MB, up and down together); or seconds of communication, "
+    "without any computing. Repeat the command with another axis to redraw the plots.",
 )
 _UP_MBPS = define(
-    _MBPS, "up_mbps", _DEFAULT.up_mbps, "Bandwidth from a client to the server, in Mbit/s; for seconds."
+    _MBPS, "up_mbps", _DEFAULT.up_mbps, "Uplink bandwidth of a client in Mbit/s, to compute seconds."
 )
 _DOWN_MBPS = define(
     _MBPS,
     "down_mbps",
     _DEFAULT.down_mbps,
-    "Bandwidth from the server to a client, in Mbit/s; for seconds.",
+    "Downlink bandwidth of a client in Mbit/s, to compute seconds.",
 )
 _LATENCY_MS = define(
     number(0, 1e9),
     "latency_ms",
     _DEFAULT.latency_ms,
-    "Of a message one way, in milliseconds; for seconds.",
+    "One-way latency of a message in milliseconds, to compute seconds.",
 )
 _LINK_SPREAD = define(
     number(0, 10),
     "link_spread",
     _DEFAULT.spread,
-    "Sigma of the lognormal factor on the clients' transfer times, 0 if all are alike; for seconds.",
+    "Sigma of the lognormal factor on clients' transfer times (0 if all are alike), to compute seconds.",
 )
 
-# They change how results are shown, and no result.
+# Flags that change how results are shown, but no result.
 NAMES = tuple(flag.name for flag in (_PLOT_AXIS, _UP_MBPS, _DOWN_MBPS, _LATENCY_MS, _LINK_SPREAD))
 
 

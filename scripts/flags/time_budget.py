@@ -1,4 +1,4 @@
-"""A flag for work that is done in parts, and the clock that it is measured by."""
+"""A flag for work that is done in parts, and the clock that measures it."""
 
 import math
 import shlex
@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-# Before the imports that take seconds: whoever imports this file does so first.
+# Before the imports that take seconds; scripts import this module first.
 _STARTED = time.monotonic()
 
 import jax  # noqa: E402
@@ -19,7 +19,7 @@ TIME_BUDGET_S = define(
     Kind(float, lambda value: value > 0, "seconds above 0"),
     "time_budget_s",
     None,
-    "Seconds after which no block of rounds is begun; no limit by default.",
+    "Seconds after which no new block of rounds begins; no limit by default.",
 )
 _MORE_TO_DO = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
@@ -28,14 +28,14 @@ def check() -> None:
     """Checks the flag.
 
     Raises:
-      ValueError: the job has several processes, whose clocks differ.
+      ValueError: the job has several processes, and their clocks differ.
     """
     if TIME_BUDGET_S.value is not None and jax.process_count() > 1:
-        raise ValueError("--time_budget_s is for one process, whose clock decides; leave it out")
+        raise ValueError("--time_budget_s is for one process, since clocks differ; leave it out")
 
 
 class Budget:
-    """Says whether there is time for another block of rounds; for the first there always is."""
+    """A clock that says whether there is time for another block of rounds; the first always has time."""
 
     def __init__(self):
         self._begun = False
@@ -45,14 +45,14 @@ class Budget:
         return going
 
     def while_there_is_time(self, names: list[str]) -> Iterator[str]:
-        """Each of the names in turn.
+        """Yields each name in turn.
 
         Raises:
-          UnfinishedError: time is over before the next.
+          UnfinishedError: time ran out before the next name.
         """
         for name in names:
             if self._is_over():
-                raise fs.UnfinishedError("none is under way")
+                raise fs.UnfinishedError("no cell is under way")
             yield name
 
     def _is_over(self) -> bool:
@@ -61,14 +61,14 @@ class Budget:
 
 
 def leave_the_rest(reason: fs.UnfinishedError, count: int, left: list[str]) -> None:
-    """Ends the script with the status that there is more to do, and tells what.
+    """Ends the script with the status for unfinished work, and says what is left.
 
     Args:
       reason: why it ends.
-      count: of all cells.
-      left: those that are not done.
+      count: number of all cells.
+      left: names of the unfinished cells.
     """
-    say(f"time is over after {time.monotonic() - _STARTED:.0f} s ({reason})")
+    say(f"time ran out after {time.monotonic() - _STARTED:.0f} s ({reason})")
     say(f"cells done: {count - len(left)} of {count}; left: {', '.join(left)}")
     say(f"to continue: {shlex.join(['python', *sys.argv])}")
     sys.exit(_MORE_TO_DO)

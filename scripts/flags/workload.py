@@ -1,4 +1,4 @@
-"""Flags of what is trained on whose data, and what is made of them."""
+"""Flags of the data, its partition, the model and the server, and the objects they define."""
 
 import functools
 import hashlib
@@ -34,52 +34,54 @@ _PARTITIONS = {
 DATASET = flags.DEFINE_string(
     "dataset",
     "mnist5k",
-    "mnist5k (comes with the installation); mnist, qmnist, cifar10, shakespeare or messages (files in "
-    "--data_dir); tfds:<name>; synthetic (a population of --num_clients); graphical_model (streams of "
-    "--algorithm=dynamic_averaging); or stored (what fedjax_sim.data.synthetic or save_federated wrote "
-    "into train and test, subfolders of --data_dir).",
+    "Data set: mnist5k (installed with the package); mnist, qmnist, cifar10, shakespeare or messages "
+    "(files in --data_dir); tfds:<name>; synthetic (a population of --num_clients); graphical_model "
+    "(streams for --algorithm=dynamic_averaging); or stored (written by fedjax_sim.data.synthetic or "
+    "save_federated into train and test, subfolders of --data_dir).",
 )
 _DATA_DIR = kinds.define(kinds.TEXT, "data_dir", None, "Folder of the data set's files.")
 MODEL = kinds.define(
     kinds.Word("model", catalogue.MODELS),
     "model",
     "2nn",
-    "2nn, cnn, dropout_cnn or logistic for images; cifar for larger ones; char_lstm for shakespeare; "
-    "word_lstm, or small_word_lstm for quick rounds, for messages and synthetic.",
+    "Model: 2nn, cnn, dropout_cnn or logistic for images; cifar for larger ones; char_lstm for "
+    "shakespeare; word_lstm, or small_word_lstm for quick rounds, for messages and synthetic.",
 )
 _COMPUTE_DTYPE = kinds.define(
     kinds.Word("compute_dtype", _COMPUTE_DTYPES),
     "compute_dtype",
     "float32",
-    "Of the loss and its gradient: float32 or bfloat16. Weights, messages and metrics are float32.",
+    "Type of the loss and its gradient: float32 or bfloat16. Weights, messages and metrics are float32.",
 )
 PARTITION = kinds.define(
     kinds.Word("partition", _PARTITIONS),
     "partition",
     "shards",
-    "Who owns which examples: iid; shards (sorted by label, --shards_per_client pieces each); "
-    "dirichlet (--alpha); lognormal (IID of unequal sizes, --sigma); natural (--partition_key). Ignored "
-    "for synthetic, graphical_model and stored, which come with their clients.",
+    "How examples are divided among clients: iid; shards (sorted by label, --shards_per_client pieces "
+    "each); dirichlet (--alpha); lognormal (IID of unequal sizes, --sigma); natural (--partition_key). "
+    "Ignored for synthetic, graphical_model and stored, which come with their clients.",
 )
-_NUM_CLIENTS = kinds.define(kinds.COUNT, "num_clients", 100, "N; ignored by --partition=natural.")
+_NUM_CLIENTS = kinds.define(
+    kinds.COUNT, "num_clients", 100, "N, number of clients; ignored by --partition=natural."
+)
 _NUM_EXAMPLES = kinds.define(
-    kinds.COUNT, "num_examples", None, "n of --dataset=synthetic; by default 20 for each client."
+    kinds.COUNT, "num_examples", None, "n, examples of --dataset=synthetic; by default 20 per client."
 )
-_SHARDS_PER_CLIENT = kinds.define(kinds.COUNT, "shards_per_client", 2, "Pieces each client receives.")
+_SHARDS_PER_CLIENT = kinds.define(kinds.COUNT, "shards_per_client", 2, "Pieces per client.")
 _ALPHA = kinds.define(
-    kinds.POSITIVE, "alpha", 0.5, "Dirichlet concentration; small means few labels each."
+    kinds.POSITIVE, "alpha", 0.5, "Dirichlet concentration; if small, clients have few labels."
 )
 _SIGMA = kinds.define(kinds.NOT_NEGATIVE, "sigma", 1.0, "Spread of the lognormal client sizes.")
 _PARTITION_KEY = kinds.define(
     kinds.TEXT,
     "partition_key",
     "writer",
-    "Column that names the owner: writer of qmnist, role of shakespeare, author of messages.",
+    "Column that names the owner: writer for qmnist, role for shakespeare, author for messages.",
 )
 _PARTITION_SEED = kinds.define(
-    kinds.SEED, "partition_seed", None, "Fixes who owns what; by default the (first) seed of the run."
+    kinds.SEED, "partition_seed", None, "Seed of the partition; by default the (first) seed of the run."
 )
-LR_DECAY = kinds.define(kinds.RATE, "lr_decay", 1.0, "Multiplies the clients' rate after each round.")
+LR_DECAY = kinds.define(kinds.RATE, "lr_decay", 1.0, "Factor on the clients' rate after each round.")
 _SERVER_LR = kinds.define(
     kinds.RATE, "server_lr", 1.0, "Rate of fed_avg's server; 1 replaces the model by the average."
 )
@@ -87,26 +89,26 @@ _SERVER_OPTIMIZER = kinds.define(
     kinds.Word("server_optimizer", _SERVER_OPTIMIZERS),
     "server_optimizer",
     "sgd",
-    "sgd, momentum, adam or yogi.",
+    "Optimizer of the server: sgd, momentum, adam or yogi.",
 )
 WEIGHTING = kinds.define(
     kinds.Word("weighting", ("examples", "uniform")),
     "weighting",
     "examples",
-    "Of clients: examples or uniform.",
+    "Weights of clients: examples (their number) or uniform.",
 )
 _SHUFFLE = kinds.define(
     kinds.Word("shuffle", ("each_epoch", "once", "never")),
     "shuffle",
     "each_epoch",
-    "each_epoch, once or never.",
+    "When clients shuffle their examples: each_epoch, once or never.",
 )
-# Flags that came later count where they say something, so that older workdirs are recognised.
+# Newer flags identify a workdir only if they differ from the default, so that older workdirs match.
 _NEWER = ("compute_dtype", "matmul_precision")
 
 
 class Workload(NamedTuple):
-    """Data of clients, a test set if there is one, and the task that is learned on them."""
+    """The clients' data, a test set if there is one, and the task to learn."""
 
     clients: fs.data.FederatedData
     test: fs.data.Dataset | fs.data.FederatedData | None
@@ -114,10 +116,10 @@ class Workload(NamedTuple):
 
 
 def check(*, learners: bool = False) -> None:
-    """Checks what the flags say of data and model, before any data is read.
+    """Checks the flags of data and model, before any data is read.
 
     Args:
-      learners: whether learners keep models of their own, who alone can read streams.
+      learners: whether learners keep models of their own; only they can read streams.
 
     Raises:
       ValueError: a data set is unknown, or two flags contradict each other.
@@ -129,7 +131,7 @@ def check(*, learners: bool = False) -> None:
             "--dataset=graphical_model is for scripts/train.py --algorithm=dynamic_averaging only"
         )
     if data == "stored" and _DATA_DIR.value is None:
-        raise ValueError("--dataset=stored wants --data_dir, with subfolders train and test")
+        raise ValueError("--dataset=stored needs --data_dir, with subfolders train and test")
     if data == "synthetic":
         limits.check_population(_NUM_CLIENTS.value, _NUM_EXAMPLES.value)
     if data not in catalogue.WITH_CLIENTS:
@@ -144,15 +146,15 @@ def check_training(
     """Checks that a run's rates and counts remain in range, before any data is read.
 
     Args:
-      rates: of the clients, in the first round.
-      num_rounds: that the run may have.
+      rates: client rates of the first round.
+      num_rounds: maximum number of rounds of the run.
       works: `(E, B, C)` of each kind of round.
 
     Raises:
       ValueError: a rate grows beyond float32, or a round beyond what int32 counts.
     """
     limits.check_decay(LR_DECAY.value, rates, num_rounds)
-    # Of other data clients may be empty, or it decides who they are.
+    # In other data, clients may be empty, or their number depends on the data.
     everybody_has_some = DATASET.value == "synthetic" or (
         DATASET.value not in catalogue.WITH_CLIENTS and PARTITION.value in ("iid", "shards", "lognormal")
     )
@@ -162,17 +164,18 @@ def check_training(
 
 
 def known_clients() -> int | None:
-    """Returns how many clients there will be; None where only the data tells."""
+    """Returns the number of clients, or None where only the data tells."""
     natural = DATASET.value not in catalogue.WITH_CLIENTS and PARTITION.value == "natural"
     return None if DATASET.value == "stored" or natural else _NUM_CLIENTS.value
 
 
 def load(seed: int, make_streams: Callable[[int, int], fs.data.FederatedData] | None = None) -> Workload:
-    """Makes what the flags say, once `check` has found nothing wrong.
+    """Loads the workload that the flags define, once `check` has passed.
 
     Args:
-      seed: of the partition or of synthetic data, unless --partition_seed gives another.
-      make_streams: from a number of learners and a seed to the data of --dataset=graphical_model.
+      seed: seed of the partition or of synthetic data, unless --partition_seed gives another.
+      make_streams: function from a number of learners and a seed to the data of
+        --dataset=graphical_model.
 
     Raises:
       ValueError: the data is damaged, or does not suit a flag.
@@ -202,7 +205,7 @@ def _load_clients(seed: int) -> tuple[fs.data.FederatedData, fs.data.Dataset | f
 
 
 def fed_avg(task: fs.Task, local_epochs: int, batch_size: float, client_lr: float) -> fs.Algorithm:
-    """Federated Averaging with the flags' server."""
+    """Returns Federated Averaging with the flags' server."""
     return fs.fed_avg(
         task,
         optax.sgd,
@@ -223,23 +226,23 @@ def server_optimizer():
 
 
 def title(algorithm: str) -> str:
-    """Of pictures."""
+    """Returns the title of plots."""
     return f"{algorithm}, {MODEL.value} on {DATASET.value}, {_division()}"
 
 
 def default_workdir(prefix: str, known: dict) -> str:
-    """A folder of runs/ named by the workload and by all settings."""
+    """Returns a folder of runs/ named after the workload and all settings."""
     name = "-".join((prefix, DATASET.value, MODEL.value, _division()))
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
     return f"runs/{name.replace(':', '_').replace('/', '_')}-{digest[:6]}"
 
 
 def settings(left_out: tuple[str, ...]) -> dict:
-    """All flags of the script that runs, by which a workdir recognises it.
+    """Returns the flags of the running script that identify its workdir.
 
     Args:
-      left_out: those that do not change results. Where the data lies is none of them, nor what
-        pictures are drawn over.
+      left_out: names of flags that do not change results, in addition to --data_dir and the flags of
+        plots and devices.
     """
     own = flags.FLAGS.get_key_flags_for_module(sys.argv[0])
     left_out = {"data_dir", *plot.NAMES, *devices.NAMES, *left_out}

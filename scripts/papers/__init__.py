@@ -1,1 +1,1 @@
-"""Papers that have been reproduced: their workloads, their published numbers, ours beside them."""
+"""Reproduced papers: their workloads, their published numbers, and ours beside them."""

@@ -126,7 +126,7 @@ def test_a_run_that_sends_nothing_has_no_panel_of_bytes(tmp_path, figures):
     [
         (
             "bytes",
-            "does not tell what was sent, as older ones do not, so bytes are unknown; draw it over",
+            r"does not record what was sent \(older ones do not\), so bytes are unknown; draw it over",
         ),
         ("seconds", "so seconds are unknown; draw it over rounds, or run it again"),
         ("byte", "unknown axis 'byte'; did you mean 'bytes'"),

@@ -136,7 +136,7 @@ def test_the_target_ends_the_run(tmp_path):
 def test_other_settings_run(tmp_path, flags):
     done = train("--num_rounds=3", "--workdir=w", *flags, cwd=tmp_path)
     assert json.loads(done.stdout)["rounds"] == 3
-    idle = "--lanes=400: a round has 10 clients, and no more lanes are used"
+    idle = "--lanes=400: a round has 10 clients and uses only as many lanes"
     assert (idle in done.stderr) == ("--lanes=400" in flags)
 
 
@@ -173,10 +173,10 @@ REFUSED = {
     "--client_fraction=nan": "--client_fraction=nan: wanted a number from 0 to 1",
     "--batch_size=0": "--batch_size holds '0'; wanted a whole number from 1 to 2147483647, or inf",
     "--batch_size=ten": "--batch_size holds 'ten'; wanted a whole number",
-    "--batch_size=2147483647": "batch_size=2147483647 make at least 107374182350 examples a round",
+    "--batch_size=2147483647": "batch_size=2147483647 makes at least 107374182350 examples in a round",
     "--local_epochs=2147483647": "local_epochs=2147483647 with batch_size=10",
     "--batch_size=inf --local_epochs=2147483647": "local_epochs=2147483647 with batch_size=inf",
-    "--local_epochs=1073741824 --shuffle=never": "wanted 500000000 at most: lower them",
+    "--local_epochs=1073741824 --shuffle=never": "wanted at most 500000000: lower them",
     "--client_lr=-1": "--client_lr=-1: wanted 0, or a number from 1.18e-38 to 3.4e+38",
     "--client_lr=1e39": "--client_lr=1e39: wanted 0, or a number",
     "--client_lr=1e-60": "--client_lr=1e-60: wanted 0, or a number",
@@ -186,7 +186,7 @@ REFUSED = {
     "--lr_decay=1.6": "--lr_decay=1.6 makes",
     "--client_lr=1e30 --lr_decay=2": "the largest float32, in round 30 of 200",
     "--lanes=0": "--lanes=0: wanted a whole number",
-    "--mesh_runs=2": "--mesh_runs=2, and there is one run",
+    "--mesh_runs=2": "--mesh_runs=2, but there is one run",
     "--mesh_clients=3": "mesh_clients is 3, which does not divide the 2 devices",
     "--coordinator=localhost:": "--coordinator=localhost:: wanted host:port, with a port from 1",
     "--coordinator=x:65536": "--coordinator=x:65536: wanted host:port",
@@ -215,32 +215,31 @@ REFUSED = {
     "--dataset=shakespeare; wanted --model=char_lstm",
     "--model=word_lstm": "not the images of --dataset=mnist5k; wanted --model=2nn or cnn",
     "--dataset=synthetic": "wanted --model=word_lstm or small_word_lstm",
-    "--dataset=synthetic --model=word_lstm --num_examples=99": "--num_clients=100 have 99 examples",
+    "--dataset=synthetic --model=word_lstm --num_examples=99": "--num_clients=100 with 99 examples",
     "--dataset=synthetic --model=word_lstm --num_clients=2000000000": "wanted --num_examples from",
-    "--dataset=shakespeare --model=char_lstm": "--partition=shards divides by label, and the characters",
-    "--partition=natural": "--partition=natural divides by owner, and --dataset=mnist5k names none",
-    "--dataset=qmnist --partition=natural --partition_key=role": "the owner of --dataset=qmnist is its "
-    "writer",
-    "--dataset=stored": "--dataset=stored wants --data_dir",
+    "--dataset=shakespeare --model=char_lstm": "--partition=shards divides by label, but the characters",
+    "--partition=natural": "--partition=natural divides by owner, but --dataset=mnist5k names none",
+    "--dataset=qmnist --partition=natural --partition_key=role": "--partition_key=role; for "
+    "--dataset=qmnist, wanted the owner, writer",
+    "--dataset=stored": "--dataset=stored needs --data_dir",
     "--dataset=graphical_model --model=logistic": "--algorithm=dynamic_averaging only",
-    "--algorithm=sgd --batch_size=inf": "--batch_size=inf; --algorithm=sgd wants a whole number",
+    "--algorithm=sgd --batch_size=inf": "--batch_size=inf; --algorithm=sgd needs a whole number",
     "--algorithm=sgd --data_placement=host": "reads the data of all clients",
     f"{LEARNERS} --data_placement=host": "reads the data of all clients",
-    f"{LEARNERS} --batch_size=inf": "--algorithm=dynamic_averaging wants a whole number",
+    f"{LEARNERS} --batch_size=inf": "--algorithm=dynamic_averaging needs a whole number",
     f"{LEARNERS} --num_clients=1": "--num_clients=1; wanted at least 2",
     f"{LEARNERS} --num_clients=5 --mesh_clients=2": "cannot share 5 learners evenly",
     f"{LEARNERS} --num_rounds=2147483647": "214748364700 examples to count",
-    f"{LEARNERS} --sync_period=2147483647": "2147483647 at most",
+    f"{LEARNERS} --sync_period=2147483647": "wanted at most 2147483647",
     f"{LEARNERS} --delta=nan": "--delta=nan: wanted a number of at least 0, or inf",
     f"{LEARNERS} --stream=foo": "unknown stream 'foo'. Known: once, repeat, shared",
     f"{LEARNERS} --drift=rotation --degrees_per_step=nan": "--degrees_per_step=nan: wanted a finite",
-    f"{LEARNERS} --drift=labels": "--drift=labels wants --drift_at or --drift_probability",
-    f"{LEARNERS} --drift=labels --drift_at=6,3": "--drift_at=6,3; wanted ascending steps that are less "
-    "than 2000",
+    f"{LEARNERS} --drift=labels": "--drift=labels needs --drift_at or --drift_probability",
+    f"{LEARNERS} --drift=labels --drift_at=6,3": "--drift_at=6,3; wanted ascending steps below 2000",
     f"{LEARNERS} --drift=labels --drift_at=0": "--drift_at holds '0'; wanted a whole number from 1",
     f"{LEARNERS} --drift=labels --drift_at=2000": "--drift_at=2000; wanted ascending steps",
     f"{LEARNERS} --drift=labels --drift_at=3 --target_accuracy=0.5": "have no test set, so leave it out",
-    f"{LEARNERS} --drift_at=3": "are of --drift=labels or --dataset=graphical_model",
+    f"{LEARNERS} --drift_at=3": "need --drift=labels or --dataset=graphical_model",
     f"{LEARNERS} --drift_at=3 --drift_probability=0.1": "exclude each other",
     f"{STREAMS} --model=cnn": "--model=cnn reads images, not the numbers of --dataset=graphical_model; "
     "wanted --model=2nn or logistic",
@@ -277,7 +276,7 @@ def test_the_ends_of_ranges_are_accepted(script, flags):
 
 def test_a_workdir_that_may_not_be_written_to_is_refused(script, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    assert "may not be written to" in refusal(script, f"--workdir={tmp_path / 'a' / 'b'}")
+    assert "cannot be written to" in refusal(script, f"--workdir={tmp_path / 'a' / 'b'}")
 
 
 def test_a_link_to_nowhere_is_no_workdir(script, tmp_path):

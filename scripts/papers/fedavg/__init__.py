@@ -1,4 +1,4 @@
-"""The FedAvg paper: its cells, figures and workloads, and what reproduces them.
+"""The FedAvg paper: its cells, figures and workloads, and the code that reproduces them.
 
 H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
 of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629

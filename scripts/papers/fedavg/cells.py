@@ -1,4 +1,4 @@
-"""A cell: one setting of the FedAvg paper, what identifies its runs and the rates to begin with.
+"""Cells: settings of the FedAvg paper, what identifies their runs, and the rates to begin with.
 
 H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
 of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629.
@@ -20,15 +20,15 @@ class PublishedCell(NamedTuple):
     """One number of a table, or one curve of a figure.
 
     Attributes:
-      table: its number in the paper; None for what only figures and the text show.
-      model: a name in `WORKLOADS`.
+      table: number of the table in the paper; None for what only figures and the text show.
+      model: name in `WORKLOADS`.
       partition: "iid" or "noniid", see `WORKLOADS`.
-      client_fraction: `C`; 0 means one client a round. None of sequential SGD, and where the workload
+      client_fraction: `C`; 0 means one client per round. None for sequential SGD, and if the workload
         fixes the number of clients.
-      local_epochs: `E`; None of sequential SGD, of which a round is one update.
+      local_epochs: `E`; None for sequential SGD, where a round is one update.
       batch_size: `B`, or `math.inf`.
-      target: test accuracy, or None.
-      rounds: as printed, or None where the paper prints none or its run did not reach the target.
+      target: target test accuracy, or None.
+      rounds: rounds as printed; None if the paper prints none or its run did not reach the target.
     """
 
     table: int | None
@@ -42,19 +42,19 @@ class PublishedCell(NamedTuple):
 
     @property
     def workload(self) -> Workload:
-        """What the model learns from."""
+        """The workload of the model."""
         return WORKLOADS[self.model]
 
     @property
     def algorithm(self) -> str:
-        """One of "sgd", "fed_avg" and, with one step on each client's full gradient, "fed_sgd"."""
+        """One of "sgd", "fed_avg" and, for one step on each client's full gradient, "fed_sgd"."""
         if self.local_epochs is None:
             return "sgd"
         return "fed_sgd" if (self.local_epochs, self.batch_size) == (1, math.inf) else "fed_avg"
 
     @property
     def row(self) -> str:
-        """Its row in the table: C and B in table 1; elsewhere E and B, and C where it is not 0.1."""
+        """The row in the table: C and B in table 1; elsewhere E and B, and C if it is not 0.1."""
         batch = f"B={batch_value(self.batch_size)}"
         if self.algorithm == "sgd":
             return f"SGD/{batch}"
@@ -65,7 +65,7 @@ class PublishedCell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of what was run, whichever tables print it and for whichever of their targets."""
+        """The name of the runs, the same in every table that prints them and for every target."""
         cohort = self.workload.cohort_size
         setting = "sgd"
         if self.algorithm != "sgd":
@@ -75,7 +75,7 @@ class PublishedCell(NamedTuple):
 
     @property
     def updates(self) -> float | None:
-        """`u`, a client's updates in a round, as the paper counts; None where the data decides."""
+        """`u`, a client's updates per round, as the paper counts; None if the data decides."""
         if self.algorithm == "sgd":
             return 1.0
         n, num_clients = self.workload.num_examples, self.workload.num_clients
@@ -85,11 +85,11 @@ class PublishedCell(NamedTuple):
 
     @property
     def lr_decay(self) -> float:
-        """What multiplies the rate after each round."""
+        """The factor on the rate after each round."""
         return _LR_DECAY.get((self.model, self.algorithm), 1.0)
 
     def identity(self) -> dict[str, Any]:
-        """What was run, as JSON values."""
+        """Returns what was run, as JSON values."""
         identity = {
             "dataset": self.workload.dataset,
             "model": self.model,
@@ -107,7 +107,7 @@ class PublishedCell(NamedTuple):
         return identity
 
     def starting_rates(self) -> tuple[float, ...]:
-        """Three rates, ascending, among which the best is likely to lie."""
+        """Returns three ascending rates among which the best is likely to lie."""
         if self.model in _STARTING_RATES:
             return _STARTING_RATES[self.model][self.algorithm]
         if self.batch_size == math.inf and self.model == "cnn":
@@ -119,7 +119,7 @@ class PublishedCell(NamedTuple):
         return (0.0464, 0.1, 0.215) if self.local_epochs == 1 else (0.0215, 0.0464, 0.1)
 
 
-# Around those that the paper names: 1.47 for the LSTM, 18.0 and 9.0 for the word LSTM; and figure 4's.
+# Around the paper's rates: 1.47 for the LSTM, 18.0 and 9.0 for the word LSTM, and those of figure 4.
 _STARTING_RATES = types.MappingProxyType(
     {
         "lstm": {"fed_sgd": (1.47, 3.16, 6.81), "fed_avg": (0.681, 1.47, 3.16)},
@@ -131,20 +131,20 @@ _STARTING_RATES = types.MappingProxyType(
         "word": {"fed_sgd": (8.35, 18.0, 38.8), "fed_avg": (4.18, 9.0, 19.4)},
     }
 )
-# Figure 4's; the paper tuned that of SGD as well and does not print it.
+# From figure 4; the paper also tuned the decay of SGD but does not print it.
 _LR_DECAY = types.MappingProxyType({("cifar", "fed_sgd"): 0.9934, ("cifar", "fed_avg"): 0.99})
 
 
 def batch_value(batch_size: float) -> int | str:
-    """`B` as JSON: a whole number, or "inf"."""
+    """Returns `B` as JSON: a whole number, or "inf"."""
     return "inf" if batch_size == math.inf else int(batch_size)
 
 
 def choose_rows(cells: Sequence[PublishedCell], names: list[str] | None) -> list[PublishedCell]:
-    """The cells of the rows of these names, or all.
+    """Returns the cells of the named rows, or all cells.
 
     Raises:
-      ValueError: the table has no such row; the message lists those it has.
+      ValueError: the table has no such row; the message lists its rows.
     """
     if names is None:
         return list(cells)
@@ -155,7 +155,7 @@ def choose_rows(cells: Sequence[PublishedCell], names: list[str] | None) -> list
 
 
 def choose_target(cells: Sequence[PublishedCell], target: float | None) -> list[PublishedCell]:
-    """One cell for each name, at this target or, by default, the hardest that the paper prints.
+    """Returns one cell per name, at this target or, by default, the hardest that the paper prints.
 
     At a target that the paper does not print, a cell has no number of rounds.
     """

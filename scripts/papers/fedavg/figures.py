@@ -1,4 +1,4 @@
-"""The FedAvg paper's figures of learning curves: what they show, and of which runs.
+"""The FedAvg paper's figures of learning curves: what they show, and from which runs.
 
 H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
 of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629.
@@ -18,11 +18,11 @@ from papers.fedavg.two_models import FIGURE_1_RECORD
 from papers.fedavg.workloads import IID, NON_IID
 
 Panels = dict[str, dict[str, tuple[Any, Any]]]
-# What a curve is.
+# What a curve shows.
 BEST = "best"  # the highest test accuracy so far of any rate, from the runs that a table counts
-EACH = "each"  # the test accuracy at one rate, from runs of the figure's own
-LOSS = "loss"  # the loss of the shared model on the whole train set, from runs of its own
-_POINTS = types.MappingProxyType({EACH: 100, LOSS: 15})  # of a curve; the whole train set takes long
+EACH = "each"  # the test accuracy at one rate, from the figure's own runs
+LOSS = "loss"  # the loss of the shared model on the whole training set, from the figure's own runs
+_POINTS = types.MappingProxyType({EACH: 100, LOSS: 15})  # per curve; the whole training set is slow
 
 
 class Figure(NamedTuple):
@@ -30,14 +30,15 @@ class Figure(NamedTuple):
 
     Attributes:
       shows: `BEST`, `EACH` or `LOSS`.
-      cells: whose curves they are.
+      cells: cells to draw.
       sentence: what the paper shows.
-      rates: of a cell's runs, for `EACH`; by default its best one, or the middle of the starting ones.
-      num_rounds: of a run, for `EACH` and `LOSS`.
-      eval_every: rounds between evaluations; by default a curve has 100, one of the loss 15.
-      computations: curves run over gradients of minibatches, of all clients together, in place of
-        rounds; every cell computes as many as one that computes most does in `num_rounds`.
-      log: of the loss's axis.
+      rates: function from a cell to its rates, for `EACH`; by default the best, or the middle starting
+        rate.
+      num_rounds: rounds of a run, for `EACH` and `LOSS`.
+      eval_every: rounds between evaluations; by default a curve has 100 points, one of the loss 15.
+      computations: whether the x-axis is minibatch gradients of all clients together, not rounds; every
+        cell then computes as many as the costliest does in `num_rounds`.
+      log: whether the loss's axis is logarithmic.
     """
 
     shows: str
@@ -51,11 +52,11 @@ class Figure(NamedTuple):
 
 
 def _of_table(table: int | None, model: str, *rows: str) -> tuple[PublishedCell, ...]:
-    """The cells of these rows, or of all, each at its hardest target."""
+    """Returns the cells of these rows, or of all, each at its hardest target."""
     return tuple(choose_target(choose_rows(published(table, model), list(rows) or None), None))
 
 
-# The paper's text names no E of figure 3, and of figure 9 only C = 0.
+# The paper's text names no E for figure 3, and only C = 0 for figure 9.
 _LARGE_E = tuple(
     PublishedCell(None, "lstm", partition, USUAL_FRACTION, epochs, 10, 0.54, None)
     for epochs in (1, 5, 10, 20, 50, 100)
@@ -76,9 +77,9 @@ FIGURES = types.MappingProxyType(
             BEST,
             _of_table(2, "cnn") + _of_table(2, "lstm"),
             "The paper: more local computation, by smaller B or larger E, brings the CNN to 99 % in up "
-            "to 35 times fewer rounds than FedSGD; with two digits for each client in up to 2.8 times "
-            "fewer, and three settings need more than FedSGD. It brings the LSTM to 54 % in up to 13 "
-            "times fewer rounds, and in up to 95 times fewer where each client is a role of a play.",
+            "to 35 times fewer rounds than FedSGD; with two digits per client in up to 2.8 times fewer, "
+            "though three settings need more than FedSGD. It brings the LSTM to 54 % in up to 13 times "
+            "fewer rounds, and in up to 95 times fewer if each client is a role of a play.",
         ),
         3: Figure(
             EACH,
@@ -122,9 +123,9 @@ FIGURES = types.MappingProxyType(
         9: Figure(
             EACH,
             _COMPUTATIONS,
-            "The paper: with modest C and E, FedAvg makes similar progress to sequential SGD for each "
-            "gradient of a minibatch; SGD and FedAvg with one client a round oscillate, and averaging "
-            "over more clients smooths that out.",
+            "The paper: with modest C and E, FedAvg makes progress similar to sequential SGD per "
+            "minibatch gradient; SGD and FedAvg with one client per round oscillate, and averaging over "
+            "more clients smooths that out.",
             computations=True,
         ),
         10: Figure(
@@ -140,10 +141,10 @@ FIGURES = types.MappingProxyType(
 
 
 def figure_cells(number: int, model: str | None = None) -> list[PublishedCell]:
-    """The cells whose curves a figure draws, of one model: by default its first.
+    """Returns the cells that a figure draws for one model, by default its first.
 
     Raises:
-      ValueError: the figure is not of this model; the message lists those it is of.
+      ValueError: the figure does not show this model; the message lists those that it shows.
     """
     cells = FIGURES[number].cells
     models = {cell.model: None for cell in cells}
@@ -154,7 +155,7 @@ def figure_cells(number: int, model: str | None = None) -> list[PublishedCell]:
 
 
 def figure_record(number: int, cell: PublishedCell) -> str:
-    """Under which name the runs of a cell that a figure draws are kept."""
+    """Returns the name of the record with the runs that a figure draws of a cell."""
     prefix = {BEST: "", EACH: f"figure{number}-", LOSS: "loss-"}
     return prefix[FIGURES[number].shows] + cell.name
 
@@ -162,12 +163,12 @@ def figure_record(number: int, cell: PublishedCell) -> str:
 def figure_rates(
     number: int, cell: PublishedCell, record: Mapping[str, Any] | None
 ) -> tuple[float, ...]:
-    """The learning rates of a cell's own runs.
+    """Returns the learning rates of a figure's own runs of a cell.
 
     Args:
-      number: of a figure.
-      cell: one of the figure's.
-      record: of the cell's runs to its target, if there were any.
+      number: number of the figure.
+      cell: cell of the figure.
+      record: record of the cell's runs to its target, if any.
     """
     rates = FIGURES[number].rates
     if rates is not None:
@@ -178,12 +179,12 @@ def figure_rates(
 
 
 def figure_rounds(number: int, cell: PublishedCell, num_rounds: int | None = None) -> tuple[int, int]:
-    """Rounds of a cell's own runs, and between their evaluations.
+    """Returns the rounds of a figure's own runs of a cell, and the rounds between evaluations.
 
     Args:
-      number: of a figure.
-      cell: one of the figure's.
-      num_rounds: in place of the figure's.
+      number: number of the figure.
+      cell: cell of the figure.
+      num_rounds: replaces the figure's number of rounds.
     """
     figure = FIGURES[number]
     rounds = figure.num_rounds if num_rounds is None else num_rounds
@@ -194,14 +195,14 @@ def figure_rounds(number: int, cell: PublishedCell, num_rounds: int | None = Non
 
 
 def _computations(cell: PublishedCell) -> float:
-    """Gradients of minibatches in a round."""
+    """Returns the minibatch gradients of a round."""
     if cell.algorithm == "sgd":
         return cell.updates
     return cohort_size(cell.workload.num_clients, cell.client_fraction) * cell.updates
 
 
 def figure_panels(number: int, records: Mapping[str, Mapping[str, Any]]) -> Panels:
-    """A figure's curves, of the cells that were run: one panel for each model and partition of them."""
+    """Returns a figure's curves of the cells that have run, with a panel per model and partition."""
     figure = FIGURES[number]
     panels: Panels = {}
     for cell in figure.cells:
@@ -219,13 +220,13 @@ def _panel_title(figure: Figure, cell: PublishedCell) -> str:
 
 
 def _targets(figure: Figure, records: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The accuracy that the runs of each panel raced for, if they did."""
+    """Returns the target accuracy of each panel whose runs had one."""
     ran = [cell for cell in figure.cells if figure.shows == BEST and cell.name in records]
     return {_panel_title(figure, cell): records[cell.name]["cell"]["target"] for cell in ran}
 
 
 def _curves(figure: Figure, cell: PublishedCell, runs: Any) -> dict[str, tuple[Any, Any]]:
-    """A cell's curves by their labels; of several seeds the first one's."""
+    """Returns a cell's curves by label, for the first of several seeds."""
     label = "FedSGD" if cell.algorithm == "fed_sgd" else cell.row.replace("/", ", ")
     seed = runs[0]["seed"]
     if figure.shows == BEST:
@@ -242,15 +243,15 @@ def _curves(figure: Figure, cell: PublishedCell, runs: Any) -> dict[str, tuple[A
 def draw_figure(
     number: int, records: Mapping[str, Mapping[str, Any]], folder: str | pathlib.Path
 ) -> pathlib.Path | None:
-    """Writes `figureN.png`, or nothing before any of its curves was run.
+    """Writes `figureN.png`, or nothing before any of its curves has run.
 
     Args:
       number: 1, or one of `FIGURES`.
-      records: of all that was run, by name.
-      folder: where to.
+      records: all records, by name.
+      folder: folder to write to.
 
     Returns:
-      The picture's path, or None.
+      The figure's path, or None.
     """
     path = pathlib.Path(folder) / f"figure{number}.png"
     if number == 1:

@@ -1,4 +1,4 @@
-"""One self-contained page of a reproduction: tables beside the paper's, figures, every cell's curves."""
+"""A self-contained page of a reproduction: tables beside the paper's, figures, every cell's curves."""
 
 import base64
 import html
@@ -27,11 +27,11 @@ _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#
 
 
 def render_page(records: Mapping[str, Mapping[str, Any]], pictures: Mapping[int, pathlib.Path]) -> str:
-    """An HTML page without any outside resource, readable on a phone.
+    """Returns an HTML page without outside resources, readable on a phone.
 
     Args:
-      records: of all cells that were run, by name.
-      pictures: of the figures that were drawn, by their numbers.
+      records: records of all cells that have run, by name.
+      pictures: paths of the drawn figures, by number.
     """
     body = ["<h1>Federated Averaging, reproduced</h1>", _introduction(records)]
     raced: set[str] = set()
@@ -43,7 +43,7 @@ def render_page(records: Mapping[str, Mapping[str, Any]], pictures: Mapping[int,
     for number, picture in sorted(pictures.items()):
         sentence = FIGURE_1_SENTENCE if number == 1 else FIGURES[number].sentence
         body += [f"<h2>Figure {number}</h2>", f"<p>{html.escape(sentence)}</p>", _image(picture)]
-    body.append("<h2>All that was run: command, machine, versions, curves</h2>")
+    body.append("<h2>All runs: command, machine, versions, curves</h2>")
     body += [_details(name, record, name in raced) for name, record in records.items()]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -64,8 +64,8 @@ def _introduction(records: Mapping[str, Mapping[str, Any]]) -> str:
         '<a href="https://arxiv.org/abs/1602.05629">Communication-efficient learning of deep networks '
         "from decentralized data</a>, AISTATS 2017. Rounds are communication rounds until the monotone "
         "curve of test accuracy, interpolated linearly, crosses the target, at the best learning rate "
-        "of a cell; of several seeds the mean, each at its own best rate. In parentheses: speedups over "
-        "the first row of a column.</p>"
+        "of a cell; several seeds are averaged, each at its own best rate. In parentheses: speedups "
+        "over the first row of a column.</p>"
         f"<p>Run {html.escape(when)} on {html.escape('; '.join(sorted(machines)))}, with "
         f"{html.escape('; '.join(sorted(versions)))}.</p>"
     )
@@ -105,7 +105,7 @@ def _details(name: str, record: Mapping[str, Any], raced: bool) -> str:
 
 
 def _drawing(runs: Sequence[Mapping[str, Any]], target: float) -> str:
-    """The curves of a cell near the target: accuracy over rounds, as a drawing of a few lines."""
+    """Returns an SVG of a cell's curves near the target: accuracy over rounds."""
     width, height, low = 640, 220, max(0.0, target - 0.12)
     high = max([target, *(max(run["accuracy"]) for run in runs)]) + 0.005
     last = max(max(run["rounds"][-1] for run in runs), 1)

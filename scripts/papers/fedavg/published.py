@@ -14,14 +14,14 @@ from papers.fedavg.workloads import IID, NON_IID
 
 
 def published(table: int | None, model: str) -> list[PublishedCell]:
-    """The cells of one model's part of a table, in the paper's order: row by row, IID before non-IID.
+    """Returns one model's cells of a table in the paper's order: row by row, IID before non-IID.
 
     Args:
-      table: its number; None for the numbers that only the text prints.
-      model: of the part.
+      table: number of the table; None for the numbers that only the text prints.
+      model: name of the model.
 
     Raises:
-      ValueError: there is no such table or part of it; the message lists those there are.
+      ValueError: the table or its part is unknown; the message lists the known ones.
     """
     if table is not None:
         checks.choose(
@@ -65,7 +65,7 @@ def _table_1_cnn() -> list[PublishedCell]:
 
 
 def _by_updates(table: int, model: str, target: float, rows: tuple) -> list[PublishedCell]:
-    """Tables 2 and 4: one row for each E and B."""
+    """Returns the cells of table 2 or 4, with one row for each E and B."""
     return [
         PublishedCell(table, model, partition, USUAL_FRACTION, epochs, batch, target, count)
         for epochs, batch, *rounds in rows
@@ -133,7 +133,7 @@ def _text() -> list[PublishedCell]:
     return [PublishedCell(None, "word", NON_IID, None, *setting, 0.105, n) for *setting, n in rows]
 
 
-# Table and model -> its cells. A table's first model is the one meant where none is named.
+# (table, model) -> its cells. A table's first model is the default.
 PARTS = types.MappingProxyType(
     {
         (1, "2nn"): _table_1_2nn,

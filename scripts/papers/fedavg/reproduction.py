@@ -1,4 +1,4 @@
-"""Runs cells of the FedAvg paper."""
+"""Functions that run cells of the FedAvg paper."""
 
 import dataclasses
 import json
@@ -31,25 +31,25 @@ from papers.fedavg.published import PARTS, published
 from papers.fedavg.tables import ACCEPTED
 from papers.fedavg.workloads import WORKLOADS
 
-_WITHOUT_A_NUMBER = 2000  # rounds at most where the paper's run did not reach the target
-_POINTS = 100  # of a curve, up to the paper's number
+_WITHOUT_A_NUMBER = 2000  # maximum number of rounds if the paper's run did not reach the target
+_POINTS = 100  # per curve, up to the paper's number of rounds
 _ATTEMPTS = 3
-_SECONDS = "seconds.json"  # that the earlier parts of a cell took
+_SECONDS = "seconds.json"  # taken by the earlier parts of a cell
 
 
 def paper_data(
     model: str, data_dir: str | os.PathLike | None = None, **settings: Any
 ) -> tuple[Dataset, Dataset, Task]:
-    """Returns training rows, the test rows that models are judged on, and the task.
+    """Returns the training rows, the test rows for evaluation, and the task.
 
     Args:
-      model: a name in `WORKLOADS`.
+      model: name in `WORKLOADS`.
       data_dir: see `data.load`.
-      **settings: for `data.load`.
+      **settings: further arguments of `data.load`.
 
     Raises:
       ValueError: a file is damaged, or see `data.load`.
-      FileNotFoundError: a file is not there.
+      FileNotFoundError: a file is missing.
     """
     workload = WORKLOADS[model]
     train, test = load(workload.dataset, data_dir=data_dir, **settings)
@@ -61,12 +61,12 @@ def paper_data(
 
 
 def paper_clients(cell: PublishedCell, train: Dataset, seed: int = 0) -> FederatedData:
-    """The clients of a cell.
+    """Returns the clients of a cell.
 
     Args:
-      cell: of a table or a figure.
-      train: its data set's training rows.
-      seed: of the partition.
+      cell: cell of a table or a figure.
+      train: training rows of its data set.
+      seed: seed of the partition.
 
     Raises:
       ValueError: there are fewer rows than clients, or `train` is another data set.
@@ -75,7 +75,7 @@ def paper_clients(cell: PublishedCell, train: Dataset, seed: int = 0) -> Federat
 
 
 def paper_algorithm(cell: PublishedCell, task: Task) -> Algorithm:
-    """A cell's algorithm; its rate, the hyper-parameter "client_lr", is the first to be tried."""
+    """Returns a cell's algorithm, with its first starting rate as the hyper-parameter "client_lr"."""
     rate = cell.starting_rates()[0]
     if cell.algorithm == "sgd":
         return sgd(task, optax.sgd, client_lr=rate, batch_size=cell.batch_size, lr_decay=cell.lr_decay)
@@ -94,19 +94,19 @@ def paper_algorithm(cell: PublishedCell, task: Task) -> Algorithm:
 def evaluation(
     task: Task, dataset: Dataset, *, num_runs: int, prefix: str = "test"
 ) -> Callable[[Any], dict[str, float]]:
-    """`accuracy` for so many runs side by side: several have a core each, one that is alone has all.
+    """Returns an evaluator for runs side by side: several runs have a core each, a single run has all.
 
     Args:
-      task: gives the metrics.
-      dataset: what is judged on.
-      num_runs: of a sweep.
-      prefix: see `accuracy`.
+      task: task with the metrics.
+      dataset: rows to evaluate on.
+      num_runs: number of runs of the sweep.
+      prefix: see `evaluator`.
     """
     return evaluator(task, dataset, prefix=prefix, layout=None if num_runs == 1 else Layout())
 
 
 def default_limit(cell: PublishedCell) -> int:
-    """Rounds after which a cell counts as missed, in every table that prints it."""
+    """Returns the rounds after which a cell counts as missed, in every table that prints it."""
     twins = (twin for table, model in PARTS for twin in published(table, model))
     rounds = [twin.rounds for twin in twins if twin.name == cell.name]
     limits = (_WITHOUT_A_NUMBER if r is None else math.ceil(ACCEPTED * r) for r in rounds)
@@ -135,32 +135,33 @@ def run_cell(
     """Finds a cell's best rate and its rounds to the target, or its curves at given rates.
 
     Args:
-      cell: of a table or a figure.
-      task: of the cell's model.
-      clients: of the cell's partition.
-      evaluate: gives "test_accuracy"; further ones may give "full_train_loss".
-      rates: to begin with; the grid widens by itself. By default three likely ones.
-      seeds: of the runs.
-      num_rounds: the limit; by default what is accepted, 1.25 times the paper's number.
-      eval_every: by default about a hundredth of the paper's number, or of a limit below that.
-      most_rates: the grid is never widened beyond this many.
-      race: the runs of a seed end when one of them has reached the cell's target; otherwise each makes
-        all of its rounds.
-      progress: shows a bar.
-      report: receives lines of text.
-      workdir: where an interrupted cell continues.
-      go_on: asked before each block of rounds, see `sweep`.
+      cell: cell of a table or a figure.
+      task: task of the cell's model.
+      clients: clients of the cell's partition.
+      evaluate: function that gives "test_accuracy"; further ones may give "full_train_loss".
+      rates: rates to begin with, by default three likely ones; the grid widens by itself.
+      seeds: seeds of the runs.
+      num_rounds: maximum number of rounds; by default what is accepted, 1.25 times the paper's number.
+      eval_every: rounds between evaluations; by default about a hundredth of the paper's number, or of a
+        limit below that.
+      most_rates: number of rates beyond which the grid is not widened.
+      race: whether a seed's runs end once one of them has reached the cell's target; otherwise each
+        makes all of its rounds.
+      progress: whether to show a progress bar.
+      report: function that receives lines of text.
+      workdir: folder in which an interrupted cell continues.
+      go_on: function called before each block of rounds, see `sweep`.
       allow_version_change: see `sweep`.
-      layout: from the algorithm, the clients and a number of runs to a layout, where there are wishes.
+      layout: function from the algorithm, the clients and the number of runs to a layout or None.
 
     Returns:
-      The record: the cell, its settings, where it came from, and a dict per run. Of a cell run in parts
-      "seconds" are those of all that were not killed, the rest is of the last.
+      The record: the cell, its settings, its provenance, and a dict per run. For a cell run in parts,
+      "seconds" sums all parts that were not killed, and the rest describes the last part.
 
     Raises:
-      ValueError: a rate, a seed or a number of rounds is out of its range, or the workdir is of others.
-      DivergenceError: a loss is not a finite number before any training.
-      UnfinishedError: `go_on` has said no; the same call continues.
+      ValueError: a rate, a seed or a number of rounds is out of range, or the workdir is of other runs.
+      DivergenceError: a loss is not finite before any training.
+      UnfinishedError: `go_on` returned False; the same call continues.
     """
     rates, algorithm = rates or cell.starting_rates(), paper_algorithm(cell, task)
     chosen = None if layout is None else layout(algorithm, clients, len(rates) * len(seeds))
@@ -181,7 +182,7 @@ def run_cell(
             client_fraction=_client_fraction(cell, clients),
             evaluate=evaluate,
             eval_every=eval_every,
-            # In sequential SGD an update follows another, which more devices do not help.
+            # More devices do not help sequential SGD, where each update follows another.
             layout=Layout() if cell.algorithm == "sgd" else chosen,
             workdir=workdir,
             go_on=go_on,
@@ -217,27 +218,27 @@ def run_curves(
     workdir: str | pathlib.Path | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Makes the runs of its own that a figure draws of a cell.
+    """Makes a figure's own runs of a cell.
 
-    Where the one rate of a figure of losses diverges, lower ones of the paper's grid are tried.
+    If the one rate of a figure of losses diverges, lower ones of the paper's grid are tried.
 
     Args:
-      number: of the figure.
-      cell: one of the figure's.
-      task: of the cell's model.
+      number: number of the figure.
+      cell: cell of the figure.
+      task: task of the cell's model.
       train: training rows.
       test: test rows.
-      rates: one run each.
-      num_rounds: in place of the figure's.
-      workdir: where interrupted runs continue.
-      **settings: for `run_cell`, such as `seeds`.
+      rates: rates, one run each.
+      num_rounds: replaces the figure's number of rounds.
+      workdir: folder in which interrupted runs continue.
+      **settings: further arguments of `run_cell`, such as `seeds`.
 
     Returns:
       The record, as of `run_cell`.
 
     Raises:
-      ValueError: a rate, a seed or a number of rounds is out of its range.
-      DivergenceError: of a figure of losses, the lowest rate tried diverged as well.
+      ValueError: a rate, a seed or a number of rounds is out of range.
+      DivergenceError: in a figure of losses, even the lowest rate tried diverged.
       UnfinishedError: see `run_cell`.
     """
     clients = paper_clients(cell, train)
@@ -277,9 +278,9 @@ def _seconds_so_far(workdir: str | pathlib.Path | None) -> float:
 
 
 def _client_fraction(cell: PublishedCell, clients: FederatedData) -> float:
-    """`C`, or the share that gives the workload's number of clients, all where there are fewer."""
+    """Returns `C`, or the share that gives the workload's cohort size, at most all clients."""
     if cell.algorithm == "sgd":
-        return 0.0  # trains on everybody's data, whoever is drawn
+        return 0.0  # trains on all clients' data, whichever are drawn
     if cell.workload.cohort_size is None:
         return cell.client_fraction
     return min(cell.workload.cohort_size / clients.num_clients, 1.0)

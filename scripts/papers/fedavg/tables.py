@@ -25,13 +25,13 @@ ACCEPTED = 1.25  # times the paper's rounds; its own repetitions of a cell diffe
 def reproduction_table(
     cells: Sequence[PublishedCell], records: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """A row per published cell: the paper's rounds and ours, their ratio, the speedups of both.
+    """Returns a row per published cell: the paper's rounds and ours, their ratio, both speedups.
 
     Speedups are over the first row of the same column, as in the paper.
 
     Args:
-      cells: of one table and model.
-      records: those that were run, by name, for these targets or higher ones.
+      cells: cells of one table and model.
+      records: records by name, run to these targets or higher ones.
     """
     firsts, rows = {}, []
     for cell in cells:
@@ -60,7 +60,7 @@ def reproduction_table(
 
 
 def _runs_to(target: float, record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A record's runs with their rounds to this target, if need be from their curves."""
+    """Returns a record's runs with their rounds to this target, read from their curves if need be."""
     if target == record["cell"]["target"]:
         return record["runs"]
     return [
@@ -70,7 +70,7 @@ def _runs_to(target: float, record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _on_its_data(cell: PublishedCell) -> bool:
-    """Whether what was run is the paper's data, so that rounds may be compared."""
+    """Returns whether the runs use the paper's data, so that rounds can be compared."""
     return cell.workload.num_examples is not None
 
 
@@ -88,7 +88,7 @@ def _verdict(cell: PublishedCell, rounds: float | None, record: Mapping[str, Any
 
 
 def reproduction_text(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The rows of `reproduction_table` for people, ready for `markdown`."""
+    """Returns the rows of `reproduction_table` as text, ready for `markdown`."""
     return [
         {
             "row": row["row"],
@@ -110,9 +110,9 @@ def reproduction_text(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]
 def tables_that_ran(
     records: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[str, list[PublishedCell], list[dict[str, str]]]]:
-    """Every part of a published table of which some cell was run: title, cells, rows for people.
+    """Returns every part of a published table with cells that have run: title, cells, rows as text.
 
-    A part with several targets, of the paper or asked for in a run, is a table for each of them.
+    A part with several targets, from the paper or asked for in a run, becomes a table for each target.
     """
     parts = []
     for table, model in PARTS:
@@ -130,7 +130,7 @@ def tables_that_ran(
 
 
 def render_tables(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown of all `tables_that_ran`, with the notes of what was trained."""
+    """Returns Markdown of all `tables_that_ran`, with the notes on what was trained."""
     parts = []
     for title, cells, rows in tables_that_ran(records):
         note = cells[0].workload.note

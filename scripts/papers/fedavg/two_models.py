@@ -18,25 +18,25 @@ from fedjax_sim.reporting import five_digits, provenance
 FIGURE_1_RECORD = "figure1"
 FIGURE_1_SENTENCE = (
     "The paper: the average of two models that started from different random values is far worse than "
-    "either; when they started from the same values, it is better than both parents, which stand at "
+    "either; if they started from the same values, it is better than both parents, which are at "
     "theta = 0 and 1."
 )
 THETAS = np.linspace(-0.2, 1.2, 50)
 
 
 def average_two_models(task: Task, train: Dataset, *, seed: int = 0) -> dict[str, Any]:
-    """Figure 1: the loss on all train data of `theta * w + (1 - theta) * w'`, for 50 theta.
+    """Computes figure 1: the loss on all training data of `theta * w + (1 - theta) * w'`, for 50 theta.
 
     Each parent trains on 600 examples of its own: 20 epochs of batches of 50 at rate 0.1, which is
-    240 updates. Once they start from different initial models and once from the same.
+    240 updates. The parents start once from different initial models and once from the same.
 
     Args:
-      task: of the 2NN.
+      task: task of the 2NN.
       train: MNIST's training set, `[n, ...]` with n at least 1200.
-      seed: of the choice of examples and of the parents' starts.
+      seed: seed of the choice of examples and of the parents' initial models.
 
     Returns:
-      "theta" `[50]`, the losses "different" and "shared" `[50]`, and where they come from.
+      "theta" `[50]`, the losses "different" and "shared" `[50]`, and their provenance.
     """
     started, origin = time.perf_counter(), provenance()
     rows = np.random.default_rng(seed).permutation(len(train))[:1200]

@@ -1,4 +1,4 @@
-"""What the FedAvg paper trains: its models, the data of each, and whose data that is.
+"""Workloads of the FedAvg paper: its models, their data, and the clients that own it.
 
 H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
 of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629, section 3.
@@ -20,15 +20,15 @@ class Workload(NamedTuple):
     """A model and the data that it learns from.
 
     Attributes:
-      title: of the model.
-      dataset: a name for `data.load`.
-      task: makes the task.
-      num_clients: `K`, or None where the data decides.
-      num_examples: `n`, of all clients together, or None where the data decides.
-      non_iid: makes the partition "noniid" from a seed; None where the paper has none.
-      non_iid_title: of that partition.
-      cohort_size: clients of a round, where the paper fixes their number in place of `C`.
-      test_rows: how many test rows, drawn at random once, models are judged on; None for all.
+      title: title of the model.
+      dataset: name for `data.load`.
+      task: function that makes the task.
+      num_clients: `K`, or None if the data decides.
+      num_examples: `n`, of all clients together, or None if the data decides.
+      non_iid: function from a seed to the partition "noniid"; None if the paper has none.
+      non_iid_title: title of that partition.
+      cohort_size: clients of a round, if the paper fixes their number instead of `C`.
+      test_rows: number of test rows to evaluate on, drawn at random once; None for all.
       note: what a reader of its tables should know.
     """
 
@@ -44,11 +44,11 @@ class Workload(NamedTuple):
     note: str = ""
 
     def partition(self, name: str, seed: int) -> Partition:
-        """The partition "iid" or "noniid"; `seed` decides whatever the data does not."""
+        """Returns the partition "iid" or "noniid"; `seed` decides what the data does not."""
         return iid(num_clients=self.num_clients, seed=seed) if name == IID else self.non_iid(seed)
 
     def panel_title(self, partition: str) -> str:
-        """What a picture says of a partition."""
+        """Returns the title of a partition in plots."""
         return "IID" if partition == IID else self.non_iid_title
 
 
@@ -64,8 +64,8 @@ _mnist = functools.partial(
     non_iid=_two_shards,
     non_iid_title="non-IID, two digits each",
 )
-# An example of Shakespeare is a line. `data/shakespeare.py` finds 85,113, with exactly the number of
-# characters that the paper prints; it prints no number of lines, but updates u that agree with this one.
+# An example of Shakespeare is a line. `data/sources/shakespeare.py` finds 85,113, with exactly the
+# paper's number of characters. The paper prints no number of lines, but its updates u agree with it.
 WORKLOADS = types.MappingProxyType(
     {
         "2nn": _mnist(
@@ -93,7 +93,7 @@ WORKLOADS = types.MappingProxyType(
             num_clients=100,
             num_examples=50_000,
         ),
-        # The paper's posts are not public, so clients and examples are of whatever messages are given.
+        # The paper's posts are not public, so clients and examples come from the messages given.
         "word": Workload(
             title="Word LSTM",
             dataset="messages",
