@@ -57,12 +57,13 @@ def test_state_and_info_have_what_the_simulation_reads(algorithm, task, data):
         assert (before.shape, before.dtype) == (after.shape, after.dtype)
     expected = jax.eval_shape(task.init, jax.random.key(0))
     assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(jnp.shape, expected)
-    assert set(state.hparams) == set(algorithm.hparams)
+    own_state = state.server if algorithm.memory else state
+    assert set(own_state.hparams) == set(algorithm.hparams)
     assert info["train_loss"].dtype == jnp.float32
     assert np.isfinite(info["train_loss"])
     assert info["examples"].dtype == info["slots"].dtype == jnp.int32
     assert 0 < info["examples"] <= info["slots"]
-    sizes = algorithm.message_bytes(state)
+    sizes = algorithm.message_bytes(own_state)
     assert check_sizes(sizes) == sizes
     counted = {name.removeprefix("messages_") for name in info if name.startswith("messages_")}
     assert counted == set(sizes)

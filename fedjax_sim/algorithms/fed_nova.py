@@ -104,7 +104,8 @@ def check_linear(make_optimizer: Any) -> None:
             update, state = optimizer.update(factor * gradient, state, w)
         return update
 
-    zero, one, two = (float(moved(jnp.float32(g))) for g in (0.0, 1.0, 2.0))
+    with jax.numpy_dtype_promotion("standard"):  # these numbers are no part of the user's program
+        zero, one, two = (float(moved(jnp.float32(g))) for g in (0.0, 1.0, 2.0))
     if zero != 0 or abs(two - 2 * one) > 1e-5 * abs(one):
         raise ValueError(
             "the client optimizer is not linear in its gradients, so that FedNova's a_k is not defined; "

@@ -76,7 +76,7 @@ def scaffold(
 
     def leave(shared, c_k, client, trained, key):
         (x, c, eta), (y, losses) = shared, trained
-        steps = local.num_steps(client)  # the paper's K, of this client
+        steps = local.num_steps(client).astype(jnp.float32)  # the paper's K, of this client
         scale = jnp.where(client.size > 0, 1 / jnp.maximum(steps * eta, 1e-30), 0.0)
         drift = jax.tree.map(lambda x, y, c: scale * (x - y) - c, x, y, c)
         drift = jax.tree.map(lambda d: jnp.where(client.size > 0, d, 0), drift)

@@ -1,5 +1,6 @@
 """Trains clients inside the compiled round: the only code with an axis of clients."""
 
+from fedjax_sim.core.types import ABSENT
 from fedjax_sim.engine.chunks import map_clients
 from fedjax_sim.engine.client import ClientWork, full_gradient, local_training, mean_gradient
 from fedjax_sim.engine.collectives import CohortResult
@@ -8,6 +9,7 @@ from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import WeightedSum, weigh
 
 __all__ = [
+    "ABSENT",
     "ClientWork",
     "CohortResult",
     "WeightedSum",

@@ -104,7 +104,8 @@ def _plan(work: jax.Array, lanes: int, devices: int) -> tuple[jax.Array, jax.Arr
     order = jnp.argsort(work.sum(axis=1), descending=True, stable=True).astype(jnp.int32)
     chunks = jnp.pad(order, (0, missing), constant_values=size).reshape(count, lanes)
     sorted_work = jnp.pad(work[order], ((0, missing), (0, 0)), constant_values=-1)
-    cost = sorted_work.reshape(count, lanes, loops).max(axis=1).sum(axis=1)
+    longest = sorted_work.reshape(count, lanes, loops).max(axis=1)
+    cost = longest.sum(axis=1, dtype=jnp.int32)  # in x64 mode sums are int64 otherwise
 
     def give(load, cost):
         device = jnp.argmin(load).astype(jnp.int32)

@@ -47,10 +47,14 @@ def present(output: ClientOutput, there: jax.Array | None) -> ClientOutput:
     """Returns what a client sends, zeros if it is not `there`; None stands for one that is."""
     if there is None:
         return output
-    sums = jax.tree.map(
-        lambda leaf: jnp.where(there, leaf, 0).astype(leaf.dtype), (output.message, output.metrics)
+
+    def if_there(leaf):
+        return jnp.where(there, leaf, jnp.zeros_like(leaf))
+
+    return output._replace(
+        message=jax.tree.map(if_there, output.message),
+        metrics=jax.tree.map(if_there, output.metrics),
     )
-    return output._replace(message=sums[0], metrics=sums[1])
 
 
 def nothing(output: ClientOutput, own: Any, num_clients: int) -> CohortResult:
@@ -97,7 +101,7 @@ def collect(
         metrics=metrics,
         own=jax.tree.map(write, result.own, output.own),
         rows=jax.tree.map(write, result.rows, output.row),
-        slots=result.slots + slots.astype(jnp.int32),  # sums of int32 are int64 in x64 mode
+        slots=result.slots + slots,
         trained=jax.tree.map(lambda trained: write(trained, 1), result.trained),
     )
 

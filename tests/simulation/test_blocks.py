@@ -22,10 +22,10 @@ def toy(round_fn):
     def init(key, hparams):
         return State(jnp.zeros(()), (), jnp.zeros((), jnp.int32), dict(hparams))
 
-    def one_round(key, state, data, cohort):
+    def one_round(key, state, own, data, cohort):
         params, loss = round_fn(key, state.params)
         info = {"train_loss": loss, "examples": jnp.int32(1), "slots": jnp.int32(1)}
-        return state._replace(params=params, round=state.round + 1), info
+        return state._replace(params=params, round=state.round + 1), own, info
 
     return fs.Algorithm(init, one_round, lambda state: {}, {"client_lr": 1.0}, {"algorithm": "toy"})
 

@@ -1,0 +1,124 @@
+"""Clients' memory and rows: the same on any lanes and devices, untouched for clients that are absent."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+import fedjax_sim as fs
+from fedjax_sim.simulation.host_rounds import CohortPrefetcher
+
+IDS = [9, 3, 0, 2, 5, 4, 8]
+
+
+def scaffold(task):
+    return fs.scaffold(task, client_lr=0.2, local_epochs=2, batch_size=4)
+
+
+@pytest.mark.parametrize(("lanes", "devices"), [(3, 1), (4, 1), (16, 1), (1, 2), (3, 2)])
+@pytest.mark.usefixtures("quick_compilation")
+def test_memory_is_the_same_on_other_lanes_and_devices(task, data, lanes, devices):
+    algorithm = scaffold(task)
+    alone, info = toys.play(algorithm, data, IDS, rounds=3)
+    others, told = toys.play(algorithm, data, IDS, rounds=3, where=toys.layout(lanes, devices))
+    toys.assert_close(others, alone, rtol=1e-4, atol=1e-5)
+    assert int(told["examples"]) == int(info["examples"])
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_memory_of_absent_and_empty_clients_is_as_before(task, data):
+    start = toys.init(scaffold(task))
+    after, _ = toys.play(scaffold(task), data, IDS, rounds=2, where=toys.layout(3))
+    for before, now in zip(*(jax.tree.leaves(s.clients) for s in (start, after)), strict=True):
+        changed = np.asarray((before != now).reshape(10, -1).any(axis=1))
+        assert not changed[[1, 6, 7]].any()  # absent
+        assert not changed[2]  # empty
+    assert trained(start, after) == sorted(set(IDS) - {2})
+
+
+def trained(before, after):
+    """Clients of which any number has changed."""
+    leaves = zip(*(jax.tree.leaves(state.clients) for state in (before, after)), strict=True)
+    changed = [np.asarray(a != b).reshape(10, -1).any(axis=1) for a, b in leaves]
+    return np.flatnonzero(np.any(changed, axis=0)).tolist()
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_memory_where_each_device_has_rows_of_its_own(task, data):
+    """As with several processes; the cohort is the same on all devices, and so is the memory."""
+    algorithm, layout = scaffold(task), toys.layout(2, 2)
+    with CohortPrefetcher(data, jax.random.key(5), 7, layout, num_rounds=1, spread=True) as feed:
+        fed = feed.cohort(0)
+    ids = np.asarray(fed.cohort.ids)
+    state = fs.engine.place(toys.init(algorithm), layout)
+    key = fs.engine.place(jax.random.fold_in(jax.random.key(1), 0), layout)
+    ours, _ = toys.round_of(algorithm)(key, state, fed.data, fed.cohort)
+    theirs, _ = toys.play(algorithm, data, ids, where=layout)
+    toys.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (3, 1), (2, 2)])
+def test_rows_stand_in_the_order_of_the_cohort_and_messages_keep_their_type(data, lanes, devices):
+    def client(shared, own_k, client, key):
+        message = client.id.astype(jnp.uint32) + jnp.uint32(2**32 - 20)
+        return fs.ClientOutput(message, (), own=own_k + client.size, row={"id": client.id})
+
+    def work(sizes, keys):
+        return sizes[:, None]
+
+    @jax.jit
+    def run(own, data, cohort):
+        key = jax.random.key(0)
+        return fs.map_clients(client, (), data, cohort, key=key, work=work, own=own)
+
+    where = toys.layout(lanes, devices)
+    ids = jnp.array([9, fs.engine.ABSENT, 3, 0, 5], jnp.int32)
+    own = jnp.array([10, 20, 30, 40, 50], jnp.int32)
+    own, data_there, cohort = fs.engine.place((own, data, fs.Cohort(ids, where)), where)
+    result = run(own, data_there, cohort)
+    sizes = np.asarray(data.sizes)
+    np.testing.assert_array_equal(result.rows["id"], [9, 0, 3, 0, 5])
+    np.testing.assert_array_equal(
+        result.own, [10 + sizes[9], 20, 30 + sizes[3], 40 + sizes[0], 50 + sizes[5]]
+    )
+    assert result.message.dtype == jnp.uint32
+    assert int(result.message) == (17 + 4 * (2**32 - 20)) % 2**32  # it wraps
+
+
+def test_other_memory_than_was_given_is_refused(data):
+    def client(shared, own_k, client, key):
+        return fs.ClientOutput((), (), own=own_k.astype(jnp.int32))
+
+    cohort = fs.Cohort(jnp.arange(3, dtype=jnp.int32))
+    with pytest.raises(ValueError, match=r"memory was float32\[2\], and it returns int32\[2\]"):
+        fs.map_clients(
+            client,
+            (),
+            data,
+            cohort,
+            key=jax.random.key(0),
+            work=lambda s, k: s[:, None],
+            own=jnp.ones((3, 2)),
+        )
+
+
+@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_run_with_memory_resumes_to_the_bit(task, data, tmp_path, placement):
+    settings = {"key": jax.random.key(3), "client_fraction": 0.5, "layout": fs.Layout()}
+    settings |= {"eval_every": 1, "data_placement": placement, "checkpoint_seconds": 0.0}
+    whole = fs.simulate(scaffold(task), data, num_rounds=4, **settings)
+    fs.simulate(scaffold(task), data, num_rounds=2, workdir=tmp_path / "w", **settings)
+    resumed = fs.simulate(scaffold(task), data, num_rounds=4, workdir=tmp_path / "w", **settings)
+    toys.assert_same(resumed.state, whole.state)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_stacked_sweeps_and_threads_remember_alike(task, data):
+    settings = {"hparams": {"client_lr": [0.05, 0.2]}, "seeds": [0, 1], "num_rounds": 3}
+    settings |= {"client_fraction": 0.5, "eval_every": 3, "layout": fs.Layout()}
+    stacked = fs.sweep(scaffold(task), data, stacked=True, **settings)
+    threads = fs.sweep(scaffold(task), data, stacked=False, **settings)
+    for one, other in zip(stacked.runs, threads.runs, strict=True):
+        toys.assert_close(one.state, other.state, rtol=1e-4, atol=1e-6)
