@@ -19,7 +19,7 @@ def toy(round_fn):
     class State(fs.algorithms.ServerState):
         pass
 
-    def init(key, hparams):
+    def init(key, hparams, num_clients):
         return State(jnp.zeros(()), (), jnp.zeros((), jnp.int32), dict(hparams))
 
     def one_round(key, state, own, data, cohort):
