@@ -39,6 +39,7 @@ WITHOUT_JAX = {
     *(f"data.sources.{name}" for name in ("cifar", "idx", "message_files", "messages", "shakespeare")),
     "data.sources.__init__",
     "data.sources.synthetic",
+    "data.sources.synthetic_logistic",
     "data.sources.tfds",
 }
 

@@ -18,6 +18,7 @@ from fedjax_sim.data.sources.graphical import random_graphical_model
 from fedjax_sim.data.sources.message_files import read_messages
 from fedjax_sim.data.sources.messages import Messages, messages
 from fedjax_sim.data.sources.synthetic import synthetic
+from fedjax_sim.data.sources.synthetic_logistic import synthetic_logistic
 from fedjax_sim.data.storage.stored import open_federated, save_federated
 from fedjax_sim.data.storage.unpacking import MAX_UNPACKED_BYTES
 
@@ -48,4 +49,5 @@ __all__ = [
     "save_federated",
     "shards",
     "synthetic",
+    "synthetic_logistic",
 ]
