@@ -26,7 +26,7 @@ def test_a_stronger_pull_moves_the_model_less(task, data):
         algorithm = fs.fed_prox(task, client_lr=0.1, mu=mu, local_epochs=5, batch_size=4)
         after, _ = toys.play(algorithm, data)
         return float(
-            optax.global_norm(jax.tree.map(np.subtract, after.params, toys.init(algorithm).params))
+            optax.tree.norm(jax.tree.map(np.subtract, after.params, toys.init(algorithm).params))
         )
 
     assert moved(0.0) > 1.2 * moved(1.0) > 1.2 * 1.2 * moved(5.0)
@@ -52,3 +52,32 @@ def test_shares_out_of_range_are_refused(task):
         fs.fed_prox(task, client_lr=0.1, mu=0.0, local_epochs=1, batch_size=4, stragglers=1.5)
     with pytest.raises(ValueError, match="mu is -1"):
         fs.fed_prox(task, client_lr=0.1, mu=-1, local_epochs=1, batch_size=4)
+
+
+@pytest.mark.parametrize("batch_size", [4, float("inf")])
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_gradient_of_one_s_own_pulls_as_the_optimizer_does(task, data, batch_size):
+    """The proximal term added to gradients of batches, or of pieces of all data, instead."""
+
+    def gradient(params, rate, batch, real, key):
+        _, mu, w = rate
+        found, losses = fs.engine.mean_gradient(task, params, batch, real, key)
+        return jax.tree.map(lambda g, a, b: g + mu * (a - b), found, params, w), losses
+
+    work = fs.local_training(
+        task,
+        lambda rate: optax.sgd(rate[0]),
+        local_epochs=3,
+        batch_size=batch_size,
+        gradient=gradient,
+    )
+    algorithm = fs.fed_prox(task, client_lr=0.1, mu=0.7, local_epochs=3, batch_size=batch_size)
+    expected, _ = toys.play(algorithm, data, [3])
+    w = toys.init(algorithm).params
+    start, size = int(data.offsets[3]), int(data.sizes[3])
+    examples = jax.tree.map(jax.numpy.asarray, dict(data.examples))
+    client = fs.Client(examples, np.int32(start), np.int32(size), np.int32(3))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), 0), 3)
+    rate = (np.float32(0.1), np.float32(0.7), w)
+    trained, _ = jax.jit(lambda w, rate: work.run(w, client, key, rate))(w, rate)
+    toys.assert_close(trained, expected.params, rtol=1e-4, atol=1e-6)

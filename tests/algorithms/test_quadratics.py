@@ -24,7 +24,7 @@ def double_precision():
         yield
 
 
-def limit(algorithm, data, num_rounds):
+def limit(algorithm, data, num_rounds, lanes=1):
     result = fs.simulate(
         algorithm,
         data,
@@ -32,7 +32,7 @@ def limit(algorithm, data, num_rounds):
         num_rounds=num_rounds,
         eval_every=num_rounds,
         client_fraction=1.0,
-        layout=fs.Layout(),
+        layout=fs.Layout(lanes),
     )
     return float(result.params)
 
@@ -141,3 +141,10 @@ def test_scaffold_reaches_the_optimum_whatever_the_clients_differ_by(steps, grad
     rate = 0.3 if steps == 2 else 0.1
     found = limit(fs.scaffold(task, client_lr=rate, **settings), data, 50)
     assert found**2 / 2 < 1e-20
+
+
+@pytest.mark.usefixtures("double_precision")
+def test_lanes_that_pass_from_client_to_client_count_alike_in_x64_mode():
+    task, data = simulated_quadratics(10.0)
+    settings = {"local_epochs": 2, "batch_size": 1, "shuffle": "never", "client_lr": 0.3}
+    assert limit(fs.scaffold(task, **settings), data, 50, lanes=2) ** 2 / 2 < 1e-20

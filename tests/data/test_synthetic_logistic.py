@@ -1,4 +1,4 @@
-"""FedProx's synthetic clients: sizes, shapes, what alpha and beta change, and bad settings."""
+"""FedProx's synthetic clients: sizes, shapes, what beta changes, and bad settings."""
 
 import numpy as np
 import pytest
@@ -23,24 +23,13 @@ def clients_of(data, column):
     return [data.examples[column][a:b] for a, b in zip(data.offsets[:-1], data.offsets[1:], strict=True)]
 
 
-def test_beta_moves_inputs_and_iid_clients_share_a_model():
+def test_beta_moves_inputs_and_variances_fall_with_the_feature():
     still, _ = synthetic_logistic(0.0, 0.0, seed=0, iid=True)
     moved, _ = synthetic_logistic(0.0, 3.0, seed=0)
     means = [np.std([x.mean() for x in clients_of(data, "x")]) for data in (still, moved)]
     assert means[0] < 0.05 < 2 < means[1]
-    # Variances fall with j ** -1.2.
     deviations = still.examples["x"].std(axis=0)
     np.testing.assert_allclose(deviations, np.arange(1, 61) ** -0.6, rtol=0.1)
-    # One linear model explains all clients where they are alike, and not where they differ.
-    assert explained(still) > explained(moved) + 0.1
-
-
-def explained(data):
-    """Accuracy of least squares on one-hot labels of all clients."""
-    x = np.c_[data.examples["x"], np.ones(len(data.examples["x"]))]
-    labels = np.eye(10)[data.examples["y"]]
-    found = np.linalg.lstsq(x, labels, rcond=None)[0]
-    return (np.argmax(x @ found, axis=1) == data.examples["y"]).mean()
 
 
 @pytest.mark.parametrize(

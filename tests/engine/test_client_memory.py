@@ -51,10 +51,11 @@ def test_memory_where_each_device_has_rows_of_its_own(task, data):
     with CohortPrefetcher(data, jax.random.key(5), 7, layout, num_rounds=1, spread=True) as feed:
         fed = feed.cohort(0)
     ids = np.asarray(fed.cohort.ids)
-    state = fs.engine.place(toys.init(algorithm), layout)
+    before, _ = toys.play(algorithm, data)  # so that everybody remembers something
+    state = fs.engine.place(before, layout)
     key = fs.engine.place(jax.random.fold_in(jax.random.key(1), 0), layout)
     ours, _ = toys.round_of(algorithm)(key, state, fed.data, fed.cohort)
-    theirs, _ = toys.play(algorithm, data, ids, where=layout)
+    theirs, _ = toys.play(algorithm, data, ids, state=before, where=layout)
     toys.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 

@@ -18,22 +18,6 @@ CELLS = RACED | {
 # Curves of three digits, from which numbers of five do not follow. A cell that has been run again is
 # taken off this list; none is added.
 OF_THREE_DIGITS = {
-    "2nn-iid-C0.1-E10-B10",
-    "2nn-iid-C0.1-E10-Binf",
-    "2nn-iid-C0.1-E20-B10",
-    "2nn-iid-C0.1-E20-B50",
-    "2nn-iid-C0.1-E20-Binf",
-    "2nn-iid-C0.5-E1-Binf",
-    "2nn-iid-C1-E1-B10",
-    "2nn-iid-C1-E1-Binf",
-    "2nn-noniid-C0.1-E10-B10",
-    "2nn-noniid-C0.1-E10-B50",
-    "2nn-noniid-C0.1-E10-Binf",
-    "2nn-noniid-C0.1-E20-B10",
-    "2nn-noniid-C0.2-E1-B10",
-    "2nn-noniid-C0.5-E1-B10",
-    "2nn-noniid-C1-E1-B10",
-    "cnn-iid-C0.1-E1-B10",
     "cnn-iid-C0.1-E1-B50",
     "cnn-iid-C0.1-E5-B10",
     "figure1",
