@@ -119,6 +119,14 @@ def memory_bytes(device: jax.Device) -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
+def machine_bytes() -> int | None:
+    """Returns the machine's physical memory; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
 def _mesh_shape(
     devices: int, runs: int | None, clients: int | None, num_runs: int, num_learners: int | None
 ) -> tuple[int, int]:

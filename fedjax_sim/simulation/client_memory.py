@@ -1,13 +1,16 @@
 """The memory of clients: a row for each, which the simulation keeps and an algorithm sees by cohorts."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.types import Algorithm, Cohort
+from fedjax_sim.core import trees
+from fedjax_sim.core.types import Algorithm, Cohort, Layout
 from fedjax_sim.engine.placement import EVERYWHERE
+from fedjax_sim.runtime.devices import machine_bytes, memory_bytes
 
 
 class WithMemory(NamedTuple):
@@ -55,6 +58,35 @@ def play(round_fn: Callable, key: jax.Array, state: Any, data: Any, cohort: Coho
         return rows.at[cohort.ids].set(new, mode="drop", unique_indices=True)
 
     return WithMemory(server, jax.tree.map(write, state.clients, own)), info
+
+
+def check_room(
+    algorithm: Algorithm, num_clients: int, hparams: Mapping[str, Any], layout: Layout, num_runs: int = 1
+) -> None:
+    """Refuses clients' memory for which the devices have no room.
+
+    Args:
+      algorithm: whose clients may remember something.
+      num_clients: `N`.
+      hparams: the algorithm's hyper-parameters.
+      layout: every device has the rows of all clients.
+      num_runs: number of runs that lie on a device at the same time.
+
+    Raises:
+      ValueError: the rows need more memory than the device, or the machine, has.
+    """
+    if algorithm.memory is None:
+        return
+    begin = functools.partial(start, algorithm, num_clients)
+    needed = num_runs * trees.num_bytes(jax.eval_shape(begin, jax.random.key(0), hparams).clients)
+    room = memory_bytes(jax.local_devices()[0])
+    if room is None:  # CPU devices share the machine's
+        needed, room = needed * layout.num_devices, machine_bytes()
+    if room is not None and needed > room:
+        raise ValueError(
+            f"the memory of {num_clients} clients takes {needed / 1e9:.3g} GB in {num_runs} runs, and there "
+            f"are {room / 1e9:.3g} GB; wanted fewer clients, a smaller model or fewer runs at once"
+        )
 
 
 def specs(algorithm: Algorithm) -> Any:

@@ -16,6 +16,7 @@ from fedjax_sim.runtime.compilations import CompilationCounter
 from fedjax_sim.runtime.devices import layout_for
 from fedjax_sim.runtime.errors import device_errors_explained
 from fedjax_sim.runtime.processes import agree, is_first, is_multiprocess
+from fedjax_sim.simulation import client_memory
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.block import (
     Blocks,
@@ -31,6 +32,7 @@ from fedjax_sim.simulation.result import Result
 from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
+    as_rates,
     check_counters,
     check_data,
     check_initial_params,
@@ -146,6 +148,7 @@ def simulate(
     layout = layout or layout_for(algorithm, data)
     check_layout(algorithm, layout)
     check_counters(algorithm, data, size, layout)
+    client_memory.check_room(algorithm, data.num_clients, as_rates(hparams), layout)
     check_one_run(algorithm.num_learners or size, layout)
     on_host = stays_on_host(data_placement, algorithm, data, layout)
     check_config(config or {})

@@ -17,6 +17,7 @@ from fedjax_sim.runtime import processes
 from fedjax_sim.runtime.compilations import CompilationCounter
 from fedjax_sim.runtime.devices import layout_for, with_fewer_parts
 from fedjax_sim.runtime.errors import device_errors_explained
+from fedjax_sim.simulation import client_memory
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.block import Blocks
 from fedjax_sim.simulation.identity import NOT_COMPARED, check_evaluations, identify
@@ -28,6 +29,7 @@ from fedjax_sim.simulation.sweep_runner import RunState, SweepRunner, run_on_cor
 from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
+    as_rates,
     check_counters,
     check_data,
     check_initial_params,
@@ -139,6 +141,8 @@ def sweep(
     check_layout(algorithm, layout)
     size = cohort_size(data.num_clients, client_fraction)
     check_counters(algorithm, data, size, layout)
+    rates = as_rates(combinations[0][0])
+    client_memory.check_room(algorithm, data.num_clients, rates, layout, len(combinations))
     check_initial_params(algorithm, combinations[0][0], initial_params)
     num_rounds = int(num_rounds)
     home = None if workdir is None else pathlib.Path(workdir)

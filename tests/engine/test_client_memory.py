@@ -123,3 +123,18 @@ def test_stacked_sweeps_and_threads_remember_alike(task, data):
     threads = fs.sweep(scaffold(task), data, stacked=False, **settings)
     for one, other in zip(stacked.runs, threads.runs, strict=True):
         toys.assert_close(one.state, other.state, rtol=1e-4, atol=1e-6)
+
+
+def test_memory_that_does_not_fit_is_refused(task, data, monkeypatch):
+    from fedjax_sim.simulation import client_memory
+
+    settings = {"num_rounds": 1, "layout": fs.Layout()}
+    needed = 10 * 4 * sum(leaf.size for leaf in jax.tree.leaves(task.init(jax.random.key(0))))
+    monkeypatch.setattr(client_memory, "machine_bytes", lambda: needed - 1)
+    with pytest.raises(
+        ValueError, match=r"memory of 10 clients takes .* GB in 1 runs, and there are .* GB"
+    ):
+        fs.simulate(scaffold(task), data, key=jax.random.key(0), **settings)
+    monkeypatch.setattr(client_memory, "machine_bytes", lambda: 2 * needed - 1)
+    with pytest.raises(ValueError, match="in 2 runs"):
+        fs.sweep(scaffold(task), data, hparams={"client_lr": [0.1, 0.2]}, **settings)
