@@ -84,8 +84,8 @@ def check_room(
         needed, room = needed * layout.num_devices, machine_bytes()
     if room is not None and needed > room:
         raise ValueError(
-            f"the memory of {num_clients} clients takes {needed / 1e9:.3g} GB in {num_runs} runs, and there "
-            f"are {room / 1e9:.3g} GB; wanted fewer clients, a smaller model or fewer runs at once"
+            f"the memory of {num_clients} clients takes {needed / 1e9:.3g} GB in {num_runs} runs, and "
+            f"there are {room / 1e9:.3g} GB; wanted fewer clients, a smaller model or fewer runs at once"
         )
 
 
