@@ -124,7 +124,8 @@ def sum_over_devices(tree: Any) -> Any:
     takes as long as one of a million. Counts, int32, travel as two floats each, which up to 512 devices
     are exact.
     """
-    leaves, structure = jax.tree.flatten(tree)
+    given, structure = jax.tree.flatten(tree)
+    leaves = [leaf.astype(jnp.int32) if leaf.dtype == bool else leaf for leaf in given]
     packs: dict[Any, list[jax.Array]] = {}
     for leaf in leaves:
         if leaf.dtype == jnp.int32:
@@ -145,7 +146,8 @@ def sum_over_devices(tree: Any) -> Any:
         high, low = take(jnp.dtype(jnp.float32), 2 * leaf.size).reshape(2, *leaf.shape).astype(jnp.int32)
         return (high << _HALF) + low
 
-    return jax.tree.unflatten(structure, [unpack(leaf) for leaf in leaves])
+    sums_of = [unpack(leaf).astype(before.dtype) for leaf, before in zip(leaves, given, strict=True)]
+    return jax.tree.unflatten(structure, sums_of)
 
 
 def choose_rows(chosen: jax.Array, new: Any, old: Any) -> Any:

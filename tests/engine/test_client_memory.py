@@ -63,7 +63,9 @@ def test_memory_where_each_device_has_rows_of_its_own(task, data):
 def test_rows_stand_in_the_order_of_the_cohort_and_messages_keep_their_type(data, lanes, devices):
     def client(shared, own_k, client, key):
         message = client.id.astype(jnp.uint32) + jnp.uint32(2**32 - 20)
-        return fs.ClientOutput(message, (), own=own_k + client.size, row={"id": client.id})
+        return fs.ClientOutput(
+            message, (), own=own_k + client.size, row={"id": client.id, "odd": client.id % 2 == 1}
+        )
 
     def work(sizes, keys):
         return sizes[:, None]
@@ -80,6 +82,7 @@ def test_rows_stand_in_the_order_of_the_cohort_and_messages_keep_their_type(data
     result = run(own, data_there, cohort)
     sizes = np.asarray(data.sizes)
     np.testing.assert_array_equal(result.rows["id"], [9, 0, 3, 0, 5])
+    np.testing.assert_array_equal(result.rows["odd"], [True, False, True, False, True])
     np.testing.assert_array_equal(
         result.own, [10 + sizes[9], 20, 30 + sizes[3], 40 + sizes[0], 50 + sizes[5]]
     )
