@@ -45,7 +45,11 @@ def pulled(weights):
 
 
 @pytest.mark.parametrize(
-    ("eta", "published"), [(0.1, (3.474534, 0.661781)), (0.01, (4.198146, 1.516409))]
+    ("eta", "published"),
+    [
+        (0.1, (3.474534, 0.661781)),
+        pytest.param(0.01, (4.198146, 1.516409), marks=pytest.mark.slow),
+    ],
 )
 def test_fed_nova_weighs_no_client_by_its_steps(eta, published):
     """Clients descend |x - e_i|^2 / 2 by tau_i steps: lemma 1 and figure 2 of the paper.

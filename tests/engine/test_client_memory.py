@@ -16,7 +16,14 @@ def scaffold(task):
     return fs.scaffold(task, client_lr=0.2, local_epochs=2, batch_size=4)
 
 
-@pytest.mark.parametrize(("lanes", "devices"), [(3, 1), (4, 1), (16, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("lanes", "devices"),
+    [
+        (3, 1),
+        (3, 2),
+        *(pytest.param(*where, marks=pytest.mark.slow) for where in ((4, 1), (16, 1), (1, 2))),
+    ],
+)
 @pytest.mark.usefixtures("quick_compilation")
 def test_memory_is_the_same_on_other_lanes_and_devices(task, data, lanes, devices):
     algorithm = scaffold(task)
