@@ -1,4 +1,4 @@
-"""Federated algorithms: one paper, one file, one factory each."""
+"""Federated algorithms: one file and one factory per paper."""
 
 from fedjax_sim.algorithms.common import ServerState
 from fedjax_sim.algorithms.dynamic_averaging import AveragingState, dynamic_averaging

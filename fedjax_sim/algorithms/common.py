@@ -1,4 +1,4 @@
-"""Plumbing that algorithms share; each algorithm's own mathematics stands in its own file."""
+"""Plumbing shared by the algorithms; the mathematics of each is in its own file."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, one_updat
 
 
 def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
-    """A function from `n_k` to a client's weight: "examples" or "uniform"; zero without examples."""
+    """Returns a function from `n_k` to a client's weight: "examples" or "uniform"; zero if empty."""
     if weighting == "examples":
         return lambda size: size.astype(jnp.float32)
     if weighting == "uniform":
@@ -29,9 +29,9 @@ def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def client_rate(hparams: Mapping[str, jax.Array], round: jax.Array) -> jax.Array:
-    """`eta_t = client_lr * lr_decay ** t`, the clients' rate in round t.
+    """Returns `eta_t = client_lr * lr_decay ** t`, the clients' rate in round t.
 
-    An optimizer that is already built has no `client_lr`; its updates are multiplied by the decay alone.
+    A built optimizer has no `client_lr`; its updates are multiplied by the decay alone.
     """
     return hparams.get("client_lr", 1.0) * hparams["lr_decay"] ** round.astype(jnp.float32)
 
@@ -39,12 +39,12 @@ def client_rate(hparams: Mapping[str, jax.Array], round: jax.Array) -> jax.Array
 def parts(
     task: Task, optimizers: Mapping[str, OptimizerFactory], examples: Batch
 ) -> dict[str, tuple[Any, ...]]:
-    """Returns the pure functions that a round is made of, see `Algorithm.parts`.
+    """Returns the pure functions that make up a round; see `Algorithm.parts`.
 
     Args:
-      task: what is learned.
-      optimizers: what each is called -> a function from a rate to it.
-      examples: column name -> `[n, ...]`; only shapes and dtypes are looked at.
+      task: the model and its loss.
+      optimizers: name -> function from a rate to the optimizer.
+      examples: column name -> `[n, ...]`; only shapes and dtypes are used.
     """
     key = jax.random.key(0)
     params = jax.eval_shape(task.init, key)
@@ -63,14 +63,14 @@ def parts(
 
 
 class ServerState(NamedTuple):
-    """What a round of most algorithms needs of the round before.
+    """The state that most algorithms carry from round to round.
 
     Attributes:
       params: `w`, the shared model.
       server: state of the server optimizer.
-      round: `[]` int32, `t`, the rounds done.
+      round: `[]` int32, `t`, the number of completed rounds.
       hparams: name -> `[]` float32.
-      extra: what else the server remembers, such as SCAFFOLD's control variate.
+      extra: any other server state, such as SCAFFOLD's control variate.
     """
 
     params: Params
@@ -83,16 +83,16 @@ class ServerState(NamedTuple):
 def start_server(
     params: Params, optimizer: optax.GradientTransformation, hparams: Mapping[str, jax.Array]
 ) -> ServerState:
-    """The state before the first round."""
+    """Returns the state before the first round."""
     return ServerState(params, optimizer.init(params), jnp.zeros((), jnp.int32), dict(hparams))
 
 
 def server_step(
     state: ServerState, optimizer: optax.GradientTransformation, gradient: Params, weight: jax.Array
 ) -> ServerState:
-    """The state after a round, by a step along `gradient`.
+    """Returns the state after a server step along `gradient`.
 
-    A cohort without any data, whose `weight` is zero, changes nothing but the count of rounds.
+    A cohort without data has zero `weight`; it only advances the round counter.
     """
     updates, server = optimizer.update(gradient, state.server, state.params)
     new = state._replace(params=optax.apply_updates(state.params, updates), server=server)
@@ -101,7 +101,7 @@ def server_step(
 
 
 def round_info(result: CohortResult, cohort: Cohort) -> dict[str, jax.Array]:
-    """What a round reports whose clients have `LossSums` as metrics and have each exchanged a model."""
+    """Returns a round's `info` for clients that report `LossSums` and exchange one model each."""
     losses = result.metrics
     return {
         "train_loss": losses.total / jnp.maximum(losses.count, 1),
@@ -111,16 +111,15 @@ def round_info(result: CohortResult, cohort: Cohort) -> dict[str, jax.Array]:
 
 
 class LocalSGD(NamedTuple):
-    """What algorithms share whose clients run local SGD and whose server takes an optimizer step.
+    """Plumbing of algorithms with local SGD on clients and an optimizer step on the server.
 
     Attributes:
-      work: `E` epochs of `B`-batches, see `local_training`.
+      work: `E` epochs in batches of `B`; see `local_training`.
       weight_of: function from `n_k` to a client's weight.
       make_server: function from a rate to the server optimizer.
-      num_steps: `num_steps(client) -> []` int32, the local steps of a client that completes `E` epochs.
+      num_steps: `num_steps(client) -> []` int32, local steps of a client that runs `E` epochs.
       algorithm: `algorithm(name, round_fn, *, hparams={}, settings={}, extra=None, **fields)` makes the
-        `Algorithm`. `extra(params, num_clients)` is what the
-        server remembers besides, before the first round.
+        `Algorithm`. `extra(params, num_clients)` is the initial value of `ServerState.extra`.
     """
 
     work: ClientWork
@@ -130,11 +129,11 @@ class LocalSGD(NamedTuple):
     algorithm: Callable[..., Algorithm]
 
     def client_rate(self, state: ServerState) -> jax.Array:
-        """Returns the clients' rate in this round."""
+        """Returns the clients' learning rate in this round."""
         return client_rate(state.hparams, state.round)
 
     def server_step(self, state: ServerState, mean: Params, weight: jax.Array) -> ServerState:
-        """Returns the state after a step along the mean update of a cohort with this total weight."""
+        """Returns the state after a step along a cohort's mean update, of total weight `weight`."""
         optimizer = self.make_server(state.hparams.get("server_lr", 1.0))
         return server_step(state, optimizer, trees.scale(mean, -1), weight)
 
@@ -154,11 +153,11 @@ def local_sgd(
     wrap: Callable[[OptimizerFactory], OptimizerFactory] = lambda make: make,
     epochs: Callable[[jax.Array], jax.Array] | None = None,
 ) -> LocalSGD:
-    """Returns the plumbing of an algorithm with local SGD; arguments not listed are those of `fed_avg`.
+    """Returns the plumbing of an algorithm with local SGD; other arguments are those of `fed_avg`.
 
     Args:
-      wrap: from the clients' optimizer to the one they run, such as one with another gradient. It may
-        take any pytree as its rate.
+      wrap: function from the clients' optimizer factory to the one they use, such as one that changes
+        the gradient. The new factory may take any pytree as its rate.
       epochs: see `local_training`.
 
     Raises:

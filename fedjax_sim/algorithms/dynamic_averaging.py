@@ -1,8 +1,8 @@
-"""Dynamic model averaging: learners on streams of their own, who talk when a protocol says so.
+"""Dynamic model averaging: learners on their own streams, synchronised by a protocol.
 
 M. Kamp, L. Adilova, J. Sicking, F. Hüger, P. Schlicht, T. Wirtz, S. Wrobel, "Efficient decentralized
 deep learning by dynamic model averaging", ECML-PKDD 2018, https://arxiv.org/abs/1807.03210. The paper's
-update sums the gradients of a batch where ours takes their mean, so its rate is ours over B.
+update sums a batch's gradients, ours averages them, so its learning rate is ours divided by B.
 """
 
 import functools
@@ -28,21 +28,21 @@ from fedjax_sim.engine.placement import EVERYWHERE, SPREAD
 from fedjax_sim.engine.streams import MODES, Streams, batch_sizes
 
 WEIGHTINGS = ("uniform", "examples")
-_REQUEST_BYTES = 4  # the number of the round in which a learner is asked for its model
-_COUNT_BYTES = 4  # the number of examples that goes with a model where they are weights
+_REQUEST_BYTES = 4  # the round number in a request for a learner's model
+_COUNT_BYTES = 4  # the number of examples, sent with a model when weighting by examples
 
 
 class AveragingState(NamedTuple):
-    """What learners and their coordinator remember.
+    """The state of all learners and their coordinator.
 
     Attributes:
       learners: `f_1, ..., f_m`, each leaf `[m, ...]`.
-      optimizers: their optimizers' states, each leaf `[m, ...]`; they stay where they are.
-      seen: `[m]` int32, `B^i`, examples since a learner's last synchronisation.
-      reference: `r`.
-      violations: `[]` int32, `v`.
-      round: `[]` int32, the rounds done.
-      key: PRNG key of the run, from which the order of shared streams follows.
+      optimizers: their optimizer states, each leaf `[m, ...]`; these are never averaged.
+      seen: `[m]` int32, `B^i`, examples seen since a learner's last synchronisation.
+      reference: `r`, the reference model.
+      violations: `[]` int32, `v`, the violation counter.
+      round: `[]` int32, the number of completed rounds.
+      key: PRNG key of the run; it determines the order of shared streams.
       hparams: name -> `[]` float32.
     """
 
@@ -57,7 +57,7 @@ class AveragingState(NamedTuple):
 
     @property
     def params(self) -> Params:
-        """The mean of the learners' models, to be evaluated; nobody sends anything for it."""
+        """The mean of the learners' models, for evaluation; it costs no communication."""
         return _mean(self.learners)
 
 
@@ -80,31 +80,31 @@ def dynamic_averaging(
     drift: Any = None,
     initial: Sequence[Params] | None = None,
 ) -> Algorithm:
-    """Learners train on their streams, one batch a step, and meet every b steps as the protocol says.
+    """Trains learners on their streams, one batch per step; every `b` steps a protocol may average them.
 
-    Each client of the federation is a learner, its rows in their order are its stream, and a batch's
-    loss is taken before the model learns from it. A round is the b steps up to a meeting; all learners
-    take part, whatever the client fraction of `simulate`. Rows tell `cumulative_loss`, the sum of all
-    examples' losses so far, beside the ledger.
+    Each client of the federation is a learner, and its rows, in order, are its stream. A batch's loss is
+    measured before the model learns from it. A round is the `b` steps up to a meeting; all learners
+    participate, whatever the client fraction of `simulate`. Rows report `cumulative_loss`, the sum of
+    all examples' losses so far, beside the ledger.
 
     Args:
-      task: what is learned.
+      task: the model and its loss.
       protocol: one of `fedjax_sim.algorithms.protocols`, such as `dynamic(delta=0.7, period=10)`.
-      optimizer: the learners': an optax optimizer, or a function from a rate to one such as `optax.sgd`.
-      num_learners: `m`, at least 2; as many as the federation has clients.
-      batch_size: `B`, examples of a step; or `B^i`, one for each learner.
-      client_lr: the rate of `optimizer`; not of one that is already built, such as
-        `optax.adam(0.001)`. May vary without compiling again, like the next and what the protocol calls
-        its own (`delta`, `fraction`).
-      lr_decay: the rate in round t is `client_lr * lr_decay ** t`.
+      optimizer: the learners' optax optimizer, or a function from a rate to one, such as `optax.sgd`.
+      num_learners: `m`, at least 2; it must equal the federation's number of clients.
+      batch_size: `B`, examples per step; or a sequence of `B^i`, one for each learner.
+      client_lr: the learning rate of `optimizer`; omit it for a built optimizer, such as
+        `optax.adam(0.001)`. It may vary without recompiling, as may `lr_decay` and the protocol's
+        `delta` or `fraction`.
+      lr_decay: decay factor per round; the rate in round t is `client_lr * lr_decay ** t`.
       weighting: "uniform" for plain means, "examples" for means weighted by the examples that each
-        learner has seen since it last took part in one (the paper's algorithm 2).
-      stream: "once" refuses to run beyond the end of a learner's rows, "repeat" begins again with the
-        first. With "shared" all clients' rows are one pool, which each learner reads again and again,
-        each time in a random order of its own, leaving out what would not fill a batch.
-      drift: changes batches as time goes by, such as `fedjax_sim.data.label_drift(...)`.
-      initial: `m` models to begin with; by default all begin with `task.init`, which is the first
-        reference in any case.
+        learner has seen since its last synchronisation (the paper's algorithm 2).
+      stream: "once" refuses to run past the end of a learner's rows; "repeat" starts again at the first
+        row; "shared" pools all clients' rows, and each learner makes repeated passes over the pool, each
+        in its own random order, skipping the rows that would not fill a batch.
+      drift: a change of batches over time, such as `fedjax_sim.data.label_drift(...)`.
+      initial: `m` initial models; by default all learners start from `task.init`, which is the first
+        reference in either case.
 
     Raises:
       ValueError: a setting is out of its range, the rate is given twice or not at all, or the initial
@@ -114,14 +114,14 @@ def dynamic_averaging(
     check_rates(rates)
     m, b = check_count("num_learners", num_learners), protocol.period
     if m < 2:
-        raise ValueError(f"num_learners is {m}; wanted at least 2, since one has nobody to talk to")
+        raise ValueError(f"num_learners is {m}; wanted at least 2, as one has no other to average with")
     check_choice("weighting", weighting, WEIGHTINGS)
     check_choice("stream", stream, MODES)
     streams = Streams(batch_sizes(batch_size, m), stream, drift)
     if m * b * streams.slots >= 2**31:
         raise ValueError(
-            f"{m} learners of {b} steps of {streams.slots} examples are too many for a round to count; "
-            "wanted less than 2**31"
+            f"a round of {m} learners x {b} steps x {streams.slots} examples overflows its int32 count; "
+            "wanted fewer than 2**31 examples"
         )
     if initial is not None:
         _check_models(initial, m, jax.eval_shape(task.init, jax.random.key(0)))
@@ -159,7 +159,7 @@ def dynamic_averaging(
                 step = train_step(task, make_optimizer(eta), take, batch, key)
                 carry = (f, optimizer_state, no_losses(), batch(jnp.zeros((), jnp.int32)))
                 f, optimizer_state, losses, _ = jax.lax.fori_loop(0, b, step, carry)
-                # Not at the meeting, when the model has left the cache.
+                # Computed here rather than at the meeting, while the model is still in the cache.
                 distance = trees.squared_distance(f, reference)
                 return (f, optimizer_state, seen + losses.examples), (losses, distance)
 
@@ -243,7 +243,7 @@ def dynamic_averaging(
 
 def _check_models(models: Sequence[Params], m: int, like: Params) -> None:
     if len(models) != m:
-        raise ValueError(f"initial has {len(models)} models for {m} learners; wanted one each")
+        raise ValueError(f"initial has {len(models)} models for {m} learners; wanted one for each")
 
     def arrays(model):
         leaves = jax.tree.leaves(model)
@@ -252,8 +252,8 @@ def _check_models(models: Sequence[Params], m: int, like: Params) -> None:
     for i, model in enumerate(models):
         if jax.tree.structure(model) != jax.tree.structure(like) or arrays(model) != arrays(like):
             raise ValueError(
-                f"the initial model of learner {i} holds the arrays {arrays(model)}, the task's model "
-                f"{arrays(like)}; wanted models of the same shapes for all learners"
+                f"the initial model of learner {i} holds the arrays {arrays(model)}, but the task's "
+                f"model holds {arrays(like)}; wanted the same structure, shapes and dtypes"
             )
 
 

@@ -30,23 +30,23 @@ def fed_avg(
     weighting: str = "examples",
     shuffle: str = "each_epoch",
 ) -> Algorithm:
-    """Clients train on their own data for `E` epochs of `B`-batches; the server averages the models.
+    """Trains clients for `E` local epochs in batches of `B`; the server averages their models.
 
-    With the default server optimizer and rate 1 the average replaces the model, as in the paper; any
-    other optimizer takes `w - average` as its gradient (Reddi et al., "Adaptive federated
+    With the default server optimizer and rate 1, the average replaces the model, as in the paper; any
+    other server optimizer takes `w - average` as its gradient (Reddi et al., "Adaptive federated
     optimization", ICLR 2021, https://arxiv.org/abs/2003.00295).
 
     Args:
-      task: what is learned.
-      client_optimizer: an optax optimizer, or a function from a rate to one such as `optax.sgd`.
+      task: the model and its loss.
+      client_optimizer: an optax optimizer, or a function from a rate to one, such as `optax.sgd`.
       server_optimizer: likewise.
-      local_epochs: `E`.
-      batch_size: `B`, or `math.inf`.
-      client_lr: `eta`, the rate of `client_optimizer`; not of one that is already built, such as
-        `optax.adam(0.001)`. May vary without compiling again, like the next two.
-      server_lr: the rate of `server_optimizer`, likewise; by default 1 for `optax.sgd`.
-      lr_decay: the client's rate in round t is `client_lr * lr_decay ** t`.
-      weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for one vote each.
+      local_epochs: `E`, the number of local epochs.
+      batch_size: `B`, or `math.inf` for full batches.
+      client_lr: `eta`, the learning rate of `client_optimizer`; omit it for a built optimizer, such as
+        `optax.adam(0.001)`. It may vary without recompiling, as may `server_lr` and `lr_decay`.
+      server_lr: the learning rate of `server_optimizer`, likewise; by default 1 for `optax.sgd`.
+      lr_decay: decay factor per round; the clients' rate in round t is `client_lr * lr_decay ** t`.
+      weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for equal weights.
       shuffle: "each_epoch", "once" or "never".
 
     Raises:

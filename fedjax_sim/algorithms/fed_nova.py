@@ -1,4 +1,4 @@
-"""FedNova: updates are normalised by the local steps behind them.
+"""FedNova: each update is normalised by the local steps behind it.
 
 J. Wang, Q. Liu, H. Liang, G. Joshi, H. V. Poor, "Tackling the objective inconsistency problem in
 heterogeneous federated optimization", NeurIPS 2020, https://arxiv.org/abs/2007.07481, equation 7.
@@ -31,14 +31,14 @@ def fed_nova(
     weighting: str = "examples",
     shuffle: str = "each_epoch",
 ) -> Algorithm:
-    """The server adds `tau_eff * sum of p_k Delta_k / a_k`, so that no client counts for its many steps.
+    """Adds `tau_eff * sum of p_k Delta_k / a_k`, so that more local steps do not mean more weight.
 
     `a_k` is the L1 norm of the weights with which client k's gradients enter its update: `tau_k` for
-    plain SGD, more with momentum. `tau_eff` is the mean of `tau_k`. It is measured on one number that
-    descends along a gradient of 1, which is exact for optimizers that are linear in their gradients;
-    others, such as Adam, are refused.
+    plain SGD, more with momentum. `tau_eff` is the mean of `tau_k`. `a_k` is measured by
+    optimizing one number under a constant gradient of 1, which is exact for optimizers that are linear
+    in their gradients; others, such as Adam, are refused.
 
-    Arguments are those of `fed_avg`; messages carry one number more, which is not charged.
+    Arguments are those of `fed_avg`. Each message carries one extra number, which the ledger omits.
 
     Raises:
       ValueError: a setting is out of its range, a rate is given twice or not at all, or the client
@@ -91,10 +91,10 @@ def total_weight(make_optimizer: Any, steps: jax.Array) -> jax.Array:
 
 
 def check_linear(make_optimizer: Any) -> None:
-    """Refuses an optimizer whose update does not double with its gradients.
+    """Refuses an optimizer that is not linear in its gradients.
 
     Raises:
-      ValueError: it is not linear.
+      ValueError: doubled gradients do not double the update.
     """
 
     def moved(gradient):
@@ -104,10 +104,10 @@ def check_linear(make_optimizer: Any) -> None:
             update, state = optimizer.update(factor * gradient, state, w)
         return update
 
-    with jax.numpy_dtype_promotion("standard"):  # these numbers are no part of the user's program
+    with jax.numpy_dtype_promotion("standard"):  # these numbers are not part of the user's program
         zero, one, two = (float(moved(jnp.float32(g))) for g in (0.0, 1.0, 2.0))
     if zero != 0 or abs(two - 2 * one) > 1e-5 * abs(one):
         raise ValueError(
-            "the client optimizer is not linear in its gradients, so that FedNova's a_k is not defined; "
-            "wanted SGD, with momentum or without"
+            "the client optimizer is not linear in its gradients, so FedNova's a_k is undefined; "
+            "wanted SGD, with or without momentum"
         )

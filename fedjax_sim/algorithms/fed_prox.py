@@ -1,9 +1,9 @@
-"""FedProx: local training is held near the shared model.
+"""FedProx: a proximal term keeps local training near the shared model.
 
 T. Li, A. K. Sahu, M. Zaheer, M. Sanjabi, A. Talwalkar, V. Smith, "Federated optimization in
-heterogeneous networks", MLSys 2020, https://arxiv.org/abs/1812.06127, algorithm 2. Clients are drawn
-uniformly and averaged by n_k, as in the authors' code; the paper draws them by n_k and takes the plain
-mean.
+heterogeneous networks", MLSys 2020, https://arxiv.org/abs/1812.06127, algorithm 2. Clients are sampled
+uniformly and weighted by n_k, as in the authors' code; the paper samples them by n_k and takes the
+plain mean.
 """
 
 from typing import Any
@@ -36,13 +36,13 @@ def fed_prox(
     stragglers: float = 0.0,
     drop_stragglers: bool = False,
 ) -> Algorithm:
-    """Client k descends `h_k(w_k) = F_k(w_k) + mu / 2 ||w_k - w||^2`; otherwise this is FedAvg.
+    """Runs FedAvg, except that client k descends `h_k(w_k) = F_k(w_k) + mu / 2 ||w_k - w||^2`.
 
     Args:
       mu: weight of the proximal term; may vary without recompiling. 0 is FedAvg.
-      stragglers: each client is a straggler with this probability, anew in each round: it completes
-        1 to `E - 1` epochs, drawn uniformly. The paper makes exactly this share of a cohort stragglers.
-      drop_stragglers: whether the server ignores their updates, as the paper's FedAvg does.
+      stragglers: probability that a client is a straggler, drawn anew in each round. Stragglers complete
+        1 to `E - 1` epochs, drawn uniformly. In the paper exactly this share of a cohort are stragglers.
+      drop_stragglers: whether the server discards their updates, as the paper's FedAvg does.
 
     Other arguments are those of `fed_avg`.
 

@@ -1,8 +1,8 @@
-"""FederatedSGD: one step on the average of the clients' full gradients.
+"""FederatedSGD: one server step along the average of the clients' full gradients.
 
 H. B. McMahan, E. Moore, D. Ramage, S. Hampson, B. Agüera y Arcas, "Communication-efficient learning
 of deep networks from decentralized data", AISTATS 2017, https://arxiv.org/abs/1602.05629, section 2.
-It equals FedAvg with E = 1 and B = infinity; here it is written as the paper first states it.
+It equals FedAvg with E = 1 and B = infinity; this file follows the paper's first form.
 """
 
 import functools
@@ -42,16 +42,16 @@ def fed_sgd(
     lr_decay: float = 1.0,
     weighting: str = "examples",
 ) -> Algorithm:
-    """`w <- w - eta * sum_k (n_k / m_t) g_k`, `g_k` the gradient of client k's mean loss at `w`.
+    """Steps `w <- w - eta * sum_k (n_k / m_t) g_k`; `g_k` is the gradient of client k's mean loss.
 
     Args:
-      task: what is learned.
-      optimizer: the server's, which takes the mean gradient: an optax optimizer, or a function from a
-        rate to one such as `optax.sgd`.
-      client_lr: `eta`, the rate of `optimizer`; not of one that is already built, such as
-        `optax.adam(0.001)`. May vary without compiling again, like the next.
-      lr_decay: the rate in round t is `client_lr * lr_decay ** t`.
-      weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for one vote each.
+      task: the model and its loss.
+      optimizer: the server's optax optimizer of the mean gradient, or a function from a rate to one,
+        such as `optax.sgd`.
+      client_lr: `eta`, the learning rate of `optimizer`; omit it for a built optimizer, such as
+        `optax.adam(0.001)`. It may vary without recompiling, as may `lr_decay`.
+      lr_decay: decay factor per round; the rate in round t is `client_lr * lr_decay ** t`.
+      weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for equal weights.
 
     Raises:
       ValueError: a setting is out of its range, or the rate is given twice or not at all.
@@ -83,7 +83,7 @@ def fed_sgd(
         model_exchange,
         hparams,
         {"algorithm": "fed_sgd", "weighting": weighting},
-        # Clients have no optimizer; plain descent has no memory either.
+        # Clients have no optimizer; `optax.sgd` stands in, as it has no state.
         lane_bytes=functools.partial(lane_bytes, task, optax.sgd, math.inf),
         most_slots=functools.partial(most_slots, local_epochs=1, batch_size=math.inf),
         num_classes=task.num_classes,

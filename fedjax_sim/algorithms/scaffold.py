@@ -31,16 +31,16 @@ def scaffold(
     weighting: str = "uniform",
     shuffle: str = "each_epoch",
 ) -> Algorithm:
-    """Clients descend `g_k(y) - c_k + c`, where `c_k` estimates client k's gradient and `c` their mean.
+    """Trains clients along `g_k(y) - c_k + c`; `c_k` estimates client k's gradient, `c` their mean.
 
-    Clients run plain SGD, for which `(x - y) / (K eta)` is the mean of their corrected gradients. Each
-    client keeps a control variate `c_k`, zero at first. A message holds a model and a control variate.
+    Clients run plain SGD, so `(x - y) / (K eta)` is the mean of a client's corrected gradients. Its
+    control variate `c_k` is client state, initially zero. A message holds a model and a control variate.
 
     Args:
-      client_lr: `eta`, the clients' rate.
-      server_lr: `eta_g`, the server's rate; by default 1 for `optax.sgd`.
-      weighting: "uniform" as in the paper, or "examples", of the mean update; the control variates' mean
-        is always uniform.
+      client_lr: `eta`, the clients' learning rate.
+      server_lr: `eta_g`, the server's learning rate; by default 1 for `optax.sgd`.
+      weighting: weights of the mean update: "uniform", as in the paper, or "examples". The mean of the
+        control variates is always uniform.
 
     Other arguments are those of `fed_avg`.
 
@@ -76,7 +76,7 @@ def scaffold(
 
     def leave(shared, c_k, client, trained, key):
         (x, c, eta), (y, losses) = shared, trained
-        steps = local.num_steps(client).astype(jnp.float32)  # the paper's K, of this client
+        steps = local.num_steps(client).astype(jnp.float32)  # the paper's K for this client
         scale = jnp.where(client.size > 0, 1 / jnp.maximum(steps * eta, 1e-30), 0.0)
         drift = jax.tree.map(lambda x, y, c: scale * (x - y) - c, x, y, c)
         drift = jax.tree.map(lambda d: jnp.where(client.size > 0, d, 0), drift)

@@ -1,4 +1,4 @@
-"""Sequential mini-batch SGD on the pooled data of all clients: the baseline without a federation."""
+"""Sequential mini-batch SGD on the pooled data of all clients: the centralised baseline."""
 
 import functools
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from fedjax_sim.core.types import Algorithm, Client, Cohort, Params, Task
 from fedjax_sim.engine.client import batch_slots, no_losses, train_step
 from fedjax_sim.engine.optimizers import as_factory, rate_of
 
-_LIMIT = 2**31  # what an int32 counts
+_LIMIT = 2**31  # the first count that overflows an int32
 
 
 class SGDState(NamedTuple):
@@ -23,10 +23,10 @@ class SGDState(NamedTuple):
 
     Attributes:
       params: the model.
-      optimizer: the optimizer's state, which persists.
-      step: `[]` int32, the updates done.
-      round: `[]` int32, the rounds done.
-      key: PRNG key of the run, from which each epoch's order follows.
+      optimizer: the optimizer's state, kept across rounds.
+      step: `[]` int32, the number of completed steps.
+      round: `[]` int32, the number of completed rounds.
+      key: PRNG key of the run; it determines each epoch's order.
       hparams: name -> `[]` float32.
     """
 
@@ -47,18 +47,18 @@ def sgd(
     client_lr: float | None = None,
     lr_decay: float = 1.0,
 ) -> Algorithm:
-    """Epoch after epoch over all rows of the federation, in a new random order each, nothing sent.
+    """Trains on all rows of the federation, in a new random order each epoch; nothing is sent.
 
-    One step follows another, so more devices do not help: give `simulate` a layout of one.
+    Steps are sequential, so more devices do not help: give `simulate` a layout of one device.
 
     Args:
-      task: what is learned.
-      optimizer: an optax optimizer, or a function from a rate to one such as `optax.sgd`.
-      batch_size: `B`.
-      steps_per_round: how many updates count as a round.
-      client_lr: the rate of `optimizer`; not of one that is already built, such as
-        `optax.adam(0.001)`. May vary without compiling again, like the next.
-      lr_decay: the rate in round t is `client_lr * lr_decay ** t`.
+      task: the model and its loss.
+      optimizer: an optax optimizer, or a function from a rate to one, such as `optax.sgd`.
+      batch_size: `B`, the examples in a batch.
+      steps_per_round: number of steps that count as a round.
+      client_lr: the learning rate of `optimizer`; omit it for a built optimizer, such as
+        `optax.adam(0.001)`. It may vary without recompiling, as may `lr_decay`.
+      lr_decay: decay factor per round; the rate in round t is `client_lr * lr_decay ** t`.
 
     Raises:
       ValueError: a setting is out of its range, or the rate is given twice or not at all.
@@ -82,7 +82,7 @@ def sgd(
         return SGDState(params, state, zero, zero, order_key, dict(hparams))
 
     def round_fn(key: jax.Array, state: SGDState, own: Any, data: Any, cohort: Cohort):
-        del cohort  # everybody's data, always
+        del cohort  # every round uses all clients' data
         n, zero = data.offsets[-1], jnp.zeros((), jnp.int32)
         everything = Client(data.examples, start=zero, size=n, id=zero)
         steps_per_epoch = -(-n // batch_size)

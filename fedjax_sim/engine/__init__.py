@@ -1,4 +1,4 @@
-"""Trains clients inside the compiled round: the only code with an axis of clients."""
+"""Training of clients inside the compiled round; no other code has a client axis."""
 
 from fedjax_sim.core.types import ABSENT
 from fedjax_sim.engine.chunks import map_clients

@@ -1,7 +1,7 @@
-"""Chunks: a cohort is cut into chunks of lanes, which are spread over devices.
+"""Chunks: a cohort is cut into chunks of `L` clients, which are spread over devices.
 
-Here, in `queues.py`, where lanes pass from client to client, and in `learners.py`, where clients keep
-their models, stand the only vmaps over clients.
+The only vmaps over clients are here, in `queues.py`, where a lane trains one client after another, and
+in `learners.py`, where clients keep their models.
 """
 
 from collections.abc import Callable
@@ -27,24 +27,24 @@ def map_clients(
 ) -> CohortResult:
     """Runs `client_fn` for every client of the cohort and sums what they send.
 
-    Clients are sorted by work and cut into chunks of `L`; chunks go, longest first, to the least
-    loaded device; a device walks its chunks and keeps one running sum, so that memory grows with
-    the lanes and not with the cohort. Only chunks share a loop: its length is their longest client.
+    Clients are sorted by work and cut into chunks of `L`, which go, longest first, to the least loaded
+    device. A device walks its chunks and keeps one running sum, so memory grows with the lanes and not
+    with the cohort. Only the clients of a chunk share a loop, which lasts as long as the longest.
 
     Args:
-      client_fn: `client_fn(shared, own_k, client, key) -> ClientOutput`, one client's mathematics. Its
-        loops may be as long as the client's size says.
+      client_fn: `client_fn(shared, own_k, client, key) -> ClientOutput`, the mathematics of one client.
+        The length of its loops may depend on the client's size.
       shared: a pytree that every client receives.
-      data: a `FederatedData`, on the devices of the cohort's layout.
+      data: a `FederatedData` on the devices of the cohort's layout.
       cohort: the clients, and where they run.
-      key: PRNG key of the round; a client's own key folds in its id, so that what it computes does
-        not depend on its lane, its device or the order.
-      work: `work(sizes [K], keys [K]) -> [K, P]` int32, the work of clients of these sizes in each of
-        the P loops that lanes walk together.
-      own: `[K, ...]`, the clients' memory; `own_k` is one row of it.
+      key: PRNG key of the round. A client's key folds in its id, so its results do not depend on its
+        lane, its device or the order.
+      work: `work(sizes [K], keys [K]) -> [K, P]` int32, the work of these clients in each of the P
+        loops that lanes run together.
+      own: `[K, ...]`, the client states; `own_k` is one row.
 
     Returns:
-      The sums over the cohort, the rows and the memory of its clients, on every device.
+      The sums over the cohort, and the rows and states of its clients, on every device.
     """
     lanes, num_devices = lanes_and_devices(cohort)
 
@@ -60,7 +60,7 @@ def map_clients(
             k = jnp.minimum(member, share.ids.size - 1)
             client, there = share.client(k), None
             position = share.positions[k]
-            if lanes > 1:  # with one lane, chunks without a client are never walked
+            if lanes > 1:  # with one lane, empty chunks are never walked
                 there = (member < share.ids.size) & (client.id != ABSENT)
                 client = client._replace(size=jnp.where(there, client.size, 0))
                 position = jnp.where(there, position, ABSENT)
@@ -71,7 +71,7 @@ def map_clients(
 
         def walk(i, result: CohortResult):
             members = chunks[mine[i]]
-            if lanes == 1:  # without a lane axis, under which conv2d would take its other body
+            if lanes == 1:  # without a lane axis, which would switch conv2d to its other body
                 output, position = one_client(members[0], result.own)
             else:
                 of_lanes = jax.vmap(one_client, in_axes=(0, None))
@@ -86,17 +86,17 @@ def map_clients(
 
 
 def _plan(work: jax.Array, lanes: int, devices: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cuts a cohort into chunks and gives each to a device.
+    """Cuts a cohort into chunks and assigns each to a device.
 
     Args:
-      work: `[K, P]` int32, by client and loop; less than none of who is absent.
+      work: `[K, P]` int32, by client and loop; negative for absent clients.
       lanes: `L`.
       devices: `D`.
 
     Returns:
       chunks `[C, L]` int32, positions in the cohort, `K` where a lane is empty;
-      cost `[C]` int32, the work of a chunk: of each loop, its longest client's;
-      owner `[C]` int32, the device of each chunk: longest first to the least loaded.
+      cost `[C]` int32, the work of each chunk: the longest client's of each loop, summed over loops;
+      owner `[C]` int32, the device of each chunk, assigned longest first to the least loaded.
     """
     size, loops = work.shape
     count = -(-size // lanes)
@@ -105,11 +105,11 @@ def _plan(work: jax.Array, lanes: int, devices: int) -> tuple[jax.Array, jax.Arr
     chunks = jnp.pad(order, (0, missing), constant_values=size).reshape(count, lanes)
     sorted_work = jnp.pad(work[order], ((0, missing), (0, 0)), constant_values=-1)
     longest = sorted_work.reshape(count, lanes, loops).max(axis=1)
-    cost = longest.sum(axis=1, dtype=jnp.int32)  # in x64 mode sums are int64 otherwise
+    cost = longest.sum(axis=1, dtype=jnp.int32)  # in x64 mode sums would be int64
 
     def give(load, cost):
         device = jnp.argmin(load).astype(jnp.int32)
-        # A client costs something even without examples: it is a trip of the loop.
+        # The 1 is a trip of the loop, which even a client without examples takes.
         return load.at[device].add(cost + 1), device
 
     _, owner = jax.lax.scan(give, jnp.zeros(devices, jnp.int32), cost)

@@ -1,4 +1,4 @@
-"""ONE client: its gradients and its local training, written without any client axis."""
+"""Gradients and local training of ONE client, written without a client axis."""
 
 import functools
 import math
@@ -18,16 +18,16 @@ from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, refuse_sc
 
 SHUFFLES = ("each_epoch", "once", "never")
 
-# An infinite batch is worked on in large pieces, where a matrix product runs near its peak, and what
-# is left in smaller ones, so that a small client wastes little.
+# An infinite batch is processed in large pieces, where a matrix product runs near its peak; smaller
+# pieces take the rest, so that little is wasted on a small client.
 PIECES = (200, 50, 10)
 
 
-_EPOCHS = 2  # folded into a client's key: 0 and 1 are for orders and steps
+_EPOCHS = 2  # folded into a client's key; 0 and 1 are taken by orders and steps
 
 
 class LossSums(NamedTuple):
-    """Sums over examples: of their losses, of their terms, and of themselves; `[]` each."""
+    """Sums over examples, `[]` each: of losses, of loss terms, and of examples."""
 
     total: jax.Array
     count: jax.Array
@@ -39,13 +39,13 @@ GradientFn = Callable[[Params, Any, Batch, jax.Array, jax.Array], tuple[Params, 
 
 
 class SteppedWork(NamedTuple):
-    """A client's work taken apart into equal steps, between which a lane may turn to its next client.
+    """A client's work as equal steps, between which a lane may switch to its next client.
 
     Attributes:
       begin: `begin(params, client, key, rate) -> carry`.
       step: `step(i, carry, client, rate) -> carry`, for i from 0.
-      end: `end(carry)`, what `ClientWork.run` returns once all steps are done.
-      count: `count(sizes [K], keys [K]) -> [K]` int32, the steps of clients of these sizes and keys.
+      end: `end(carry)`, returns what `ClientWork.run` does once all steps are done.
+      count: `count(sizes [K], keys [K]) -> [K]` int32, numbers of steps of these clients.
       width: `B`, the example slots of a step.
     """
 
@@ -57,13 +57,13 @@ class SteppedWork(NamedTuple):
 
 
 class ClientWork(NamedTuple):
-    """What a client does in a round, and what it costs.
+    """A client's work in a round, and its cost.
 
     Attributes:
       run: a function of one client.
-      slots: `slots(sizes [K], keys [K]) -> [K, P]` int32: the example slots, padding included, that
-        clients of these sizes and keys execute in each of their P loops. Lanes walk a loop together.
-      steps: the same work as equal steps, or None where it is not made of such.
+      slots: `slots(sizes [K], keys [K]) -> [K, P]` int32, the example slots, padding included, that
+        these clients execute in each of their P loops. Lanes run a loop together.
+      steps: the same work as equal steps; None if it cannot be divided so.
     """
 
     run: Callable
@@ -72,12 +72,12 @@ class ClientWork(NamedTuple):
 
 
 def full_gradient(task: Task, of_pieces: Callable | None = None) -> ClientWork:
-    """The gradient of a client's mean loss over all its examples, as a sum over pieces.
+    """Returns the work of computing the gradient of a client's mean loss, as a sum over pieces.
 
     `run(params, client, key) -> (gradient, LossSums)`; the gradient of an empty client is zero.
 
     Args:
-      task: what is learned.
+      task: the model and its loss.
       of_pieces: `of_pieces(params, batch, real, key) -> (gradient, LossSums)`, summed over the examples
         of a piece; by default `sum_gradient`.
     """
@@ -116,27 +116,27 @@ def local_training(
     epochs: Callable[[jax.Array], jax.Array] | None = None,
     gradient: GradientFn | None = None,
 ) -> ClientWork:
-    """ClientUpdate: `E` epochs of mini-batch descent over the client's own examples.
+    """Returns ClientUpdate: `E` epochs of mini-batch descent on the client's own examples.
 
     `run(params, client, key, rate) -> (params, LossSums)`. The last batch of an epoch may be short;
-    its loss is the mean over the examples it has. The optimizer starts afresh from `rate`, which may
-    be whatever an optimizer function of your own takes.
+    its loss is the mean over its real examples. Each run initialises the optimizer from `rate`, which
+    may be any pytree that a custom optimizer function takes.
 
     Args:
-      task: what is learned.
+      task: the model and its loss.
       optimizer: see `as_factory`.
       local_epochs: `E`, at least 1.
       batch_size: `B`, at least 1, or `math.inf` for all of a client's examples at once.
       shuffle: "each_epoch", "once" (as in the pseudo-code of McMahan et al., 2017) or "never".
-      epochs: `epochs(key) -> []` int32, how many epochs from 1 to `E` a client completes, drawn for each
-        client and round; by default `E`.
-      gradient: `gradient(params, rate, batch, real, key) -> (gradient, LossSums)`, what the optimizer
-        takes as the gradient of a batch; by default `mean_gradient`. With infinite `B` it is called for
-        pieces of the client's data, whose mean is weighted by their counts of loss terms.
+      epochs: `epochs(key) -> []` int32, number of epochs, from 1 to `E`, that a client completes, drawn
+        for each client and round; by default `E`.
+      gradient: `gradient(params, rate, batch, real, key) -> (gradient, LossSums)`, the gradient of a
+        batch for the optimizer; by default `mean_gradient`. With infinite `B` it is called for pieces of
+        the client's data, and their mean is weighted by their counts of loss terms.
 
     Raises:
-      ValueError: `E`, `B` or `shuffle` is none of these; or, once it is traced, the optimizer has a
-        schedule, which would begin again in every round.
+      ValueError: `E`, `B` or `shuffle` is out of its range; or, when traced, the optimizer has a
+        schedule, which would restart in every round.
     """
     local_epochs = check_count("local_epochs", local_epochs)
     if shuffle not in SHUFFLES:
@@ -157,7 +157,7 @@ def local_training(
     width = check_count("batch_size", batch_size)
 
     def shared(client: Client, key: jax.Array):
-        """What the client's steps share: the orders `[E, ...]`, the batches of an epoch, a key."""
+        """Returns what a client's steps share: orders `[E, ...]`, batches per epoch, and a key."""
         orders = None
         if shuffle != "never":
             keys = jax.random.fold_in(key, 0)[None]
@@ -172,19 +172,19 @@ def local_training(
 
     def batches(client: Client, orders: jax.Array | None, per_epoch: jax.Array):
         def batch(i):
-            # Not `//` and `%`, which ask for signs, in kernels of their own.
+            # `//` and `%` would check signs, in extra kernels.
             epoch = jax.lax.div(i, per_epoch)
             chosen, real = batch_slots(i - epoch * per_epoch, width, client.size)
             if orders is None:
                 return chosen, real
-            # Beyond the last it is the last: the only order there is, or that of a batch nobody uses.
+            # The index clamps: with "once" there is one order, and the prefetch past the end is unused.
             order = jax.lax.dynamic_index_in_dim(orders, epoch, keepdims=False)
             return permuted(order, jnp.maximum(client.size, 1))(chosen), real
 
         return batch
 
     def begin(params: Params, client: Client, key: jax.Array, rate: Any):
-        # Carried along: not every backend of XLA moves what does not change out of a loop.
+        # Loop invariants are carried, as not every XLA backend hoists them.
         *which, step_key = shared(client, key)
         first = batches(client, *which)(jnp.zeros((), jnp.int32))
         state = make_optimizer(rate).init(params)
@@ -224,7 +224,7 @@ def _full_steps(
     epochs_of_all: Callable,
     gradient: GradientFn | None,
 ) -> ClientWork:
-    """ClientUpdate with B infinite: each epoch is one step on all examples."""
+    """Returns ClientUpdate with infinite `B`: each epoch is one step on all examples."""
     slots_of_epoch = full_gradient(task).slots
 
     def run(params: Params, client: Client, key: jax.Array, rate: Any):
@@ -252,7 +252,7 @@ def _full_steps(
 
 
 def most_slots(sizes: np.ndarray, *, local_epochs: int, batch_size: float) -> np.ndarray:
-    """The example slots that clients of these sizes execute in `local_training`.
+    """Returns the most example slots that clients of these sizes execute in `local_training`.
 
     Args:
       sizes: `[K]`, `n_k`.
@@ -260,7 +260,7 @@ def most_slots(sizes: np.ndarray, *, local_epochs: int, batch_size: float) -> np
       batch_size: `B`, or `math.inf`.
 
     Returns:
-      `[K]` float64, which does not overflow.
+      `[K]` float64, which cannot overflow.
     """
     width = PIECES[-1] if batch_size == math.inf else batch_size
     return float(local_epochs) * width * np.ceil(np.asarray(sizes, np.float64) / width)
@@ -274,18 +274,18 @@ def train_step(
     key: jax.Array,
     gradient: Callable | None = None,
 ) -> Callable:
-    """Returns one step of mini-batch descent.
+    """Returns a function that takes one step of mini-batch descent.
 
     Args:
-      task: what is learned.
-      optimizer: takes the gradient of a batch's mean loss.
+      task: the model and its loss.
+      optimizer: the optimizer, which takes the gradient of a batch's mean loss.
       take: `take(i, chosen [B]) -> batch`, the rows at these positions as step i sees them.
-      batch: `batch(i) -> (chosen [B] int32, real [B] bool)`, the rows of step i.
-      key: for the task's randomness; each step folds in its number.
+      batch: `batch(i) -> (chosen [B] int32, real [B] bool)`, the positions of step i.
+      key: PRNG key for the task; each step folds in its index.
       gradient: `gradient(params, batch, real, key) -> (gradient, LossSums)`; by default `mean_gradient`.
 
     Returns:
-      `step(i, carry) -> carry`, of (params, the optimizer's state, the sums so far, `batch(i)`).
+      `step(i, carry) -> carry`; a carry is (params, optimizer state, sums so far, `batch(i)`).
     """
 
     find = functools.partial(mean_gradient, task) if gradient is None else gradient
@@ -296,8 +296,8 @@ def train_step(
         direction, new = find(params, take(i, chosen), real, step_key)
         updates, state = optimizer.update(direction, state, params)
         params = optax.apply_updates(params, updates)
-        # The next rows are chosen one step ahead: XLA would otherwise fuse the choice into the gather
-        # and repeat it for every feature of every row.
+        # Rows are chosen one step ahead; otherwise XLA would fuse the choice into the gather and repeat
+        # it for every feature of every row.
         return params, state, trees.add(losses, new), batch(i + 1)
 
     return step
@@ -306,7 +306,7 @@ def train_step(
 def mean_gradient(
     task: Task, params: Params, batch: Batch, real: jax.Array, key: jax.Array
 ) -> tuple[Params, LossSums]:
-    """Returns the gradient of a batch's mean loss, and the batch's sums; see `sum_gradient`."""
+    """Returns the gradient of a batch's mean loss and the batch's sums; see `sum_gradient`."""
     gradient, losses = sum_gradient(task, params, batch, real, key)
     return trees.scale(gradient, 1 / jnp.maximum(losses.count, 1) + _zero_after(gradient)), losses
 
@@ -316,7 +316,7 @@ def _swapped(gradient: GradientFn, rate: Any, params, batch, real, key):
 
 
 def _summed(gradient: GradientFn, rate: Any, params, batch, real, key):
-    """A gradient of means as one of sums, which pieces of a client's data add up to."""
+    """Turns a gradient of mean losses into one of summed losses, so that pieces add up."""
     direction, losses = gradient(params, rate, batch, real, key)
     return trees.scale(direction, losses.count), losses
 
@@ -324,17 +324,17 @@ def _summed(gradient: GradientFn, rate: Any, params, batch, real, key):
 def sum_gradient(
     task: Task, params: Params, batch: Batch, real: jax.Array, key: jax.Array
 ) -> tuple[Params, LossSums]:
-    """The gradient of a batch's summed loss, and the batch's sums.
+    """Returns the gradient of a batch's summed loss and the batch's sums.
 
     Args:
-      task: what is learned.
-      params: where.
+      task: the model and its loss.
+      params: the parameters.
       batch: column name -> `[B, ...]`.
-      real: `[B]` bool; other rows pad the batch and count nothing.
-      key: for the task's randomness.
+      real: `[B]` bool; other rows are padding and do not count.
+      key: PRNG key for the task.
 
     Returns:
-      The gradient, like `params`, and the sums over the real rows.
+      The gradient, shaped like `params`, and the sums over the real rows.
     """
 
     def summed(params):
@@ -349,10 +349,10 @@ def sum_gradient(
 
 
 def _zero_after(tree: Any) -> jax.Array:
-    """Zero, known only when all leaves are.
+    """Returns a zero that depends on every leaf.
 
-    Who uses it for an update tells XLA that by then nobody reads the parameters any more. Otherwise
-    it copies them at every step, lest the update of one layer overtake the backward pass through it.
+    An update that uses it starts after the last read of the parameters. Otherwise XLA copies them at
+    every step, lest the update of one layer overtake the backward pass through it.
     """
     total = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(tree))
     return 0 * jnp.where(jnp.isfinite(total), total, 0)
@@ -361,24 +361,24 @@ def _zero_after(tree: Any) -> jax.Array:
 def batch_slots(
     i: jax.Array, width: int, size: jax.Array, first: jax.Array | int = 0
 ) -> tuple[jax.Array, jax.Array]:
-    """The positions of one batch among a client's examples.
+    """Returns the positions of one batch among a client's examples.
 
     Args:
-      i: `[]` int32, which batch.
+      i: `[]` int32, index of the batch.
       width: `B`.
       size: `[]` int32, `n_k`.
-      first: where batch 0 begins.
+      first: position where batch 0 begins.
 
     Returns:
-      Positions `[B]` int32, and `[B]` bool, whether they are real. Those beyond the end repeat the last
-      position, so that they gather a row of the same client, always one the model can bear.
+      Positions `[B]` int32, and `[B]` bool, whether each is real. Positions past the end repeat the
+      last one, so they gather a valid row of the same client.
     """
     slots = first + i * width + jnp.arange(width, dtype=jnp.int32)
     return jnp.clip(slots, 0, jnp.maximum(size - 1, 0)), slots < size
 
 
 def _pieces(size: jax.Array) -> list[jax.Array]:
-    """How many pieces of each width a client works on; only the last of the narrowest may be short."""
+    """Returns a client's number of pieces of each width; only the last, narrowest one may be short."""
     counts = []
     for width in PIECES:
         counts.append(_ceil_div(size, width) if width == PIECES[-1] else size // width)
@@ -387,7 +387,7 @@ def _pieces(size: jax.Array) -> list[jax.Array]:
 
 
 def no_losses() -> LossSums:
-    """Where sums begin."""
+    """Returns zero sums."""
     zero = jnp.zeros((), jnp.float32)
     return LossSums(zero, zero, jnp.zeros((), jnp.int32))
 

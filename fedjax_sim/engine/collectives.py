@@ -14,16 +14,16 @@ _HALF = 15  # bits of a count in the lower of its two floats
 
 
 class CohortResult(NamedTuple):
-    """What a round learns of its cohort.
+    """The result of training a cohort.
 
     Attributes:
       message: the sum of the clients' messages.
       metrics: the sums of the clients' metrics.
-      own: `[K, ...]`, the clients' memory after the round; that of absent clients is as it was.
-      rows: `[K, ...]`, what the server sees of each client; zeros of absent ones.
-      slots: `[]` int32, the work executed, by clients and in idle lanes: of each loop of a chunk, its
-        longest client's in every lane; in queues every step of every lane.
-      trained: for the engine, which clients a device has trained.
+      own: `[K, ...]`, the client states after the round; those of absent clients are unchanged.
+      rows: `[K, ...]`, what the server sees of each client; zeros for absent clients.
+      slots: `[]` int32, the work executed, idle lanes included. In chunks each lane counts the longest
+        client of each loop; in queues every step of every lane counts.
+      trained: the clients that a device has trained, for use by the engine.
     """
 
     message: Any
@@ -35,9 +35,9 @@ class CohortResult(NamedTuple):
 
 
 def lanes_and_devices(cohort: Cohort) -> tuple[int, int]:
-    """Returns the lanes of a device, and how many devices plan together.
+    """Returns the number of lanes of a device, and of devices that plan together.
 
-    A device plans alone if it has the rows of its own clients alone.
+    A device that has only the rows of its own clients plans alone.
     """
     devices = cohort.layout.num_devices
     lanes = min(cohort.layout.lanes, -(-cohort.num_clients // devices))
@@ -45,14 +45,14 @@ def lanes_and_devices(cohort: Cohort) -> tuple[int, int]:
 
 
 class Share(NamedTuple):
-    """What one device has of a cohort: all of it, unless it has rows of its own; `K` is the room.
+    """One device's share of a cohort: `K` places, for the whole cohort or the device's own clients.
 
     Attributes:
       examples: column name -> `[n, ...]`.
-      starts: `[K]` int32, where the rows of each client begin.
+      starts: `[K]` int32, the first row of each client.
       sizes: `[K]` int32, `n_k`.
-      ids: `[K]` int32, `ABSENT` where nobody is.
-      positions: `[K]` int32, each client's place in the cohort.
+      ids: `[K]` int32, `ABSENT` in empty places.
+      positions: `[K]` int32, each client's position in the cohort.
       keys: `[K]` PRNG keys, one for each client.
     """
 
@@ -71,16 +71,16 @@ class Share(NamedTuple):
 def on_every_device(
     fn: Callable[..., CohortResult], shared: Any, own: Any, data: Any, cohort: Cohort, key: jax.Array
 ) -> CohortResult:
-    """Runs `fn` on each device of the cohort's layout and puts the results together.
+    """Runs `fn` on each device of the cohort's layout and combines the results.
 
     Args:
-      fn: `fn(shared, own, share, key) -> CohortResult` of the clients that this device trains; the rows
-        of others are zero and their memory is as it was.
+      fn: `fn(shared, own, share, key) -> CohortResult` of the clients that this device trains. Other
+        clients' rows are zero and their states unchanged.
       shared: a pytree that every client receives.
-      own: `[K, ...]`, the memory of the cohort's clients.
+      own: `[K, ...]`, the states of the cohort's clients.
       data: a `FederatedData`.
       cohort: the clients, and where they run.
-      key: PRNG key of the round; a client's own key folds in its id.
+      key: PRNG key of the round; a client's key folds in its id.
     """
     everybody = jnp.arange(cohort.num_clients, dtype=jnp.int32)
     index = cohort.ids if cohort.data_index is None else cohort.data_index
@@ -113,16 +113,16 @@ def on_every_device(
         mesh=cohort.layout.mesh,
         in_specs=(EVERYWHERE, EVERYWHERE, of_rows, of_rows, of_rows, EVERYWHERE, EVERYWHERE, EVERYWHERE),
         out_specs=EVERYWHERE,
-        check_vma=False,  # each device has its own loop bounds; the psum makes the result one
+        check_vma=False,  # loop bounds differ by device; the psum makes the results equal
     )(*arguments)
 
 
 def sum_over_devices(tree: Any) -> Any:
-    """The sum over the devices that share a run's clients, by ONE message where all floats are float32.
+    """Sums over the devices that share a run's clients, in ONE message if all floats are float32.
 
-    Each leaf by itself would be a collective of its own, and between hosts a collective of few numbers
-    takes as long as one of a million. Counts, int32, travel as two floats each, which up to 512 devices
-    are exact.
+    Summing each leaf separately would take one collective per leaf, and between hosts a collective of a
+    few numbers takes as long as one of a million. Counts, int32, travel as two floats each, which is
+    exact on up to 512 devices.
     """
     given, structure = jax.tree.flatten(tree)
     leaves = [leaf.astype(jnp.int32) if leaf.dtype == bool else leaf for leaf in given]
@@ -151,7 +151,7 @@ def sum_over_devices(tree: Any) -> Any:
 
 
 def choose_rows(chosen: jax.Array, new: Any, old: Any) -> Any:
-    """Returns `new` where a row is chosen `[K]`, `old` elsewhere; pytrees of `[K, ...]`."""
+    """Returns `new` in rows where `chosen` `[K]`, else `old`; both are pytrees of `[K, ...]`."""
 
     def choose(a, b):
         return jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)

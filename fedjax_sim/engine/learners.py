@@ -1,6 +1,6 @@
-"""Learners, who keep a model each: all of them stacked, spread over the devices, met by a coordinator.
+"""Training of learners that keep their own models, stacked and spread over the devices.
 
-A learner's own things are pytrees with a leading axis `[m, ...]`, of which each device holds a part.
+Learners' states are pytrees with a leading axis `[m, ...]`, and each device holds a part of them.
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from fedjax_sim.engine.placement import EVERYWHERE, SPREAD
 
 
 class Group(NamedTuple):
-    """The learners of one device, seen from there; all devices do the same at the same time.
+    """The learners of one device, as code on that device sees them; all devices run in step.
 
     Attributes:
-      size: `m`, all learners there are.
-      layout: the devices that share them, and how many a device trains side by side.
-      own_rows: whether the device has the rows of its learners alone.
+      size: `m`, the number of learners on all devices.
+      layout: the devices that share the learners, and the lanes of each device.
+      own_rows: whether the device has only the rows of its own learners.
     """
 
     size: int
@@ -28,12 +28,12 @@ class Group(NamedTuple):
 
     @property
     def here(self) -> int:
-        """How many learners this device has."""
+        """The number of learners on this device."""
         return self.size // self.layout.num_devices
 
     @property
     def first(self) -> jax.Array | int:
-        """`[]` int32, the first of them."""
+        """`[]` int32, the index of this device's first learner."""
         return jax.lax.axis_index(CLIENTS) * self.here if self.layout.num_devices > 1 else 0
 
     def train(
@@ -43,16 +43,16 @@ class Group(NamedTuple):
         data: Any,
         key: jax.Array,
     ) -> tuple[Any, Any]:
-        """One learner after the other, or some side by side, does `fn`.
+        """Runs `fn` for each learner of this device, as many side by side as there are lanes.
 
         Args:
-          fn: `fn(own, client, key) -> (own, report)`, of ONE learner.
-          own: `[m / D, ...]`, what the learners here have.
-          data: `(examples, offsets)` of all learners, or of those here.
-          key: of the round; a learner's own key folds in its number.
+          fn: `fn(own, client, key) -> (own, report)`, for ONE learner.
+          own: `[m / D, ...]`, the states of this device's learners.
+          data: `(examples, offsets)` of all learners, or only of this device's.
+          key: PRNG key of the round; a learner's key folds in its index.
 
         Returns:
-          What they have then, and their reports `[m / D, ...]`.
+          The new states and the reports, `[m / D, ...]` each.
         """
         examples, offsets = data
         lanes = min(self.layout.lanes, self.here)
@@ -66,7 +66,7 @@ class Group(NamedTuple):
         def chunk(width, first, carry):
             own, reports = carry
             mine = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, width), own)
-            if width == 1:  # without a lane axis, under which conv2d would take its other body
+            if width == 1:  # without a lane axis, which would switch conv2d to its other body
                 done = one(jax.tree.map(lambda a: a[0], mine), first)
                 done = jax.tree.map(lambda a: a[None], done)
             else:
@@ -87,17 +87,17 @@ class Group(NamedTuple):
         return chunk(rest, self.here - rest, carry) if rest else carry
 
     def gather(self, values: Any) -> Any:
-        """`[m / D, ...]` of this device as `[m, ...]` of all."""
+        """Returns `[m, ...]` of all devices from `[m / D, ...]` of this one."""
         if self.layout.num_devices == 1:
             return values
         return jax.lax.all_gather(values, CLIENTS, tiled=True)
 
     def weighted_sum(self, models: Params, weights: jax.Array, members: jax.Array) -> Params:
-        """`sum of w_i f_i` over the members, at the cost of reading these alone.
+        """Returns `sum of w_i f_i` over the members; only their models are read.
 
         Args:
-          models: `[m / D, ...]`.
-          weights: `[m]` float32.
+          models: `[m / D, ...]`, this device's models `f_i`.
+          weights: `[m]` float32, `w_i`.
           members: `[m]` bool.
         """
 
@@ -112,7 +112,7 @@ class Group(NamedTuple):
         return jax.lax.psum(total, CLIENTS) if self.layout.num_devices > 1 else total
 
     def assign(self, models: Params, members: jax.Array, model: Params) -> Params:
-        """`models` `[m / D, ...]` with `model` in place of the members' `[m]`."""
+        """Returns `models` `[m / D, ...]` with `model` in place of those of `members` `[m]`."""
 
         def replace(i, models):
             return jax.tree.map(lambda all_, new: all_.at[i].set(new), models, model)
@@ -120,7 +120,7 @@ class Group(NamedTuple):
         return self._walk(members, replace, models)
 
     def _walk(self, members: jax.Array, visit: Callable[[jax.Array, Any], Any], carry: Any) -> Any:
-        """`visit(i, carry)` for the numbers within this device of the members that it has."""
+        """Calls `visit(i, carry)` for this device's members, by their index on this device."""
         mine = jax.lax.dynamic_slice_in_dim(members, self.first, self.here)
         order = jnp.argsort(~mine, stable=True).astype(jnp.int32)
         return jax.lax.fori_loop(0, jnp.sum(mine), lambda c, carry: visit(order[c], carry), carry)
@@ -129,15 +129,15 @@ class Group(NamedTuple):
 def with_learners(
     fn: Callable[..., tuple[Any, Any]], own: Any, shared: Any, data: Any, cohort: Cohort, key: jax.Array
 ) -> tuple[Any, Any]:
-    """Runs `fn` on every device of the cohort's layout, each with its part of the learners.
+    """Runs `fn` on every device of the cohort's layout, each with its share of the learners.
 
     Args:
-      fn: `fn(group, own, shared, data, key) -> (own, result)`; the result is the same everywhere.
-      own: `[m, ...]`, spread over the devices.
-      shared: a pytree that all have.
-      data: a `FederatedData` of `m` clients, or of each device's own.
-      cohort: its layout says where, its `members` whether each device has rows of its own; `D`
-        divides `m`.
+      fn: `fn(group, own, shared, data, key) -> (own, result)`; the result is the same on all devices.
+      own: `[m, ...]`, the learners' states, spread over the devices.
+      shared: a pytree that all devices have.
+      data: a `FederatedData` of all `m` clients, or of each device's own.
+      cohort: the layout to run on, with `D` dividing `m`; `members` is given if each device has only
+        its own learners' rows.
       key: PRNG key of the round.
     """
     layout = cohort.layout
@@ -151,5 +151,5 @@ def with_learners(
         mesh=layout.mesh,
         in_specs=(SPREAD, EVERYWHERE, SPREAD if own_rows else EVERYWHERE, EVERYWHERE),
         out_specs=(SPREAD, EVERYWHERE),
-        check_vma=False,  # what is the same everywhere follows from gathered values
+        check_vma=False,  # replicated results are computed from gathered values
     )(own, shared, rows, key)

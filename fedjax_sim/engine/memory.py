@@ -1,4 +1,4 @@
-"""What a lane needs of a device's memory: told from shapes, before anything is compiled."""
+"""Estimate of a lane's device memory, from shapes alone, before compilation."""
 
 import math
 from collections.abc import Mapping
@@ -11,22 +11,22 @@ from fedjax_sim.core.types import Task
 from fedjax_sim.engine.client import PIECES
 from fedjax_sim.engine.optimizers import OptimizerFactory
 
-# A lane has a model of its own, its gradient, and the update that it adds to the others'.
+# A lane holds its own model, its gradient, and the update that it adds to the sum.
 _MODELS = 3
-# What the forward pass keeps for the backward one, and as much for the gradients of it.
+# What the forward pass keeps for the backward pass, and as much for its gradients.
 _ACTIVATIONS = 2
 
 
 def lane_bytes(
     task: Task, make_optimizer: OptimizerFactory, batch_size: float, examples: Mapping[str, Any]
 ) -> int:
-    """About how many bytes one lane takes while a client trains in it; data is not counted.
+    """Returns the approximate bytes that one lane uses while training a client, data excluded.
 
     Args:
-      task: what is learned.
-      make_optimizer: from a rate to the clients' optimizer.
+      task: the model and its loss.
+      make_optimizer: function from a rate to the clients' optimizer.
       batch_size: `B`, or `math.inf`.
-      examples: column name -> `[n, ...]`; only shapes and dtypes are looked at.
+      examples: column name -> `[n, ...]`; only shapes and dtypes are used.
     """
     width = max(PIECES) if batch_size == math.inf else int(batch_size)
     batch = {

@@ -1,4 +1,4 @@
-"""Optimizers as users give them: optax's own, or functions that make them from a learning rate."""
+"""User-supplied optimizers: optax optimizers, or functions from a learning rate to one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,19 +8,19 @@ import optax
 
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
 
-# States that count steps for a schedule. By name, since optax does not export all of them.
+# States that count steps for a schedule, by name, as optax does not export all of them.
 _COUNTERS = ("ScaleByScheduleState", "WeightDecaySchedule", "InjectStatefulHyperparamsState")
 
 
 def as_factory(optimizer: Any) -> OptimizerFactory:
-    """A function from a (traced) learning rate to an optimizer.
+    """Returns a function from a (traced) learning rate to an optimizer.
 
     Args:
-      optimizer: such a function (`optax.sgd`, `functools.partial(optax.sgd, momentum=0.9)`), or an
-        optimizer already built, whose updates the rate then multiplies.
+      optimizer: such a function (`optax.sgd`, `functools.partial(optax.sgd, momentum=0.9)`), or a built
+        optimizer; the rate then multiplies its updates.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: `optimizer` is neither.
     """
     if isinstance(optimizer, optax.GradientTransformation):
         return lambda rate: optax.chain(optimizer, optax.scale(rate))
@@ -33,15 +33,15 @@ def as_factory(optimizer: Any) -> OptimizerFactory:
 
 
 def rate_of(name: str, rate: float | None, optimizer: Any) -> dict[str, float]:
-    """The hyper-parameter that an optimizer's learning rate is, if it is one.
+    """Returns an optimizer's learning rate as a hyper-parameter.
 
     Args:
-      name: of the rate, such as "client_lr".
-      rate: as given, or None.
+      name: name of the rate, such as "client_lr".
+      rate: the rate, or None if not given.
       optimizer: see `as_factory`.
 
     Returns:
-      `{name: rate}`; nothing for an optimizer already built, which has a rate of its own.
+      `{name: rate}`; empty for a built optimizer, which has its own rate.
 
     Raises:
       ValueError: the rate is given twice, or not at all.
@@ -49,9 +49,9 @@ def rate_of(name: str, rate: float | None, optimizer: Any) -> dict[str, float]:
     if isinstance(optimizer, optax.GradientTransformation):
         if rate is not None:
             raise ValueError(
-                f"{name} is {rate}, but the optimizer is already built and has a rate of its own; leave "
-                f"out {name}, or give a function from a rate to an optimizer, such as optax.adam in "
-                "place of optax.adam(0.001)"
+                f"{name} is {rate}, but the optimizer is already built and has its own rate; omit "
+                f"{name}, or give a function from a rate to an optimizer, such as optax.adam instead "
+                "of optax.adam(0.001)"
             )
         return {}
     as_factory(optimizer)
@@ -64,30 +64,30 @@ def rate_of(name: str, rate: float | None, optimizer: Any) -> dict[str, float]:
 
 
 def refuse_schedule(state: Any) -> None:
-    """Refuses the state of an optimizer whose rate follows a schedule, where each round begins anew.
+    """Refuses a client optimizer with a schedule, which would restart in every round.
 
     Args:
-      state: of the optimizer, a pytree.
+      state: the optimizer's state, a pytree.
 
     Raises:
       ValueError: the optimizer counts steps for a schedule.
     """
 
     def counts(node: Any) -> bool:
-        # Hyper-parameters that are injected may be constants, which have no state.
+        # Injected hyper-parameters may be constants, which have no state.
         return type(node).__name__ in _COUNTERS and bool(getattr(node, "hyperparams_states", True))
 
     if any(map(counts, jax.tree.leaves(state, is_leaf=counts))):
         raise ValueError(
-            "the clients' optimizer has a schedule, which counts local steps and begins again in every "
-            "round; wanted a constant rate: lr_decay lowers it from round to round"
+            "the clients' optimizer has a schedule, which counts local steps and restarts in every "
+            "round; wanted a constant rate: use lr_decay to lower it from round to round"
         )
 
 
 def one_update(make_optimizer: OptimizerFactory, rate: Any, params: Any) -> tuple[Any, Any]:
-    """The first update of an optimizer and its state after it, of gradients that are the parameters.
+    """Returns an optimizer's first update and the state after it, with `params` as gradients.
 
-    What an optimizer is follows from the program of this function.
+    The program of this function identifies an optimizer.
     """
     optimizer = make_optimizer(rate)
     return optimizer.update(params, optimizer.init(params), params)

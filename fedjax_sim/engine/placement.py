@@ -1,4 +1,4 @@
-"""Puts arrays on the devices of a layout, and applies functions to rows that lie on them."""
+"""Placement of arrays on a layout's devices, and functions of rows that are placed there."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,17 +10,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fedjax_sim.core.types import CLIENTS, RUNS, Layout
 from fedjax_sim.runtime import processes
 
-EVERYWHERE = PartitionSpec()  # a copy on every device
-SPREAD = PartitionSpec(CLIENTS)  # each device has its part
+EVERYWHERE = PartitionSpec()  # one copy on every device
+SPREAD = PartitionSpec(CLIENTS)  # one part on each device
 
 
 def place(tree: Any, layout: Layout, specs: Any = EVERYWHERE) -> Any:
-    """Puts arrays on the layout's devices: a copy on each, unless `specs` share them out.
+    """Puts arrays on the layout's devices: a copy on each, unless `specs` divide them.
 
     Args:
-      tree: what to place.
-      layout: where.
-      specs: a PartitionSpec, or a pytree of them of which `tree` may be deeper.
+      tree: a pytree of arrays.
+      layout: the devices.
+      specs: a PartitionSpec, or a pytree of them that is a prefix of `tree`.
     """
     if not processes.is_multiprocess():
         return jax.device_put(tree, shardings(layout, specs))
@@ -35,18 +35,18 @@ def place(tree: Any, layout: Layout, specs: Any = EVERYWHERE) -> Any:
 
 
 def shardings(layout: Layout, specs: Any) -> Any:
-    """Where a layout puts what `specs` say, as JAX takes it; None for the default device."""
+    """Returns the JAX shardings for `specs` on a layout; None for the default device."""
     if layout.mesh is None:
         return None
     return jax.tree.map(
         lambda spec: NamedSharding(layout.mesh, spec),
         specs,
-        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),  # a tuple to some versions of JAX
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),  # a tuple in some versions of JAX
     )
 
 
 def of_runs(specs: Any, layout: Layout) -> Any:
-    """What `specs` say, of arrays with a leading axis of runs, which the parts of a mesh share."""
+    """Returns `specs` for arrays with a leading axis of runs, which the parts of a mesh share."""
     runs = RUNS if layout.num_parts > 1 else None
     return jax.tree.map(
         lambda spec: PartitionSpec(runs, *spec),
@@ -59,7 +59,7 @@ def pad_rows(rows: Any, layout: Layout, batch_size: int) -> tuple[Any, int]:
     """Pads NumPy rows with zeros for `map_rows` and puts each device's share on it.
 
     Returns:
-      The placed rows, and the batch size to use: at most `batch_size`, less for few rows.
+      The placed rows, and the batch size to use, which is below `batch_size` if there are few rows.
     """
     n = len(jax.tree.leaves(rows)[0])
     devices = layout.num_devices
@@ -72,13 +72,13 @@ def pad_rows(rows: Any, layout: Layout, batch_size: int) -> tuple[Any, int]:
 def map_rows(
     fn: Callable[[Any, Any], Any], broadcast: Any, rows: Any, layout: Layout, *, batch_size: int
 ) -> Any:
-    """Applies `fn` to all rows in batches, each device taking its share of them.
+    """Applies `fn` to all rows in batches; each device processes its share.
 
     Args:
-      fn: `fn(broadcast, batch) -> pytree of [B, ...]`, from `batch`, a pytree of `[B, ...]`.
+      fn: `fn(broadcast, batch) -> pytree of [B, ...]`; `batch` is a pytree of `[B, ...]`.
       broadcast: a pytree that every batch receives.
       rows: a pytree of `[n, ...]`; `n` is a multiple of `D * batch_size` (see `pad_rows`).
-      layout: where.
+      layout: the devices.
       batch_size: `B`, static.
 
     Returns:

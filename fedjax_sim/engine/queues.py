@@ -1,9 +1,9 @@
-"""Lanes as queues: who is done with a client takes the next, and no client waits for a longer one.
+"""Lanes as queues: a lane that finishes a client starts the next; none waits for a longer client.
 
-Chunks of clients, as in `map_clients`, last as long as their longest client, and the sizes of real
-people's data differ a hundredfold. Here all lanes step together, and at a step where some client is done
-its lane sends what it has learned and begins with another. Towards the end, when queues are empty,
-the lanes that are left move together into a narrower program.
+A chunk of clients, as in `map_clients`, lasts as long as its longest client, and the sizes of real
+clients differ a hundredfold. Here all lanes step together; a lane whose client is done sends the
+result and starts its next client. Towards the end, when queues run empty, the lanes still at work
+continue in a narrower program.
 """
 
 import functools
@@ -25,9 +25,9 @@ from fedjax_sim.engine.collectives import (
 )
 from fedjax_sim.engine.results import check_own, collect, nothing, present
 
-# Folded into a client's key, so that neither draws what its training draws.
+# Folded into a client's key, so that `enter`, `leave` and training draw differently.
 _ENTER, _LEAVE = 2**32 - 1, 2**32 - 2
-_IDLE = 40  # one step in so many may be spent on idle lanes if the round ends sooner for it
+_IDLE = 40  # idle lanes may add 1 / _IDLE to the work if that ends the round sooner
 
 
 def train_clients(
@@ -41,22 +41,22 @@ def train_clients(
     enter: Callable[[Any, Any, Client, jax.Array], tuple[Params, Any]] | None = None,
     own: Any = (),
 ) -> CohortResult:
-    """Has every client of the cohort train, and sums what they send.
+    """Trains every client of the cohort and sums what they send.
 
     Args:
-      work: what a client does, such as `local_training` returns.
+      work: a client's work, such as `local_training` returns.
       shared: a pytree that every client receives; without `enter` it is `(params, rate)`.
-      data: a `FederatedData`, on the devices of the cohort's layout.
+      data: a `FederatedData` on the devices of the cohort's layout.
       cohort: the clients, and where they run.
-      key: PRNG key of the round; a client's own key folds in its id.
+      key: PRNG key of the round; a client's key folds in its id.
       leave: `leave(shared, own_k, client, trained, key) -> ClientOutput`, where `trained` is what
         `work.run` returns.
-      enter: `enter(shared, own_k, client, key) -> (params, rate)`, where this client starts, and the
-        rate of its optimizer, which may be any pytree that the work takes.
-      own: `[K, ...]`, the clients' memory; `own_k` is one row of it.
+      enter: `enter(shared, own_k, client, key) -> (params, rate)`, the parameters from which a client
+        starts, and its optimizer's rate, which may be any pytree that the work takes.
+      own: `[K, ...]`, the client states; `own_k` is one row.
 
     Returns:
-      The sums over the cohort, the rows and the memory of its clients, on every device. They depend on
+      The sums over the cohort, and the rows and states of its clients, on every device. They depend on
       lanes and devices only through the order of float sums.
     """
     lanes, num_devices = lanes_and_devices(cohort)
@@ -78,7 +78,7 @@ def train_clients(
     widths = halving(lanes)
 
     def on_one_device(shared, own, share: Share, key):
-        # An empty client runs one step on nothing, which is discarded, so that it still reaches `leave`.
+        # An empty client runs one discarded step so that it still reaches `leave`.
         count = work.steps.count(share.sizes, share.keys)
         count = jnp.where(share.ids == ABSENT, 0, jnp.maximum(count, 1))
         queues = plan_queues(count, widths, num_devices)
@@ -98,14 +98,14 @@ def train_clients(
         def begin(member, own):
             client, key = view(member)
             params, rate = start(shared, memory_of(member, own), client, key)
-            # A rate that all clients share stays out of the lanes.
+            # A rate shared by all clients gets no lane axis.
             return work.steps.begin(params, client, key, rate), () if enter is None else rate
 
         def step(i, carry, client):
             inner, rate = carry
             return work.steps.step(i, inner, client, shared[1] if enter is None else rate), rate
 
-        of_lanes = Client(None, 0, 0, 0)  # all read the same examples
+        of_lanes = Client(None, 0, 0, 0)  # all lanes read the same examples
 
         def finish(carry, member, done, own):
             client, key = view(member)
@@ -120,13 +120,13 @@ def train_clients(
         of_members = jax.vmap(finish, in_axes=(0, 0, 0, None))
 
         def enter_queue(position, last):
-            """The client at a position of the queues, and how many steps it has."""
+            """Returns the client at a position of the queues, and its number of steps."""
             there = position < last
             member = jnp.where(there, queues.clients[jnp.minimum(position, room - 1)], room)
             return member, jnp.where(there, count[jnp.minimum(member, room - 1)], 0)
 
         def advance(state: _State, end: jax.Array) -> _State:
-            """All lanes step until the first of them is done, which then turns to its next client."""
+            """Steps all lanes until the first client is done; its lane then starts the next one."""
             width = state.left.size
             running = state.left > 0
             trips = jnp.min(jnp.where(running, state.left, end - state.time))
@@ -167,8 +167,7 @@ def train_clients(
             carry=carry,
         )
         for width, narrower in zip(widths, (*widths[1:], 0), strict=True):
-            # Lanes stand in the order of their loads: when that of the first one too many is done, all
-            # behind it are.
+            # Lanes are sorted by descending load: once lane `narrower` is done, so are all behind it.
             end_time = ends[narrower]
             state = state.narrowed(width)
             state = jax.lax.while_loop(
@@ -182,16 +181,16 @@ def train_clients(
 
 
 class _State(NamedTuple):
-    """Of the lanes of one device, `w` of them.
+    """The state of the `w` lanes of one device.
 
     Attributes:
-      time: `[]` int32, the steps done.
-      result: of the clients that are done.
-      position: `[w]` int32, where the lanes' present clients stand in the queues.
-      member: `[w]` int32, their places in the cohort; `K` in a lane that is idle.
-      left: `[w]` int32, the steps they have yet to do.
-      i: `[w]` int32, the steps they have done.
-      carry: of their work, `[w, ...]`.
+      time: `[]` int32, the number of steps so far.
+      result: the result of the clients that are done.
+      position: `[w]` int32, each lane's position in the queues.
+      member: `[w]` int32, the place of each lane's client in the cohort; `K` in an idle lane.
+      left: `[w]` int32, the remaining steps of each lane's client.
+      i: `[w]` int32, the completed steps of each lane's client.
+      carry: `[w, ...]`, the carry of each lane's work.
     """
 
     time: jax.Array
@@ -203,18 +202,18 @@ class _State(NamedTuple):
     carry: Any
 
     def narrowed(self, width: int) -> "_State":
-        """The first `width` lanes."""
+        """Returns the state of the first `width` lanes."""
         lanes = (self.position, self.member, self.left, self.i, self.carry)
         position, member, left, i, carry = jax.tree.map(lambda leaf: leaf[:width], lanes)
         return self._replace(position=position, member=member, left=left, i=i, carry=carry)
 
 
 class Queues(NamedTuple):
-    """Which lane trains whom; lane j is the lane `j // D` of device `j % D`.
+    """The clients of each lane; lane j is lane `j // D` of device `j % D`.
 
     Attributes:
-      clients: `[K]` int32, places in the cohort, one lane's queue after the other's; then who is absent.
-      first: `[L * D + 1]` int32, where each lane's queue begins.
+      clients: `[K]` int32, places in the cohort, one lane's queue after another; absent clients last.
+      first: `[L * D + 1]` int32, the start of each lane's queue in `clients`.
       loads: `[L * D]` int32, the steps of each lane, in descending order.
     """
 
@@ -224,14 +223,14 @@ class Queues(NamedTuple):
 
 
 def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int) -> Queues:
-    """Gives each client, longest first, to the least loaded lane.
+    """Assigns each client, longest first, to the least loaded lane.
 
-    How many lanes take part is chosen: as many as end the round soonest, among those that leave few
-    steps to idle lanes. One client that has half the data lasts as long beside one lane as beside ten.
+    The number of lanes is the one that ends the round soonest among those with few idle steps. A client
+    with half of the data, for example, takes as long beside one other lane as beside ten.
 
     Args:
-      count: `[K]` int32, the steps of each client, at least 1; 0 of who is absent and gets no lane.
-      widths: how many lanes of a device may step together, in descending order, the last 1.
+      count: `[K]` int32, the steps of each client, at least 1; 0 for absent clients, which get no lane.
+      widths: numbers of lanes of a device that may step together, in descending order, ending with 1.
       devices: `D`.
 
     Source of the order: R. L. Graham, "Bounds on multiprocessing timing anomalies", SIAM Journal on
@@ -239,7 +238,7 @@ def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int) -> Queu
     """
     most = widths[0] * devices
     order = jnp.argsort(count, descending=True, stable=True).astype(jnp.int32)
-    choices = jnp.array(widths[::-1], jnp.int32)  # of equally good ones the narrowest
+    choices = jnp.array(widths[::-1], jnp.int32)  # ascending, so that a tie goes to the narrowest
     takes_part = jnp.arange(most)[None] < choices[:, None] * devices
     never = jnp.iinfo(jnp.int32).max // 2
 
@@ -260,7 +259,7 @@ def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int) -> Queu
     good = executed <= count.sum() + count.sum() // _IDLE  # one lane is never idle
     best = jnp.argmin(jnp.where(good, loads[:, 0], never))
 
-    lane = jnp.argsort(ranks[best])[lanes[:, best]]  # of each client in `order`, by descending load
+    lane = jnp.argsort(ranks[best])[lanes[:, best]]  # each client's in `order`; lanes by descending load
     lane = jnp.where(count[order] > 0, lane, most)
     clients = order[jnp.argsort(lane, stable=True)]
     lengths = jnp.bincount(lane, length=most + 1)[:-1]
@@ -269,7 +268,7 @@ def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int) -> Queu
 
 
 def halving(lanes: int) -> tuple[int, ...]:
-    """`L`, half of it, and so on to 1: the widths in which the lanes of a device can step."""
+    """Returns `L`, half of it, and so on down to 1: the widths in which lanes can step."""
     widths = [lanes]
     while widths[-1] > 1:
         widths.append(-(-widths[-1] // 2))

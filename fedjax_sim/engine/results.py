@@ -1,4 +1,4 @@
-"""What clients send, put together: sums, and rows that are written in place."""
+"""The results of a cohort: sums of what clients send, and rows that are written in place."""
 
 from typing import Any, NamedTuple
 
@@ -11,40 +11,40 @@ from fedjax_sim.engine.collectives import CohortResult
 
 
 class WeightedSum(NamedTuple):
-    """A message that makes a weighted mean: `total` is a pytree of floats, `weight` `[]` float32."""
+    """A message for a weighted mean: `total` is a pytree of floats, `weight` is `[]` float32."""
 
     total: Any
     weight: jax.Array
 
     def mean(self) -> Any:
-        """Returns `total / weight`; zeros where the weight is zero."""
+        """Returns `total / weight`, or zeros if the weight is zero."""
         return trees.scale(self.total, 1 / jnp.maximum(self.weight, 1e-30))
 
 
 def weigh(update: Any, weight: jax.Array) -> WeightedSum:
-    """Returns the message of one client whose update has a weight in the cohort's mean.
+    """Returns one client's message: its update, with its weight in the cohort's mean.
 
     Args:
       update: a pytree of floats.
-      weight: `[]`, at least 0; the update of a client with weight zero is dropped, even if it is NaN.
+      weight: `[]`, at least 0; an update with weight zero is dropped, even if it is NaN.
 
     Raises:
-      ValueError: the update holds integers, which a weight would round or wrap.
+      ValueError: `update` holds integers, which a weight would round or wrap.
     """
     whole = [leaf.dtype for leaf in jax.tree.leaves(update) if not _is_float(leaf)]
     if whole:
         raise ValueError(
-            f"a client's update holds {whole[0]}, and updates are multiplied by the client's weight; "
-            "wanted floats: put integers into the message itself, which is summed as it is"
+            f"a client's update holds {whole[0]}; wanted floats, as the client's weight multiplies it: "
+            "put integers into the message itself, which is summed unweighted"
         )
     weight = weight.astype(jnp.float32)
-    # Not by the weight alone: zero times what an empty client divides by zero is NaN.
+    # `where`, because an empty client's update may be NaN, and zero times NaN is NaN.
     total = jax.tree.map(lambda u: jnp.where(weight > 0, weight * u, 0).astype(u.dtype), update)
     return WeightedSum(total, weight)
 
 
 def present(output: ClientOutput, there: jax.Array | None) -> ClientOutput:
-    """Returns what a client sends, zeros if it is not `there`; None stands for one that is."""
+    """Returns a client's output, with zeros if it is not `there`; None means that it is."""
     if there is None:
         return output
 
@@ -58,11 +58,11 @@ def present(output: ClientOutput, there: jax.Array | None) -> ClientOutput:
 
 
 def nothing(output: ClientOutput, own: Any, num_clients: int) -> CohortResult:
-    """Returns the result before any client has sent something.
+    """Returns the result before any client has sent anything.
 
     Args:
-      output: of one client, shapes and dtypes alone.
-      own: `[K, ...]`, the clients' memory.
+      output: one client's output; only shapes and dtypes are used.
+      own: `[K, ...]`, the client states.
       num_clients: `K`.
     """
     rows = jax.tree.map(lambda leaf: jnp.zeros((num_clients, *leaf.shape), leaf.dtype), output.row)
@@ -80,13 +80,13 @@ def nothing(output: ClientOutput, own: Any, num_clients: int) -> CohortResult:
 def collect(
     result: CohortResult, output: ClientOutput, position: jax.Array, slots: jax.Array
 ) -> CohortResult:
-    """Adds what one client or a chunk of them sends.
+    """Adds the output of one client, or of a chunk of clients, to the result.
 
     Args:
-      result: so far.
-      output: of one client, or of many with a leading axis.
-      position: `[]` or `[L]` int32, their places in the cohort; those out of range write no row.
-      slots: `[]` int32, the work it took.
+      result: the result so far.
+      output: the output of one client, or of many with a leading axis.
+      position: `[]` or `[L]` int32, positions in the cohort; those out of range write no row.
+      slots: `[]` int32, the work executed.
     """
     sums = (output.message, output.metrics)
     if position.ndim:
@@ -107,16 +107,16 @@ def collect(
 
 
 def check_own(before: Any, after: Any) -> None:
-    """Refuses a client function that returns other memory than it was given.
+    """Refuses a client state that differs in form from the one received.
 
     Raises:
-      ValueError: structure, shape or dtype of the memory differs.
+      ValueError: the structure, a shape or a dtype differs.
     """
     got, wanted = (
         jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (after, before)
     )
     if got != wanted:
-        raise ValueError(f"a client's memory was {wanted}, and it returns {got}; wanted the same shapes")
+        raise ValueError(f"a client received state {wanted} but returned {got}; wanted the same shapes")
 
 
 def _is_float(leaf: jax.Array) -> bool:

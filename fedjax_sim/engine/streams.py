@@ -1,4 +1,4 @@
-"""Streams: what a learner observes at which step, and how what it means drifts."""
+"""Streams: the examples that a learner reads at each step, and concept drift in them."""
 
 import numbers
 from collections.abc import Callable, Sequence
@@ -13,16 +13,16 @@ from fedjax_sim.core.permutation import permutation
 from fedjax_sim.core.types import Batch, Client
 
 MODES = ("once", "repeat", "shared")
-_LIMIT = 2**31  # what an int32 counts
+_LIMIT = 2**31  # the first count that overflows an int32
 
 
 class Streams(NamedTuple):
-    """How learners read their examples.
+    """The rule by which learners read their examples.
 
     Attributes:
-      widths: `B^i`, the examples of a step, for each learner.
-      mode: "once", "repeat" or "shared", see `dynamic_averaging`.
-      drift: None, or changes batches as time goes by.
+      widths: `B^i`, the examples per step of each learner.
+      mode: "once", "repeat" or "shared"; see `dynamic_averaging`.
+      drift: a change of batches over time, or None.
     """
 
     widths: tuple[int, ...]
@@ -31,22 +31,22 @@ class Streams(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """The example slots of a step, the same for all learners."""
+        """The number of example slots in a step, the same for all learners."""
         return max(self.widths)
 
     def open(
         self, client: Client, num_rows: jax.Array, t: jax.Array, key: jax.Array
     ) -> tuple[Callable[[jax.Array], tuple[jax.Array, jax.Array]], Callable[..., Batch]]:
-        """One learner's stream from step `t` on, as `train_step` reads it.
+        """Returns one learner's stream from step `t` on, in the form that `train_step` takes.
 
         Args:
-          client: whose.
-          num_rows: `[]` int32, of all clients.
-          t: `[]` int32, the steps before.
-          key: of the run; the orders of shared streams follow from it.
+          client: the learner.
+          num_rows: `[]` int32, the number of rows of all clients.
+          t: `[]` int32, the number of steps before.
+          key: PRNG key of the run; it determines the orders of shared streams.
 
         Returns:
-          `batch(i)` and `take(i, chosen)` of step `t + i`.
+          `batch(i)` and `take(i, chosen)` for step `t + i`.
         """
         width = self.widths[0]
         if min(self.widths) < self.slots:
@@ -59,7 +59,7 @@ class Streams(NamedTuple):
             slots = jnp.arange(self.slots, dtype=jnp.int32)
             if self.mode != "shared":
                 return ((t + i) * width + slots) % client.size, slots < width
-            # A pass leaves out the rows that would not fill a batch, others each time.
+            # Each pass skips the rows that would not fill a batch; they differ from pass to pass.
             per_pass = jnp.maximum(client.size // width, 1)
             order = permutation(jax.random.fold_in(own_key, (t + i) // per_pass), client.size)
             return order(((t + i) % per_pass * width + slots) % client.size), slots < width
@@ -71,28 +71,29 @@ class Streams(NamedTuple):
         return batch, take
 
     def check(self, data: Any, num_rounds: int, period: int) -> None:
-        """Refuses data that does not last for so many rounds of so many steps, or that cannot drift so.
+        """Refuses data that is too short for the run or does not fit the drift.
 
         Raises:
-          ValueError: it is such.
+          ValueError: a stream ends early, a learner has no examples, the steps overflow an int32, or the
+            drift is due after the run or permutes another number of classes.
         """
         steps = num_rounds * period
         if steps * self.slots >= _LIMIT:
             raise ValueError(
-                f"{steps} steps of {self.slots} examples are too many to count; wanted less than 2**31"
+                f"{steps} steps of {self.slots} examples overflow an int32; wanted fewer than 2**31"
             )
         sizes = np.asarray(data.offsets[1:]) - np.asarray(data.offsets[:-1])
         lasts = sizes // np.asarray(self.widths)
         if self.mode != "shared" and sizes.min() == 0:
             raise ValueError(
-                f"learner {int(np.argmin(sizes))} has no examples; wanted at least one each"
+                f"learner {int(np.argmin(sizes))} has no examples; wanted at least one for each"
             )
         if self.mode == "once" and lasts.min() < steps:
             i = int(np.argmin(lasts))
             raise ValueError(
                 f"the stream of learner {i} has {sizes[i]} examples and ends after step {lasts[i]} "
-                f"(round {lasts[i] // period}); the run wants {steps} steps of {self.widths[i]}: give "
-                "more data or fewer rounds, or let it begin again with stream='repeat'"
+                f"(round {lasts[i] // period}); the run needs {steps} steps of {self.widths[i]}: give "
+                "more data, run fewer rounds, or repeat the stream with stream='repeat'"
             )
         if self.drift is None:
             return
@@ -105,16 +106,16 @@ class Streams(NamedTuple):
         wanted = self.drift.settings.get("num_classes")
         if wanted not in (None, data.num_classes):
             raise ValueError(
-                f"the drift permutes {wanted} classes, but the data has {data.num_classes}; wanted a "
-                "drift of as many"
+                f"the drift permutes {wanted} classes, but the data has {data.num_classes}; wanted "
+                "the same number"
             )
 
 
 def batch_sizes(batch_size: int | Sequence[int], m: int) -> tuple[int, ...]:
-    """`B^i` of each learner, of one number or of one each.
+    """Returns `B^i` of all `m` learners, from one number or a sequence.
 
     Raises:
-      ValueError: one is not a whole number of at least 1, or there are not `m`.
+      ValueError: a batch size is not a whole number of at least 1, or there are not `m` of them.
     """
     if isinstance(batch_size, numbers.Real):
         return (check_count("batch_size", batch_size),) * m
@@ -122,5 +123,5 @@ def batch_sizes(batch_size: int | Sequence[int], m: int) -> tuple[int, ...]:
         raise ValueError(f"batch_size is {batch_size!r}; wanted a whole number, or one for each learner")
     sizes = tuple(check_count("batch_size", size) for size in batch_size)
     if len(sizes) != m:
-        raise ValueError(f"batch_size has {len(sizes)} entries for {m} learners; wanted one each")
+        raise ValueError(f"batch_size has {len(sizes)} entries for {m} learners; wanted one for each")
     return sizes

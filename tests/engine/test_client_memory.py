@@ -102,7 +102,7 @@ def test_other_memory_than_was_given_is_refused(data):
         return fs.ClientOutput((), (), own=own_k.astype(jnp.int32))
 
     cohort = fs.Cohort(jnp.arange(3, dtype=jnp.int32))
-    with pytest.raises(ValueError, match=r"memory was float32\[2\], and it returns int32\[2\]"):
+    with pytest.raises(ValueError, match=r"received state float32\[2\] but returned int32\[2\]"):
         fs.map_clients(
             client,
             (),

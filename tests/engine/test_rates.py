@@ -72,7 +72,7 @@ def test_a_schedule_that_would_begin_again_in_each_round_is_refused(task, data, 
     algorithm = fs.fed_avg(task, optimizer, local_epochs=1, batch_size=batch_size)
     with (
         jax.numpy_dtype_promotion("standard"),
-        pytest.raises(ValueError, match="has a schedule, which counts local steps and begins again"),
+        pytest.raises(ValueError, match="has a schedule, which counts local steps and restarts"),
     ):
         fs.simulate(algorithm, data, key=jax.random.key(0), num_rounds=1)
 

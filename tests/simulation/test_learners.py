@@ -95,7 +95,7 @@ def test_divergence_is_found_in_its_round():
 
 def test_streams_that_are_too_short_are_refused():
     algorithm = toy.algorithm(P.none(period=2), stream="once")
-    message = r"learner 0 has 13 examples and ends after step 6 \(round 3\); the run wants 8 steps of 2"
+    message = r"learner 0 has 13 examples and ends after step 6 \(round 3\); the run needs 8 steps of 2"
     with pytest.raises(ValueError, match=message):
         simulate(algorithm, num_rounds=4)
     assert simulate(algorithm, num_rounds=3).rows[-1]["examples"] == 6 * toy.M * toy.B
@@ -127,7 +127,7 @@ def test_drifts_beyond_the_end_are_refused():
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": [2] * 9}, "batch_size has 9 entries for 10 learners"),
         ({"batch_size": "10"}, "batch_size is '10'; wanted a whole number"),
-        ({"batch_size": 2**28}, "10 learners of 1 steps of 268435456 examples are too many"),
+        ({"batch_size": 2**28}, "10 learners x 1 steps x 268435456 examples overflows"),
         ({"weighting": "sizes"}, "weighting is 'sizes'; wanted 'uniform' or 'examples'"),
         ({"stream": "twice"}, "stream is 'twice'; wanted 'once' or 'repeat' or 'shared'"),
         ({"client_lr": -1.0}, "client_lr is -1"),

@@ -134,7 +134,7 @@ def test_a_reported_rate_stays_a_rate_and_counts_add_up(task, data):
 
 
 def test_integers_in_an_update_are_refused():
-    with pytest.raises(ValueError, match="update holds uint32, and updates are multiplied"):
+    with pytest.raises(ValueError, match="update holds uint32; wanted floats, as"):
         fs.engine.weigh({"w": jnp.ones(2), "n": jnp.uint32(3)}, jnp.float32(2.0))
 
 

@@ -1,4 +1,4 @@
-"""Protocols of model averaging: when learners talk, and to whom. One operator, one file."""
+"""Protocols of model averaging: which learners synchronise, and when. One operator per file."""
 
 from fedjax_sim.algorithms.protocols.common import Meeting, Protocol, View
 from fedjax_sim.algorithms.protocols.dynamic import dynamic, hedged

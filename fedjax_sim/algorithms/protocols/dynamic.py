@@ -1,13 +1,13 @@
-"""Dynamic averaging, `sigma_{Delta,b}`: learners talk when their models have left the reference.
+"""Dynamic averaging, `sigma_{Delta,b}`: learners synchronise when their models leave the reference.
 
 M. Kamp, L. Adilova, J. Sicking, F. Hüger, P. Schlicht, T. Wirtz, S. Wrobel, "Efficient decentralized
 deep learning by dynamic model averaging", ECML-PKDD 2018, https://arxiv.org/abs/1807.03210, algorithm 1.
 
 While `||f_i - r||^2 <= Delta` holds for every learner, the models differ from their mean by at most
-Delta on average, `1/m sum ||f_i - mean||^2 <= Delta`, and nobody says a word. Who violates the condition
-sends his model; the coordinator asks further learners for theirs until the mean of the set keeps the
-condition, and the set goes on from that mean. If nothing less than all learners will do, their mean is
-the new reference.
+Delta on average, `1/m sum ||f_i - mean||^2 <= Delta`, and nothing is sent. A learner that violates the
+condition sends its model; the coordinator asks further learners for theirs until the mean of the set
+meets the condition, and the set continues from that mean. If the set grows to all learners, their mean
+becomes the new reference.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,17 @@ _KINDS = ("up_model", "up_violation", "down_model", "down_request")
 
 
 def dynamic(*, delta: float, period: int) -> Protocol:
-    """The paper's operator: the set grows by one random learner at a time.
+    """Returns the paper's operator, which grows the set by one random learner at a time.
 
-    A counter of violations `v` forces the next meeting of all when it reaches m, and starts again then.
+    When the violation counter `v` reaches `m`, all learners meet and the counter restarts.
 
     Args:
       delta: `Delta`, the threshold of squared distances to the reference: 0 averages all learners that
-        have moved, infinity never sends anything. May vary without compiling again.
-      period: `b`, how many steps lie between two checks.
+        have moved, infinity never sends anything. It may vary without recompiling.
+      period: `b`, the number of steps between two checks.
 
     Raises:
-      ValueError: the period is not a whole number of at least 1, or delta is negative or NaN.
+      ValueError: `period` is not a whole number of at least 1, or `delta` is negative or NaN.
     """
 
     def force(view: View, violators: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -46,14 +46,14 @@ def dynamic(*, delta: float, period: int) -> Protocol:
 
 
 def hedged(*, delta: float, period: int) -> Protocol:
-    """The variant of the authors' platform: the set triples, and from half of all on it is all.
+    """Returns the variant of the authors' platform, which triples the set until it is all learners.
 
-    It asks in fewer turns, and keeps no counter. https://github.com/fraunhofer-iais/dlplatform,
-    DynamicHedgeSync.
+    A set that would reach half of all learners becomes all of them. It needs fewer requests in sequence
+    and keeps no counter. https://github.com/fraunhofer-iais/dlplatform, DynamicHedgeSync.
 
     Args:
-      delta: `Delta`, see `dynamic`.
-      period: `b`.
+      delta: `Delta`; see `dynamic`.
+      period: `b`; see `dynamic`.
 
     Raises:
       ValueError: see `dynamic`.
@@ -69,14 +69,14 @@ def hedged(*, delta: float, period: int) -> Protocol:
 
 
 def _balancing(name: str, delta: float, period: int, force: Callable, more: Callable) -> Protocol:
-    """Dynamic averaging.
+    """Returns a protocol of dynamic averaging.
 
     Args:
-      name: of the protocol.
+      name: name of the protocol.
       delta: `Delta`.
       period: `b`.
-      force: `force(view, violators [m]) -> (whether all have to meet, v from now on)`.
-      more: `more(size, m)`, how many learners join a set of this size that is not balanced.
+      force: `force(view, violators [m]) -> (whether all learners must meet, new v)`.
+      more: `more(size, m)`, number of learners to add to an unbalanced set of this size.
     """
     hparams = {"delta": delta}
     check_thresholds(hparams)
@@ -100,9 +100,9 @@ def _balancing(name: str, delta: float, period: int, force: Callable, more: Call
 
 
 def _balance(key, view: View, delta, violators, forced, violations, more) -> Meeting:
-    """A meeting of the violators and of whom it takes besides."""
+    """Returns the meeting of the violators and of the learners added to balance them."""
     (m,) = violators.shape
-    # Who is asked when, in random order, before all who have spoken already.
+    # The random order of requests; violators come last, as they have already sent their models.
     turn = jnp.where(violators, 2.0, jax.random.uniform(key, (m,)))
     turn = jnp.argsort(jnp.argsort(turn)).astype(jnp.int32)
 

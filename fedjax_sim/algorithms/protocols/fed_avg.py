@@ -1,4 +1,4 @@
-"""Averaging a random part of the learners, `sigma_FedAvg`: Federated Averaging as an operator.
+"""Averaging of a random subset of learners, `sigma_FedAvg`: Federated Averaging as an operator.
 
 M. Kamp et al., "Efficient decentralized deep learning by dynamic model averaging", ECML-PKDD 2018,
 https://arxiv.org/abs/1807.03210, after H. B. McMahan et al., "Communication-efficient learning of deep
@@ -14,23 +14,23 @@ from fedjax_sim.core.messages import traffic
 
 
 def fed_avg(*, period: int, fraction: float) -> Protocol:
-    """After every `period` steps `max(C m, 1)` random learners are asked for their models.
+    """Averages the models of `max(C m, 1)` random learners after every `period` steps.
 
-    They receive their mean; the others notice nothing.
+    Those learners receive the mean; the others neither send nor receive anything.
 
     Args:
-      period: `b`.
-      fraction: `C`; may vary without compiling again.
+      period: `b`, the number of steps between two meetings.
+      fraction: `C`, the share of learners that meet; it may vary without recompiling.
 
     Raises:
-      ValueError: the period is not a whole number of at least 1, or the fraction not in [0, 1].
+      ValueError: `period` is not a whole number of at least 1, or `fraction` is not in [0, 1].
     """
     hparams = {"fraction": fraction}
     check_shares(hparams)
 
     def meet(key, view, hparams):
         (m,) = view.distances.shape
-        # A little more, so that 0.29 of 100 learners are 29 in spite of binary fractions.
+        # The margin keeps 0.29 of 100 learners at 29 despite binary rounding.
         count = jnp.maximum(jnp.floor(hparams["fraction"] * m + 1e-4).astype(jnp.int32), 1)
         members = jax.random.permutation(key, jnp.arange(m, dtype=jnp.int32)) < count
         sent = traffic("down_request", count) | traffic("up_model", count) | traffic("down_model", count)

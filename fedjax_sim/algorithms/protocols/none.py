@@ -1,4 +1,4 @@
-"""No synchronisation: every learner alone."""
+"""No synchronisation: every learner trains alone."""
 
 import jax.numpy as jnp
 
@@ -7,13 +7,13 @@ from fedjax_sim.core.checks import check_count
 
 
 def none(*, period: int = 1) -> Protocol:
-    """Nothing is ever sent.
+    """Returns the protocol that never sends anything.
 
     Args:
-      period: `b`, the steps that count as a round.
+      period: `b`, the number of steps that count as a round.
 
     Raises:
-      ValueError: it is not a whole number of at least 1.
+      ValueError: `period` is not a whole number of at least 1.
     """
 
     def meet(key, view, hparams):

@@ -1,4 +1,4 @@
-"""Periodic averaging, `sigma_b`: every b steps all models are replaced by their mean.
+"""Periodic averaging, `sigma_b`: the mean replaces all models every b steps.
 
 M. Kamp et al., "Efficient decentralized deep learning by dynamic model averaging", ECML-PKDD 2018,
 https://arxiv.org/abs/1807.03210; with b = 1, continuous averaging, `sigma_1`.
@@ -12,13 +12,13 @@ from fedjax_sim.core.messages import traffic
 
 
 def periodic(*, period: int) -> Protocol:
-    """All learners send their models and receive the mean, after every `period` steps.
+    """Averages the models of all learners after every `period` steps.
 
     Args:
-      period: `b`.
+      period: `b`, the number of steps between two meetings.
 
     Raises:
-      ValueError: it is not a whole number of at least 1.
+      ValueError: `period` is not a whole number of at least 1.
     """
 
     def meet(key, view, hparams):
@@ -33,5 +33,5 @@ def periodic(*, period: int) -> Protocol:
 
 
 def continuous() -> Protocol:
-    """Periodic averaging after every step."""
+    """Averages the models of all learners after every step."""
     return periodic(period=1)
