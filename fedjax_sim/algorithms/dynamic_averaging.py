@@ -20,7 +20,8 @@ from fedjax_sim.algorithms.protocols import Protocol, View
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_choice, check_count, check_rates
 from fedjax_sim.core.types import Algorithm, Client, Cohort, Params, Task
-from fedjax_sim.engine.client import no_losses, train_step
+from fedjax_sim.engine.client import train_step
+from fedjax_sim.engine.gradients import no_losses
 from fedjax_sim.engine.learners import Group, with_learners
 from fedjax_sim.engine.memory import lane_bytes
 from fedjax_sim.engine.optimizers import as_factory, rate_of

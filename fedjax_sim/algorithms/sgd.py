@@ -12,7 +12,8 @@ from fedjax_sim.algorithms.common import client_rate, parts
 from fedjax_sim.core.checks import check_count, check_rates
 from fedjax_sim.core.permutation import permutation
 from fedjax_sim.core.types import Algorithm, Client, Cohort, Params, Task
-from fedjax_sim.engine.client import batch_slots, no_losses, train_step
+from fedjax_sim.engine.client import train_step
+from fedjax_sim.engine.gradients import batch_slots, no_losses
 from fedjax_sim.engine.optimizers import as_factory, rate_of
 
 _LIMIT = 2**31  # the first count that overflows an int32

@@ -2,8 +2,9 @@
 
 from fedjax_sim.core.types import ABSENT
 from fedjax_sim.engine.chunks import map_clients
-from fedjax_sim.engine.client import ClientWork, full_gradient, local_training, mean_gradient
+from fedjax_sim.engine.client import ClientWork, full_gradient, local_training
 from fedjax_sim.engine.collectives import CohortResult
+from fedjax_sim.engine.gradients import mean_gradient
 from fedjax_sim.engine.placement import place
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import WeightedSum, weigh

@@ -14,24 +14,22 @@ from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.permutation import draw, permuted
 from fedjax_sim.core.types import Batch, Client, Params, Task
+from fedjax_sim.engine.gradients import (
+    PIECES,
+    LossSums,
+    batch_slots,
+    ceil_div,
+    count_pieces,
+    mean_gradient,
+    no_losses,
+    sum_gradient,
+)
 from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, refuse_schedule
 
 SHUFFLES = ("each_epoch", "once", "never")
 
-# An infinite batch is processed in large pieces, where a matrix product runs near its peak; smaller
-# pieces take the rest, so that little is wasted on a small client.
-PIECES = (200, 50, 10)
-
 
 _EPOCHS = 2  # folded into a client's key; 0 and 1 are taken by orders and steps
-
-
-class LossSums(NamedTuple):
-    """Sums over examples, `[]` each: of losses, of loss terms, and of examples."""
-
-    total: jax.Array
-    count: jax.Array
-    examples: jax.Array
 
 
 # (params, rate, batch, real, key) -> (gradient, LossSums)
@@ -92,7 +90,7 @@ def full_gradient(task: Task, of_pieces: Callable | None = None) -> ClientWork:
             return trees.add(gradient, more), trees.add(losses, new)
 
         sums, done = (trees.zeros_like(params), no_losses()), jnp.zeros((), jnp.int32)
-        for width, count in zip(PIECES, _pieces(client.size), strict=True):
+        for width, count in zip(PIECES, count_pieces(client.size), strict=True):
             add = functools.partial(add_piece, width=width, first=done)
             sums = jax.lax.fori_loop(0, count, add, sums)
             done = done + width * count
@@ -101,7 +99,9 @@ def full_gradient(task: Task, of_pieces: Callable | None = None) -> ClientWork:
 
     def slots(sizes, keys):
         del keys
-        return jnp.stack([w * count for w, count in zip(PIECES, _pieces(sizes), strict=True)], axis=-1)
+        return jnp.stack(
+            [w * count for w, count in zip(PIECES, count_pieces(sizes), strict=True)], axis=-1
+        )
 
     return ClientWork(run, slots)
 
@@ -164,7 +164,7 @@ def local_training(
             if shuffle == "each_epoch":
                 keys = jax.vmap(jax.random.fold_in, (None, 0))(keys[0], jnp.arange(local_epochs))
             orders = jax.vmap(draw, (0, None))(keys, jnp.maximum(client.size, 1))
-        per_epoch = jnp.maximum(_ceil_div(client.size, width), 1)
+        per_epoch = jnp.maximum(ceil_div(client.size, width), 1)
         return orders, per_epoch, jax.random.fold_in(key, 1)
 
     def direction(rate: Any):
@@ -204,12 +204,12 @@ def local_training(
         return params, losses
 
     def count(sizes: jax.Array, keys: jax.Array) -> jax.Array:
-        return epochs_of_all(keys) * _ceil_div(sizes, width)
+        return epochs_of_all(keys) * ceil_div(sizes, width)
 
     def run(params: Params, client: Client, key: jax.Array, rate: Any):
         one_step = functools.partial(step, client=client, rate=rate)
         carry = begin(params, client, key, rate)
-        return end(jax.lax.fori_loop(0, epochs_of(key) * _ceil_div(client.size, width), one_step, carry))
+        return end(jax.lax.fori_loop(0, epochs_of(key) * ceil_div(client.size, width), one_step, carry))
 
     def slots(sizes: jax.Array, keys: jax.Array) -> jax.Array:
         return width * count(sizes, keys)[:, None]
@@ -303,14 +303,6 @@ def train_step(
     return step
 
 
-def mean_gradient(
-    task: Task, params: Params, batch: Batch, real: jax.Array, key: jax.Array
-) -> tuple[Params, LossSums]:
-    """Returns the gradient of a batch's mean loss and the batch's sums; see `sum_gradient`."""
-    gradient, losses = sum_gradient(task, params, batch, real, key)
-    return trees.scale(gradient, 1 / jnp.maximum(losses.count, 1) + _zero_after(gradient)), losses
-
-
 def _swapped(gradient: GradientFn, rate: Any, params, batch, real, key):
     return gradient(params, rate, batch, real, key)
 
@@ -319,78 +311,3 @@ def _summed(gradient: GradientFn, rate: Any, params, batch, real, key):
     """Turns a gradient of mean losses into one of summed losses, so that pieces add up."""
     direction, losses = gradient(params, rate, batch, real, key)
     return trees.scale(direction, losses.count), losses
-
-
-def sum_gradient(
-    task: Task, params: Params, batch: Batch, real: jax.Array, key: jax.Array
-) -> tuple[Params, LossSums]:
-    """Returns the gradient of a batch's summed loss and the batch's sums.
-
-    Args:
-      task: the model and its loss.
-      params: the parameters.
-      batch: column name -> `[B, ...]`.
-      real: `[B]` bool; other rows are padding and do not count.
-      key: PRNG key for the task.
-
-    Returns:
-      The gradient, shaped like `params`, and the sums over the real rows.
-    """
-
-    def summed(params):
-        total, count = task.loss(params, batch, key)
-        total, count = (jnp.sum(jnp.where(real, column, 0)) for column in (total, count))
-        losses = LossSums(
-            total.astype(jnp.float32), count.astype(jnp.float32), jnp.sum(real, dtype=jnp.int32)
-        )
-        return total, losses
-
-    return jax.grad(summed, has_aux=True)(params)
-
-
-def _zero_after(tree: Any) -> jax.Array:
-    """Returns a zero that depends on every leaf.
-
-    An update that uses it starts after the last read of the parameters. Otherwise XLA copies them at
-    every step, lest the update of one layer overtake the backward pass through it.
-    """
-    total = sum(leaf.ravel()[0] for leaf in jax.tree.leaves(tree))
-    return 0 * jnp.where(jnp.isfinite(total), total, 0)
-
-
-def batch_slots(
-    i: jax.Array, width: int, size: jax.Array, first: jax.Array | int = 0
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the positions of one batch among a client's examples.
-
-    Args:
-      i: `[]` int32, index of the batch.
-      width: `B`.
-      size: `[]` int32, `n_k`.
-      first: position where batch 0 begins.
-
-    Returns:
-      Positions `[B]` int32, and `[B]` bool, whether each is real. Positions past the end repeat the
-      last one, so they gather a valid row of the same client.
-    """
-    slots = first + i * width + jnp.arange(width, dtype=jnp.int32)
-    return jnp.clip(slots, 0, jnp.maximum(size - 1, 0)), slots < size
-
-
-def _pieces(size: jax.Array) -> list[jax.Array]:
-    """Returns a client's number of pieces of each width; only the last, narrowest one may be short."""
-    counts = []
-    for width in PIECES:
-        counts.append(_ceil_div(size, width) if width == PIECES[-1] else size // width)
-        size = jnp.maximum(size - width * counts[-1], 0)
-    return counts
-
-
-def no_losses() -> LossSums:
-    """Returns zero sums."""
-    zero = jnp.zeros((), jnp.float32)
-    return LossSums(zero, zero, jnp.zeros((), jnp.int32))
-
-
-def _ceil_div(a: jax.Array, b: int) -> jax.Array:
-    return (a + (b - 1)) // b

@@ -8,7 +8,7 @@ import jax
 
 from fedjax_sim.core import trees
 from fedjax_sim.core.types import Task
-from fedjax_sim.engine.client import PIECES
+from fedjax_sim.engine.gradients import PIECES
 from fedjax_sim.engine.optimizers import OptimizerFactory
 
 # A lane holds its own model, its gradient, and the update that it adds to the sum.

@@ -115,11 +115,11 @@ def simulated_quadratics(gradient):
 @pytest.mark.parametrize(
     ("steps", "gradient", "fed_avg"),
     [
-        (2, 1, 5.6e-4),
-        (2, 10, 2.0e-2),
+        pytest.param(2, 1, 5.6e-4, marks=pytest.mark.slow),
+        pytest.param(2, 10, 2.0e-2, marks=pytest.mark.slow),
         (2, 100, 0.24),
-        (10, 1, 1.5e-3),
-        (10, 10, 4.7e-2),
+        pytest.param(10, 1, 1.5e-3, marks=pytest.mark.slow),
+        pytest.param(10, 10, 4.7e-2, marks=pytest.mark.slow),
         (10, 100, 0.31),
     ],
 )

@@ -11,7 +11,8 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.engine.client import PIECES, SHUFFLES, batch_slots
+from fedjax_sim.engine.client import SHUFFLES
+from fedjax_sim.engine.gradients import PIECES, batch_slots
 
 SIZES = [0, 1, 49, 50, 51, 123, 200, 430]
 ROWS = {
