@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.core import trees
-from fedjax_sim.core.checks import check_rates
+from fedjax_sim.core.checks import check_count, check_rates
 from fedjax_sim.core.messages import exchange, model_exchange
 from fedjax_sim.core.types import Algorithm, Batch, Client, Cohort, Params, Task
 from fedjax_sim.engine.client import ClientWork, local_training, most_slots
@@ -169,6 +169,7 @@ def local_sgd(
     server_rates = rate_of("server_lr", server_lr, server_optimizer)
     rates = client_rates | server_rates | {"lr_decay": lr_decay}
     make_client, make_server = as_factory(client_optimizer), as_factory(server_optimizer)
+    local_epochs = check_count("local_epochs", local_epochs)
     work = local_training(
         task,
         wrap(make_client),

@@ -50,10 +50,15 @@ def fed_prox(
       ValueError: a setting is out of its range, or a rate is given twice or not at all.
     """
     check_shares({"stragglers": stragglers})
+    if stragglers and local_epochs == 1:
+        raise ValueError(
+            f"stragglers is {stragglers} with local_epochs=1, and a straggler completes 1 to E - 1 "
+            "epochs; wanted at least 2 local epochs, or no stragglers"
+        )
 
     def epochs(key: jax.Array) -> jax.Array:
         which, count = jax.random.split(key)
-        some = jax.random.randint(count, (), 1, max(local_epochs, 2))
+        some = jax.random.randint(count, (), 1, local_epochs)
         return jnp.where(jax.random.bernoulli(which, stragglers), some, local_epochs)
 
     def proximal(make_optimizer):
@@ -61,7 +66,7 @@ def fed_prox(
             eta, mu, w = rate
 
             def pull(gradient, w_k):
-                return jax.tree.map(lambda g, a, b: g + mu * (a - b), gradient, w_k, w)
+                return jax.tree.map(lambda g, a, b: g + (mu * (a - b)).astype(g.dtype), gradient, w_k, w)
 
             return optax.chain(optax.stateless(pull), make_optimizer(eta))
 

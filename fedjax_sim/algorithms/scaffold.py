@@ -77,9 +77,13 @@ def scaffold(
     def leave(shared, c_k, client, trained, key):
         (x, c, eta), (y, losses) = shared, trained
         steps = local.num_steps(client).astype(jnp.float32)  # the paper's K for this client
-        scale = jnp.where(client.size > 0, 1 / jnp.maximum(steps * eta, 1e-30), 0.0)
-        drift = jax.tree.map(lambda x, y, c: scale * (x - y) - c, x, y, c)
-        drift = jax.tree.map(lambda d: jnp.where(client.size > 0, d, 0), drift)
+        moved = steps * eta  # zero for an empty client or a zero rate, which say nothing of gradients
+        scale = 1 / jnp.maximum(moved, 1e-30)
+
+        def drift_of(x, y, c):
+            return jnp.where(moved > 0, scale * (x - y) - c, 0).astype(c.dtype)
+
+        drift = jax.tree.map(drift_of, x, y, c)
         update = weigh(trees.subtract(y, x), local.weight_of(client.size))
         return ClientOutput((update, drift), losses, own=trees.add(c_k, drift))
 
@@ -91,7 +95,7 @@ def scaffold(
         )
         update, drift = result.message
         state = local.server_step(state, update.mean(), update.weight)
-        c = jax.tree.map(lambda c, d: c + d / num_clients, c, drift)
+        c = jax.tree.map(lambda c, d: c + (d / num_clients).astype(c.dtype), c, drift)
         return state._replace(extra=(c, num_clients)), result.own, round_info(result, cohort)
 
     def zeros(params):

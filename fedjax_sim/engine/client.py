@@ -150,10 +150,12 @@ def local_training(
         return jnp.clip(drawn, 1, local_epochs).astype(jnp.int32)
 
     def epochs_of_all(keys: jax.Array):
-        return local_epochs if epochs is None else jax.vmap(epochs_of)(keys)
+        return (
+            local_epochs if epochs is None else jax.lax.map(epochs_of, keys)
+        )  # vmap draws other numbers from some kinds of keys
 
     if batch_size == math.inf:
-        return _full_steps(task, make_optimizer, epochs_of, epochs_of_all, gradient)
+        return _full_steps(task, make_optimizer, local_epochs, epochs and epochs_of, gradient)
     width = check_count("batch_size", batch_size)
 
     def shared(client: Client, key: jax.Array):
@@ -220,8 +222,8 @@ def local_training(
 def _full_steps(
     task: Task,
     make_optimizer: OptimizerFactory,
-    epochs_of: Callable,
-    epochs_of_all: Callable,
+    local_epochs: int,
+    epochs_of: Callable | None,
     gradient: GradientFn | None,
 ) -> ClientWork:
     """Returns ClientUpdate with infinite `B`: each epoch is one step on all examples."""
@@ -236,17 +238,20 @@ def _full_steps(
             params, state, losses = carry
             step, new = whole.run(params, client, jax.random.fold_in(step_key, e))
             updates, state = optimizer.update(step, state, params)
-            return optax.apply_updates(params, updates), state, trees.add(losses, new)
+            after = optax.apply_updates(params, updates), state, trees.add(losses, new)
+            if epochs_of is None:
+                return after
+            return jax.tree.map(functools.partial(jnp.where, e < epochs_of(key)), after, carry)
 
         state = optimizer.init(params)
         refuse_schedule(state)
         carry = (params, state, no_losses())
-        params, _, losses = jax.lax.fori_loop(0, epochs_of(key), epoch, carry)
+        # All clients execute E epochs, since lanes walk the pieces of an epoch together.
+        params, _, losses = jax.lax.fori_loop(0, local_epochs, epoch, carry)
         return params, losses
 
     def slots(sizes: jax.Array, keys: jax.Array) -> jax.Array:
-        count = epochs_of_all(keys)
-        return jnp.reshape(count, (-1, 1)) * slots_of_epoch(sizes, keys)
+        return local_epochs * slots_of_epoch(sizes, keys)
 
     return ClientWork(run, slots)
 

@@ -1,5 +1,6 @@
 """Runs one function on every device of a layout and sums what they return."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -91,7 +92,8 @@ def on_every_device(
             ids = jnp.where(members == ABSENT, ABSENT, ids[jnp.minimum(members, ids.size - 1)])
             index = everybody
         starts, sizes = offsets[index], offsets[index + 1] - offsets[index]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+        # Not by vmap, under which some kinds of keys are others.
+        keys = jax.lax.map(functools.partial(jax.random.fold_in, key), ids)
         return fn(shared, own, Share(examples, starts, sizes, ids, members, keys), key)
 
     examples = jax.tree.map(jnp.asarray, dict(data.examples))

@@ -37,6 +37,8 @@ def start(
     state = algorithm.init(key, hparams, num_clients, *params)
     if algorithm.memory is None:
         return state
+    # Apart from what `init` draws: the parts of a split key are the key with 0, 1, ... folded in.
+    key = jax.random.fold_in(key, 2**32 - 1)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(num_clients))
     rows = jax.vmap(algorithm.memory, (0, None))(keys, state.params)
     return WithMemory(state, rows)
@@ -61,7 +63,11 @@ def play(round_fn: Callable, key: jax.Array, state: Any, data: Any, cohort: Coho
 
 
 def check_room(
-    algorithm: Algorithm, num_clients: int, hparams: Mapping[str, Any], layout: Layout, num_runs: int = 1
+    algorithm: Algorithm,
+    num_clients: int,
+    hparams: Mapping[str, Any],
+    layout: Layout,
+    num_copies: int = 1,
 ) -> None:
     """Refuses clients' memory for which the devices have no room.
 
@@ -70,7 +76,7 @@ def check_room(
       num_clients: `N`.
       hparams: the algorithm's hyper-parameters.
       layout: every device has the rows of all clients.
-      num_runs: number of runs that lie on a device at the same time.
+      num_copies: how many times the rows lie there at the same time, in several runs.
 
     Raises:
       ValueError: the rows need more memory than the device, or the machine, has.
@@ -78,14 +84,15 @@ def check_room(
     if algorithm.memory is None:
         return
     begin = functools.partial(start, algorithm, num_clients)
-    needed = num_runs * trees.num_bytes(jax.eval_shape(begin, jax.random.key(0), hparams).clients)
+    needed = num_copies * trees.num_bytes(jax.eval_shape(begin, jax.random.key(0), hparams).clients)
     room = memory_bytes(jax.local_devices()[0])
     if room is None:  # CPU devices share the machine's
-        needed, room = needed * layout.num_devices, machine_bytes()
+        here = min(layout.num_devices * layout.num_parts, len(jax.local_devices()))
+        needed, room = needed * here, machine_bytes()
     if room is not None and needed > room:
         raise ValueError(
-            f"the memory of {num_clients} clients takes {needed / 1e9:.3g} GB in {num_runs} runs, and "
-            f"there are {room / 1e9:.3g} GB; wanted fewer clients, a smaller model or fewer runs at once"
+            f"the memory of {num_clients} clients takes {needed / 1e9:.3g} GB in {num_copies} copies, "
+            f"and there are {room / 1e9:.3g} GB; wanted fewer clients, a smaller model or fewer runs at once"
         )
 
 

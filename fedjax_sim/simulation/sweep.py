@@ -142,7 +142,10 @@ def sweep(
     size = cohort_size(data.num_clients, client_fraction)
     check_counters(algorithm, data, size, layout)
     rates = as_rates(combinations[0][0])
-    client_memory.check_room(algorithm, data.num_clients, rates, layout, len(combinations))
+    # Stacked runs lie there as they begin, side by side, and each by itself when it is judged; others as
+    # they are and, in a race, as they were.
+    copies = len(combinations) * (3 if stacked else 2)
+    client_memory.check_room(algorithm, data.num_clients, rates, layout, copies)
     check_initial_params(algorithm, combinations[0][0], initial_params)
     num_rounds = int(num_rounds)
     home = None if workdir is None else pathlib.Path(workdir)

@@ -49,6 +49,8 @@ def test_stragglers_do_part_of_their_epochs_and_may_be_dropped(task, data):
 def test_shares_out_of_range_are_refused(task):
     with pytest.raises(ValueError, match=r"stragglers is 1.5; wanted a number in \[0, 1\]"):
         fs.fed_prox(task, client_lr=0.1, mu=0.0, local_epochs=1, batch_size=4, stragglers=1.5)
+    with pytest.raises(ValueError, match=r"stragglers is 0\.5 with local_epochs=1"):
+        fs.fed_prox(task, client_lr=0.1, mu=0.0, local_epochs=1, batch_size=4, stragglers=0.5)
     with pytest.raises(ValueError, match="mu is -1"):
         fs.fed_prox(task, client_lr=0.1, mu=-1, local_epochs=1, batch_size=4)
 

@@ -96,10 +96,39 @@ def test_the_optimum_is_fed_nova_s_limit_where_rates_vanish(momentum):
     assert limit(algorithm, data, 300) == pytest.approx(CENTRES.mean(), abs=0.02)
 
 
-def test_fed_nova_refuses_what_has_no_total_weight():
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(0.1),
+        optax.chain(optax.clip_by_global_norm(10.0), optax.sgd(0.1)),
+        optax.chain(optax.adam(0.1), optax.apply_every(4)),
+        optax.chain(
+            optax.add_decayed_weights(0.1, mask=lambda p: jax.tree.map(lambda w: w.ndim > 1, p)),
+            optax.sgd(0.1),
+        ),
+    ],
+    ids=["adam", "clipped", "adam-every-4", "decay"],
+)
+def test_fed_nova_refuses_what_has_no_total_weight(optimizer):
     task = fs.models.logistic_regression()
     with pytest.raises(ValueError, match=r"not linear in its gradients.*wanted SGD"):
-        fs.fed_nova(task, optax.adam, local_epochs=1, batch_size=1, client_lr=0.1)
+        fs.fed_nova(task, optimizer, local_epochs=1, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"client_optimizer": optax.sgd, "client_lr": 0.1},
+        {"client_optimizer": optax.sgd(0.1)},
+        {"client_optimizer": optax.sgd(0.1, momentum=0.5, nesterov=True)},
+    ],
+    ids=["rate", "built", "nesterov"],
+)
+def test_fed_nova_is_fed_avg_where_clients_take_equally_many_steps(settings):
+    task, data = simulated_quadratics(1.0)
+    settings = {"local_epochs": 3, "batch_size": float("inf"), "weighting": "uniform"} | settings
+    found = limit(fs.fed_nova(task, **settings), data, 2)
+    assert found == pytest.approx(limit(fs.fed_avg(task, **settings), data, 2), rel=1e-5)
 
 
 def simulated_quadratics(gradient):

@@ -1,8 +1,11 @@
 """Clients' memory and rows: the same on any lanes and devices, untouched for clients that are absent."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toys
 
@@ -142,9 +145,31 @@ def test_memory_that_does_not_fit_is_refused(task, data, monkeypatch):
     needed = 10 * 4 * sum(leaf.size for leaf in jax.tree.leaves(task.init(jax.random.key(0))))
     monkeypatch.setattr(client_memory, "machine_bytes", lambda: needed - 1)
     with pytest.raises(
-        ValueError, match=r"memory of 10 clients takes .* GB in 1 runs, and there are .* GB"
+        ValueError, match=r"memory of 10 clients takes .* GB in 1 copies, and there are .* GB"
     ):
         fs.simulate(scaffold(task), data, key=jax.random.key(0), **settings)
-    monkeypatch.setattr(client_memory, "machine_bytes", lambda: 2 * needed - 1)
-    with pytest.raises(ValueError, match="in 2 runs"):
+    monkeypatch.setattr(client_memory, "machine_bytes", lambda: 4 * needed - 1)
+    with pytest.raises(ValueError, match="in 4 copies"):
         fs.sweep(scaffold(task), data, hparams={"client_lr": [0.1, 0.2]}, **settings)
+
+
+@pytest.mark.parametrize("make", [fs.scaffold, fs.fed_nova, fs.fed_prox], ids=lambda make: make.__name__)
+def test_models_in_bfloat16_keep_their_dtype(task, data, make):
+    """Traced alone: what a client returns has the dtype that it was given."""
+
+    def half(key):
+        return jax.tree.map(lambda w: w.astype(jnp.bfloat16), task.init(key))
+
+    more = {"mu": 0.1, "client_optimizer": functools.partial(optax.sgd, momentum=0.5)}
+    algorithm = make(
+        task._replace(init=half),
+        client_lr=0.1,
+        local_epochs=2,
+        batch_size=4,
+        **(more if make is fs.fed_prox else {}),
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        state = toys.init(algorithm)
+        cohort = fs.Cohort(jnp.arange(3, dtype=jnp.int32))
+        after, _ = jax.eval_shape(toys.round_of(algorithm), jax.random.key(0), state, data, cohort)
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
