@@ -24,6 +24,9 @@ LONGEST_FIRST = (
     "test_sweep.py",
     "test_simulate.py",
     "test_documents.py",
+    "test_client_memory.py",
+    "test_fed_prox.py",
+    "test_quadratics.py",
 )
 
 

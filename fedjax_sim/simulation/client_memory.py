@@ -92,7 +92,8 @@ def check_room(
     if room is not None and needed > room:
         raise ValueError(
             f"the memory of {num_clients} clients takes {needed / 1e9:.3g} GB in {num_copies} copies, "
-            f"and there are {room / 1e9:.3g} GB; wanted fewer clients, a smaller model or fewer runs at once"
+            f"and there are {room / 1e9:.3g} GB; wanted fewer clients, a smaller model or fewer runs at "
+            "once"
         )
 
 
