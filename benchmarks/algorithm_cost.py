@@ -2,11 +2,12 @@
 
     python benchmarks/algorithm_cost.py --out=benchmarks/results/algorithm_cost.json
 
-2NN, B = 10, E = 1, random images on one device. Algorithms take turns, and medians are over all rounds but
-the first of each turn. With long clients a round is local training; with short ones it is mostly what an
-algorithm does once per client, such as reading and writing control variates.
+2NN, B = 10, E = 1, random images on one device. Algorithms take turns, and medians are over all rounds
+but the first of each turn. With long clients a round is local training; with short ones it is mostly what
+an algorithm does once per client, such as reading and writing control variates.
 """
 
+import pathlib
 import statistics
 
 import jax
@@ -78,7 +79,7 @@ def main(argv):
     print(fs.reporting.markdown(shown))
     if _OUT.value:
         record = fs.reporting.provenance() | {"method": __doc__, "rows": rows}
-        fs.reporting.write_json(_OUT.value, record)
+        fs.reporting.write_json(pathlib.Path(_OUT.value), record)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ stragglers; FedProx keeps what they did, with mu = 0 or 1. The authors' data has
 other draws. Their README claims 22 points more accuracy on average with 90 % stragglers.
 """
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +92,7 @@ def main(argv):
     print(fs.reporting.markdown(rows))
     if _OUT.value:
         record = fs.reporting.provenance() | {"method": __doc__, "summary": rows, "runs": runs}
-        fs.reporting.write_json(_OUT.value, record)
+        fs.reporting.write_json(pathlib.Path(_OUT.value), record)
 
 
 if __name__ == "__main__":
