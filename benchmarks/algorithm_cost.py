@@ -3,8 +3,8 @@
     python benchmarks/algorithm_cost.py --out=benchmarks/results/algorithm_cost.json
 
 2NN, B = 10, E = 1, random images on one device. Algorithms take turns, and medians are over all rounds
-but the first of each turn. With long clients a round is local training; with short ones it is mostly what
-an algorithm does once per client, such as reading and writing control variates.
+but the first of each turn. With long clients a round is local training; with short ones it is mostly
+what an algorithm does once per client, such as reading and writing control variates.
 """
 
 import pathlib
