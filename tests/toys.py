@@ -46,7 +46,12 @@ def init(algorithm, seed=0, num_clients=10, **hparams):
 
 def round_of(algorithm):
     """A compiled round, of the state in which the simulation keeps the clients' memory as well."""
-    return jax.jit(functools.partial(client_memory.play, algorithm.round))
+    return _compiled(algorithm.round)
+
+
+@functools.cache  # as `jax.jit(round_fn)` would be
+def _compiled(round_fn):
+    return jax.jit(functools.partial(client_memory.play, round_fn))
 
 
 def play(algorithm, data, ids=None, *, state=None, rounds=1, where=None, seed=1):

@@ -32,6 +32,7 @@ def test_a_stronger_pull_moves_the_model_less(task, data):
     assert moved(0.0) > 1.2 * moved(1.0) > 1.2 * 1.2 * moved(5.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_stragglers_do_part_of_their_epochs_and_may_be_dropped(task, data):
     settings = {"client_lr": 0.1, "mu": 0.0, "local_epochs": 8, "batch_size": 4, "stragglers": 1.0}
