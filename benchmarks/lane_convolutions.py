@@ -50,7 +50,7 @@ LAYERS = {
     "pfl-conv1": Layer(32, (3, 32), 3, "VALID", first=True),
     "pfl-conv2": Layer(30, (32, 64), 3, "VALID"),
 }
-VARIANTS = fs.models.lane_conv.VARIANTS
+VARIANTS = fs.models.ops.lane_conv.VARIANTS
 MOST_BYTES = 2e9  # of patches
 
 _LAYERS = flags.DEFINE_list("layers", list(LAYERS), "Layers to time.")
@@ -73,10 +73,10 @@ METHOD = (
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A role in a layer, with its inputs' shapes and its `fs.models.lane_conv.Shape`."""
+    """A role in a layer, with its inputs' shapes and its `fs.models.ops.lane_conv.Shape`."""
 
     layer: str
-    role: str  # one of `fs.models.lane_conv.ROLES`
+    role: str  # one of `fs.models.ops.lane_conv.ROLES`
     pads: tuple
     inputs: tuple[tuple[int, ...], tuple[int, ...]]
     shape: tuple[int, ...]

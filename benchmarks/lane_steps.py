@@ -18,7 +18,7 @@ from absl import app, flags
 
 import fedjax_sim as fs
 
-lane_conv = fs.models.lane_conv
+lane_conv = fs.models.ops.lane_conv
 
 _CASES = flags.DEFINE_list(
     "cases",
