@@ -5,7 +5,7 @@
 It times what makes up a training step: a convolution together with its kernel's gradient, which reads
 the same images, and the gradient of the input by itself. Each runs in a compiled loop, as in a step,
 where each pass waits for the one before. The variants take turns in one process, and nothing compiles
-while timed. The winners belong in `fedjax_sim/models/lane_conv.py`; its rows are printed last.
+while timed. The winners belong in `fedjax_sim/models/ops/lane_conv.py`; its rows are printed last.
 """
 
 import dataclasses
@@ -196,7 +196,7 @@ def table(rows):
 
 
 def code(rows):
-    """Yields the rows of `fedjax_sim/models/lane_conv.py`, with times in milliseconds."""
+    """Yields the rows of `fedjax_sim/models/ops/lane_conv.py`, with times in milliseconds."""
     for row in rows:
         best = row["best"]
         times = [f"{milliseconds(best[name]):g}" if name in best else "math.inf" for name in VARIANTS]
@@ -221,7 +221,7 @@ def main(_):
             print(table(report["rows"][-1:]).splitlines()[-1], file=sys.stderr)
 
     print(table(report["rows"]))
-    print(f"\n{METHOD}\n\nThe rows of fedjax_sim/models/lane_conv.py:\n")
+    print(f"\n{METHOD}\n\nThe rows of fedjax_sim/models/ops/lane_conv.py:\n")
     print("\n".join(code(report["rows"])))
     if _OUT.value:
         Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n")
