@@ -53,6 +53,7 @@ def trained(before, after):
     return np.flatnonzero(np.any(changed, axis=0)).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_memory_where_each_device_has_rows_of_its_own(task, data):
     """As with several processes; the cohort is the same on all devices, and so is the memory."""
@@ -116,7 +117,7 @@ def test_other_memory_than_was_given_is_refused(data):
         )
 
 
-@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.parametrize("placement", [pytest.param("device", marks=pytest.mark.slow), "host"])
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_run_with_memory_resumes_to_the_bit(task, data, tmp_path, placement):
     settings = {"key": jax.random.key(3), "client_fraction": 0.5, "layout": fs.Layout()}
@@ -127,6 +128,7 @@ def test_a_run_with_memory_resumes_to_the_bit(task, data, tmp_path, placement):
     toys.assert_same(resumed.state, whole.state)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_stacked_sweeps_and_threads_remember_alike(task, data):
     settings = {"hparams": {"client_lr": [0.05, 0.2]}, "seeds": [0, 1], "num_rounds": 3}

@@ -224,6 +224,7 @@ def test_counts_survive_the_message_to_the_last_one():
     np.testing.assert_array_equal(summed["floats"], np.full((2, 3), 2))
 
 
+@pytest.mark.slow
 def test_parts_of_a_mesh_have_runs_of_their_own(task, data):
     settings = {
         "hparams": {"client_lr": [0.03, 0.1, 0.3]},

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from script_runs import rows_of, train
 
 LEARNERS = ("--algorithm=dynamic_averaging", "--model=logistic", "--num_rounds=4", "--sync_period=3")
@@ -22,6 +23,7 @@ def test_learners_that_drift_by_flags(tmp_path):
     assert (config["protocol"], config["sync_period"], config["drift_at"]) == ("dynamic", 3, ["6"])
 
 
+@pytest.mark.slow
 def test_learners_on_streams_of_a_graphical_model(tmp_path):
     flags = ("--dataset=graphical_model", "--num_clients=6", "--drift_at=6", "--delta=inf")
     summary = json.loads(train(*LEARNERS, *flags, "--workdir=w", cwd=tmp_path).stdout)

@@ -102,6 +102,7 @@ def test_the_same_command_continues_and_another_is_refused(finished):
     assert rows_of(workdir) == before
 
 
+@pytest.mark.slow
 def test_another_axis_draws_the_same_run_anew(finished):
     _, workdir = finished
     before, picture = rows_of(workdir), (workdir / "curve.png").read_bytes()
@@ -419,6 +420,7 @@ def test_a_synthetic_population_trains_and_its_placement_is_no_setting(tmp_path)
     assert rows_of(tmp_path / "w") == rows
 
 
+@pytest.mark.slow
 def test_stored_clients_train_from_their_files(tmp_path):
     digits, test = fs.data.load("mnist5k")
     for part, dataset in (("train", digits), ("test", test)):

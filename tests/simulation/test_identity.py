@@ -161,6 +161,7 @@ def test_more_rounds_continue_and_fewer_than_done_are_refused(task, data, tmp_pa
         play(task, data, home, num_rounds=4)
 
 
+@pytest.mark.slow
 def test_more_rounds_of_a_sweep_continue(task, data, tmp_path):
     def sweep(home, num_rounds):
         algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)

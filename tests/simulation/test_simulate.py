@@ -47,6 +47,7 @@ def test_rounds_in_blocks_are_the_same_rounds(task, data):
     assert [row["round"] for row in uneven.rows] == [0, 4, 6]
 
 
+@pytest.mark.slow
 def test_two_devices_and_lanes_give_the_same_run(task, data):
     alone, spread = (run(task, data, layout=toys.layout(*where)) for where in ((1, 1), (2, 2)))
     toys.assert_close(alone.params, spread.params, rtol=1e-3, atol=1e-4)

@@ -95,7 +95,7 @@ def test_a_run_on_a_core_is_to_the_bit_that_of_simulate(task, data, make, grids)
     [
         (algorithm, RATES, SEEDS, (1, 1)),
         (algorithm, TWO, (3,), (1, 1)),
-        (algorithm, RATES, SEEDS, (3, 1)),
+        pytest.param(algorithm, RATES, SEEDS, (3, 1), marks=pytest.mark.slow),
         (fed_sgd, RATES, SEEDS, (1, 2)),
     ],
 )
