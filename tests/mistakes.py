@@ -57,7 +57,7 @@ def changed(mistake, source):
 
 def run_tests(copy, home, name, tests):
     """Runs tests on a copy until the first failure; `(exit status, first failed test)`."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", ""]
     # The tests' own cache of programs lies beside this, so that all runs share it.
     command += [f"--basetemp={home / 'runs' / name}", "--tb=no", *(f"tests/{test}" for test in tests)]
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}

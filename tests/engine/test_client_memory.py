@@ -57,7 +57,7 @@ def trained(before, after):
 @pytest.mark.usefixtures("quick_compilation")
 def test_memory_where_each_device_has_rows_of_its_own(task, data):
     """As with several processes; the cohort is the same on all devices, and so is the memory."""
-    algorithm, layout = scaffold(task), toys.layout(2, 2)
+    algorithm, layout = scaffold(task), toys.layout(1, 2)
     with CohortPrefetcher(data, jax.random.key(5), 7, layout, num_rounds=1, spread=True) as feed:
         fed = feed.cohort(0)
     ids = np.asarray(fed.cohort.ids)
