@@ -68,7 +68,7 @@ class Client(NamedTuple):
 
 
 class ClientOutput(NamedTuple):
-    """What leaves one client at the end of its round.
+    """Output of one client at the end of its round.
 
     Attributes:
       message: a pytree that is summed over the cohort, each leaf in its own dtype; unsigned
@@ -122,7 +122,7 @@ class Layout:
 
     @property
     def is_single(self) -> bool:
-        """Whether one device does everything."""
+        """Whether a single device runs all clients and runs."""
         return self.num_devices * self.num_parts == 1
 
 

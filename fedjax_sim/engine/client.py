@@ -28,7 +28,6 @@ from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, refuse_sc
 
 SHUFFLES = ("each_epoch", "once", "never")
 
-
 _EPOCHS = 2  # folded into a client's key; 0 and 1 are taken by orders and steps
 
 
@@ -150,9 +149,9 @@ def local_training(
         return jnp.clip(drawn, 1, local_epochs).astype(jnp.int32)
 
     def epochs_of_all(keys: jax.Array):
-        return (
-            local_epochs if epochs is None else jax.lax.map(epochs_of, keys)
-        )  # vmap draws other numbers from some kinds of keys
+        if epochs is None:
+            return local_epochs
+        return jax.lax.map(epochs_of, keys)  # under vmap some kinds of keys draw other numbers
 
     if batch_size == math.inf:
         return _full_steps(task, make_optimizer, local_epochs, epochs and epochs_of, gradient)

@@ -13,7 +13,7 @@ from fedjax_sim.engine.optimizers import OptimizerFactory
 
 # A lane holds its own model, its gradient, and the update that it adds to the sum.
 _MODELS = 3
-# What the forward pass keeps for the backward pass, and as much for its gradients.
+# Activations kept for the backward pass, and as much for their gradients.
 _ACTIVATIONS = 2
 
 

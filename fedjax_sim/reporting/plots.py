@@ -158,7 +158,7 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
       path: path of the PNG file.
 
     Returns:
-      Whether the plot was written.
+      True if the plot was written.
     """
     if data.num_classes > _MOST_LABELS:
         return False

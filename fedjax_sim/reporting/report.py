@@ -55,7 +55,7 @@ def write_tensorboard(rows: list[dict], directory: pathlib.Path) -> bool:
     """Writes all rows as TensorBoard scalars, replacing those written before.
 
     Returns:
-      Whether anything was written, which needs tensorboardX.
+      True if scalars were written, False without tensorboardX.
     """
     try:
         from tensorboardX import SummaryWriter

@@ -224,7 +224,7 @@ def evaluate_into(
     """Adds the evaluations of `params` to a row.
 
     Returns:
-      Whether all values of the row are finite.
+      True if all values of the row are finite.
 
     Raises:
       ValueError: no evaluation gives the test accuracy that `stop_at` needs, or one gives a name that

@@ -71,7 +71,7 @@ class RunState:
 
 
 class SweepRunner:
-    """What all runs of a sweep share: blocks, evaluations, and the end of each seed's race."""
+    """State that all runs of a sweep share: blocks, evaluations, and the end of each seed's race."""
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from fedjax_sim.core.types import Params
 
 
 class View(NamedTuple):
-    """What a coordinator can see; learners keep their models until it asks for them.
+    """The coordinator's view; learners keep their models until it asks for them.
 
     Attributes:
       distances: `[m]` float32, `||f_i - r||^2`, which each learner computes locally.

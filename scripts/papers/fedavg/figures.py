@@ -18,7 +18,7 @@ from papers.fedavg.two_models import FIGURE_1_RECORD
 from papers.fedavg.workloads import IID, NON_IID
 
 Panels = dict[str, dict[str, tuple[Any, Any]]]
-# What a curve shows.
+# Kinds of curves.
 BEST = "best"  # the highest test accuracy so far of any rate, from the runs that a table counts
 EACH = "each"  # the test accuracy at one rate, from the figure's own runs
 LOSS = "loss"  # the loss of the shared model on the whole training set, from the figure's own runs
