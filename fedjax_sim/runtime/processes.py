@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 # A process that is silent for so long is lost, and with it the job.
 _SILENT_SECONDS = 30
-# Environment variables of launchers: number of processes, its index, and where JAX looks for the first one.
+# Environment variables of launchers: number of processes, index of this one, address of the first.
 _LAUNCHERS = (
     ("SLURM", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_NODELIST"),
     ("Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_MCA_orte_hnp_uri"),
