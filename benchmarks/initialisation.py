@@ -22,9 +22,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import app, flags, logging
-from papers import fedavg
 
 import fedjax_sim as fs
+
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "scripts"))
+from papers import fedavg  # noqa: E402
 
 MODELS = {"2nn": (fs.models.MLP((200, 200, 10)), 4), "cnn": (fs.models.CNN(10), 2)}  # and their tables
 
