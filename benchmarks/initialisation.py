@@ -26,7 +26,7 @@ from absl import app, flags, logging
 import fedjax_sim as fs
 
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "scripts"))
-from papers import fedavg  # noqa: E402
+from papers import fedavg
 
 MODELS = {"2nn": (fs.models.MLP((200, 200, 10)), 4), "cnn": (fs.models.CNN(10), 2)}  # and their tables
 
