@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import accelerator_ceilings
@@ -162,8 +163,10 @@ def measure(part, report, deadline):
 def check(context, report):
     """Returns the models with rounds that differ from float64's by more than the tolerance."""
     wrong, names = [], ("2nn", "cnn", "char-lstm", "cifar-cnn", "word-lstm", "pfl-cnn")
-    for name in names[:1] if context.small else names:
-        apart = accelerator_check.difference(context.model(name))
+    names = names[:1] if context.small else names
+    with ThreadPoolExecutor() as pool:  # they spend their time compiling
+        differences = pool.map(lambda name: accelerator_check.difference(context.model(name)), names)
+    for name, apart in zip(names, differences, strict=True):
         agrees = apart <= _TOLERANCE.value  # False if it is NaN
         report.add("correctness", name, {"difference": apart, "agrees": agrees})
         wrong += [] if agrees else [name]

@@ -27,7 +27,7 @@ from fedjax_sim.engine.results import check_own, collect, nothing, present
 
 # Folded into a client's key, so that `enter`, `leave` and training draw differently.
 _ENTER, _LEAVE = 2**32 - 1, 2**32 - 2
-_IDLE = 40  # idle lanes may add 1 / _IDLE to the work if that ends the round sooner
+_NARROW = 16  # lanes of an accelerator whose step takes little longer than one lane's
 
 
 def train_clients(
@@ -75,13 +75,13 @@ def train_clients(
 
         return map_clients(whole, shared, data, cohort, key=key, work=work.slots, own=own)
 
-    widths = halving(lanes)
+    widths, busy = widths_of(lanes, jax.default_backend())
 
     def on_one_device(shared, own, share: Share, key):
         # An empty client runs one discarded step so that it still reaches `leave`.
         count = work.steps.count(share.sizes, share.keys)
         count = jnp.where(share.ids == ABSENT, 0, jnp.maximum(count, 1))
-        queues = plan_queues(count, widths, num_devices)
+        queues = plan_queues(count, widths, num_devices, busy)
         mine = jnp.arange(lanes) * num_devices + (jax.lax.axis_index(CLIENTS) if num_devices > 1 else 0)
         first, last, ends = queues.first[mine], queues.first[mine + 1], queues.loads[mine]
         room = share.ids.size
@@ -222,7 +222,7 @@ class Queues(NamedTuple):
     loads: jax.Array
 
 
-def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int) -> Queues:
+def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int, busy: int | None) -> Queues:
     """Assigns each client, longest first, to the least loaded lane.
 
     The number of lanes is the one that ends the round soonest among those with few idle steps. A client
@@ -230,8 +230,9 @@ def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int) -> Queu
 
     Args:
       count: `[K]` int32, the steps of each client, at least 1; 0 for absent clients, which get no lane.
-      widths: numbers of lanes of a device that may step together, in descending order, ending with 1.
+      widths: numbers of lanes of a device that may step together, in descending order.
       devices: `D`.
+      busy: idle lanes may add one step to this many; None allows any number.
 
     Source of the order: R. L. Graham, "Bounds on multiprocessing timing anomalies", SIAM Journal on
     Applied Mathematics 17(2), 1969, https://doi.org/10.1137/0117039
@@ -256,8 +257,11 @@ def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int) -> Queu
         end = loads.reshape(-1, widths[0], devices)[:, narrower]
         executed = executed + width * (end - before).sum(axis=1)
         before = end
-    good = executed <= count.sum() + count.sum() // _IDLE  # one lane is never idle
-    best = jnp.argmin(jnp.where(good, loads[:, 0], never))
+    if busy is None:
+        best = jnp.argmin(loads[:, 0])
+    else:
+        good = executed <= count.sum() + count.sum() // busy  # one lane is never idle
+        best = jnp.argmin(jnp.where(good, loads[:, 0], never))
 
     lane = jnp.argsort(ranks[best])[lanes[:, best]]  # each client's in `order`; lanes by descending load
     lane = jnp.where(count[order] > 0, lane, most)
@@ -267,9 +271,19 @@ def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int) -> Queu
     return Queues(clients, first, loads[best])
 
 
-def halving(lanes: int) -> tuple[int, ...]:
-    """Returns `L`, half of it, and so on down to 1: the widths in which lanes can step."""
+def widths_of(lanes: int, backend: str) -> tuple[tuple[int, ...], int | None]:
+    """Returns the widths in which lanes can step, in descending order, and `busy` of `plan_queues`.
+
+    Each width is compiled by itself. On a CPU a step lasts as long as it is wide, so widths halve down
+    to 1 and hardly any lane idles. On an accelerator a narrow step lasts as long as its kernels take to
+    start, and a width takes seconds to compile: widths quarter down to a few lanes, which may idle.
+
+    Args:
+      lanes: `L`, lanes of a device.
+      backend: name from `jax.default_backend()`.
+    """
+    part, least, busy = (2, 1, 40) if backend == "cpu" else (4, _NARROW, None)
     widths = [lanes]
-    while widths[-1] > 1:
-        widths.append(-(-widths[-1] // 2))
-    return tuple(widths)
+    while widths[-1] > least:
+        widths.append(max(-(-widths[-1] // part), least))
+    return tuple(widths), busy

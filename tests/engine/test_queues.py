@@ -14,13 +14,15 @@ import pytest
 import toys
 
 import fedjax_sim as fs
+from fedjax_sim.engine import queues
 from fedjax_sim.engine.client import ClientWork, SteppedWork
-from fedjax_sim.engine.queues import halving, plan_queues
+from fedjax_sim.engine.queues import plan_queues, widths_of
 from fedjax_sim.participation.uniform import sample_cohort
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-plan = jax.jit(plan_queues, static_argnums=(1, 2))
+plan = jax.jit(plan_queues, static_argnums=(1, 2, 3))
+
 
 COUNTS = {
     "even": lambda rng, size: np.full(size, 7),
@@ -28,6 +30,12 @@ COUNTS = {
     "heavy-tailed": lambda rng, size: np.ceil(10 * rng.lognormal(sigma=2, size=size)).astype(int),
     "one of all": lambda rng, size: np.array([1000] + [1] * (size - 1)),
 }
+
+
+def halving(lanes, devices):
+    """The other arguments of `plan` on CPUs."""
+    widths, busy = widths_of(lanes, "cpu")
+    return widths, devices, busy
 
 
 def executed(loads, widths):
@@ -40,20 +48,29 @@ def executed(loads, widths):
 
 
 @pytest.mark.parametrize(("lanes", "widths"), [(1, (1,)), (2, (2, 1)), (5, (5, 3, 2, 1))])
-def test_widths_halve(lanes, widths):
-    assert halving(lanes) == widths
-    assert halving(64) == (64, 32, 16, 8, 4, 2, 1)
+def test_widths_of_a_cpu_halve(lanes, widths):
+    assert widths_of(lanes, "cpu")[0] == widths
+    assert widths_of(64, "cpu")[0] == (64, 32, 16, 8, 4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "widths"), [(1, (1,)), (16, (16,)), (17, (17, 16)), (256, (256, 64, 16))]
+)
+def test_widths_of_an_accelerator_are_few(lanes, widths):
+    assert widths_of(lanes, "gpu")[0] == widths
 
 
 @pytest.mark.parametrize(
     ("size", "lanes", "devices"), [(1, 1, 2), (10, 10, 1), (100, 16, 1), (40, 5, 2), (7, 4, 3)]
 )
 @pytest.mark.parametrize("name", COUNTS)
-def test_every_client_stands_in_one_queue_and_few_lanes_idle(name, size, lanes, devices):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_every_client_stands_in_one_queue_and_few_lanes_idle(backend, name, size, lanes, devices):
+    widths, busy = widths_of(lanes, backend)
     for seed in range(5):
         count = COUNTS[name](np.random.default_rng(seed), size)
         clients, first, loads = jax.tree.map(
-            np.asarray, plan(jnp.asarray(count, jnp.int32), halving(lanes), devices)
+            np.asarray, plan(jnp.asarray(count, jnp.int32), widths, devices, busy)
         )
         np.testing.assert_array_equal(np.sort(clients), np.arange(size))
         assert first[0] == 0
@@ -61,18 +78,37 @@ def test_every_client_stands_in_one_queue_and_few_lanes_idle(name, size, lanes, 
         for lane, load in enumerate(loads):
             assert count[clients[first[lane] : first[lane + 1]]].sum() == load
         assert (np.diff(loads) <= 0).all()
-        steps = sum(executed(loads[d::devices], halving(lanes)) for d in range(devices))
-        assert count.sum() <= steps <= 1.025 * count.sum()
+        steps = sum(executed(loads[d::devices], widths) for d in range(devices))
+        idle = 0.025 * count.sum() if backend == "cpu" else lanes * devices * count.max()
+        assert count.sum() <= steps <= count.sum() + idle
 
 
 def test_equal_clients_fill_all_lanes():
-    loads = plan(jnp.full(64, 3, jnp.int32), halving(16), 2).loads
+    loads = plan(jnp.full(64, 3, jnp.int32), *halving(16, 2)).loads
     np.testing.assert_array_equal(loads, np.full(32, 6))
 
 
 def test_a_client_with_most_of_the_data_does_not_keep_the_lanes_from_the_others():
-    loads = plan(jnp.array([100, *[10] * 8], jnp.int32), halving(8), 1).loads
+    loads = plan(jnp.array([100, *[10] * 8], jnp.int32), *halving(8, 1)).loads
     assert loads[0] == 100  # nothing ends sooner
+
+
+def test_an_accelerator_ends_a_round_as_soon_as_any_number_of_lanes_can():
+    count = np.array([20, *np.full(99, 10)])
+    widths, busy = widths_of(64, "gpu")
+    assert plan(jnp.asarray(count, jnp.int32), widths, 1, busy).loads[0] == 20
+    assert plan(jnp.asarray(count, jnp.int32), *halving(64, 1)).loads[0] > 20  # too many would idle
+
+
+def test_the_widths_of_an_accelerator_change_no_result(task, data, monkeypatch):
+    algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=1)
+    state, info = toys.play(algorithm, data, where=toys.layout(lanes=3))
+    monkeypatch.setattr(queues, "_NARROW", 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    again = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=1)
+    other, info_there = toys.play(again, data, where=toys.layout(lanes=3))
+    toys.assert_close(state.params, other.params)
+    assert int(info["examples"]) == int(info_there["examples"])
 
 
 @pytest.mark.parametrize(("lanes", "devices"), [(2, 1), (5, 1), (4, 2)])
@@ -112,8 +148,9 @@ def test_each_client_takes_its_own_steps_in_order_and_lanes_as_many_as_planned(l
     sizes = np.asarray(data.sizes)[ids]
     assert int(sums.metrics["right"]) == float(sums.message) == len(ids)
     assert int(sums.metrics["taken"]) == 3 * sizes.sum()
-    widths = halving(lanes)  # 5 lanes take 51, 36, 36, 36 and 35 steps, so that 3 outlast the others
-    loads = np.asarray(plan(jnp.maximum(3 * sizes, 1), widths, devices).loads)
+    widths, _ = widths_of(lanes, "cpu")
+    # 5 lanes take 51, 36, 36, 36 and 35 steps, so that 3 outlast the others.
+    loads = np.asarray(plan(jnp.maximum(3 * sizes, 1), *halving(lanes, devices)).loads)
     assert int(sums.slots) == 4 * sum(executed(loads[d::devices], widths) for d in range(devices))
 
 
