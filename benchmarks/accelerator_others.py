@@ -86,13 +86,17 @@ def pytorch(context, name, python, ours, left):
     return row | ({"over_ours": median / ours["seconds"]} if ours else {})
 
 
-def pytorch_steps(context, python, ours):
-    """Yields rows of the 2NN and the CNN; `ours` holds the rows of our rounds, by name."""
+def pytorch_steps(context, python, rows):
+    """Yields rows of the 2NN and the CNN; `rows` holds all rows so far, part -> name -> row."""
+
+    def ours(name):
+        return rows.get(f"rounds of {_COHORT}", {}).get(name)
+
     for name in ("2nn",) if context.small else ("2nn", "cnn"):
         row = f"{name}, cohort {_COHORT}"
         yield (
             f"PyTorch, {row}",
-            lambda left, name=name, row=row: pytorch(context, name, python, ours.get(row), left),
+            lambda left, name=name, row=row: pytorch(context, name, python, ours(row), left),
         )
 
 

@@ -75,7 +75,8 @@ def train_clients(
 
         return map_clients(whole, shared, data, cohort, key=key, work=work.slots, own=own)
 
-    widths, busy = widths_of(lanes, jax.default_backend())
+    widths, busy = widths_of(lanes, -(-cohort.num_clients // num_devices), jax.default_backend())
+    lanes = widths[0]
 
     def on_one_device(shared, own, share: Share, key):
         # An empty client runs one discarded step so that it still reaches `leave`.
@@ -271,18 +272,24 @@ def plan_queues(count: jax.Array, widths: tuple[int, ...], devices: int, busy: i
     return Queues(clients, first, loads[best])
 
 
-def widths_of(lanes: int, backend: str) -> tuple[tuple[int, ...], int | None]:
+def widths_of(lanes: int, clients: int, backend: str) -> tuple[tuple[int, ...], int | None]:
     """Returns the widths in which lanes can step, in descending order, and `busy` of `plan_queues`.
 
     Each width is compiled by itself. On a CPU a step lasts as long as it is wide, so widths halve down
     to 1 and hardly any lane idles. On an accelerator a narrow step lasts as long as its kernels take to
-    start, and a width takes seconds to compile: widths quarter down to a few lanes, which may idle.
+    start, and a width takes seconds to compile: widths quarter down to a few lanes, which may idle. Only
+    as many lanes are used as equal clients fill: 50 lanes take 100 clients as soon as 64 do.
 
     Args:
-      lanes: `L`, lanes of a device.
+      lanes: most lanes of a device.
+      clients: clients of a device in a round, at least as many.
       backend: name from `jax.default_backend()`.
     """
-    part, least, busy = (2, 1, 40) if backend == "cpu" else (4, _NARROW, None)
+    if backend == "cpu":
+        part, least, busy = 2, 1, 40
+    else:
+        part, least, busy = 4, _NARROW, None
+        lanes = -(-clients // -(-clients // lanes))
     widths = [lanes]
     while widths[-1] > least:
         widths.append(max(-(-widths[-1] // part), least))

@@ -35,7 +35,9 @@ def test_a_small_run_checks_and_measures_every_part(tmp_path):
 
 # What is found of 2nn, cnn, char-lstm, cifar-cnn, word-lstm, pfl-cnn, in the order of the check.
 WRONG = """
+import concurrent.futures
 import accelerator
+accelerator.ThreadPoolExecutor = lambda: concurrent.futures.ThreadPoolExecutor(1)  # in order
 found = iter([0.01, 0.02, 0.0, 0.0, float("nan"), 0.001])
 accelerator.accelerator_check.difference = lambda model: next(found)
 accelerator.app.run(accelerator.main)
@@ -53,6 +55,14 @@ def test_nothing_is_measured_where_rounds_are_wrong(tmp_path):
     agrees = [row["agrees"] for row in report["parts"].pop("correctness").values()]
     assert agrees == [True, False, True, True, False, True]
     assert not report["parts"]
+
+
+def test_an_unknown_part_is_refused_before_the_check():
+    command = [sys.executable, BENCHMARKS / "accelerator.py", "--small", "--parts=p1,p2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert "--parts=p2: no such part; wanted some of ceilings, rounds of 2, p1" in done.stderr
+    assert "correctness" not in done.stderr
 
 
 def test_what_a_round_costs_at_least_is_known_of_every_model(monkeypatch):

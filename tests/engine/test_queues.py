@@ -34,7 +34,7 @@ COUNTS = {
 
 def halving(lanes, devices):
     """The other arguments of `plan` on CPUs."""
-    widths, busy = widths_of(lanes, "cpu")
+    widths, busy = widths_of(lanes, lanes, "cpu")
     return widths, devices, busy
 
 
@@ -49,15 +49,16 @@ def executed(loads, widths):
 
 @pytest.mark.parametrize(("lanes", "widths"), [(1, (1,)), (2, (2, 1)), (5, (5, 3, 2, 1))])
 def test_widths_of_a_cpu_halve(lanes, widths):
-    assert widths_of(lanes, "cpu")[0] == widths
-    assert widths_of(64, "cpu")[0] == (64, 32, 16, 8, 4, 2, 1)
+    assert widths_of(lanes, lanes, "cpu")[0] == widths
+    assert widths_of(64, 64, "cpu")[0] == (64, 32, 16, 8, 4, 2, 1)
 
 
 @pytest.mark.parametrize(
-    ("lanes", "widths"), [(1, (1,)), (16, (16,)), (17, (17, 16)), (256, (256, 64, 16))]
+    ("lanes", "clients", "widths"),
+    [(1, 1, (1,)), (16, 100, (15,)), (17, 17, (17, 16)), (64, 100, (50, 16)), (256, 512, (256, 64, 16))],
 )
-def test_widths_of_an_accelerator_are_few(lanes, widths):
-    assert widths_of(lanes, "gpu")[0] == widths
+def test_widths_of_an_accelerator_are_few(lanes, clients, widths):
+    assert widths_of(lanes, clients, "gpu")[0] == widths
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_widths_of_an_accelerator_are_few(lanes, widths):
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_every_client_stands_in_one_queue_and_few_lanes_idle(backend, name, size, lanes, devices):
-    widths, busy = widths_of(lanes, backend)
+    widths, busy = widths_of(lanes, -(-size // devices), backend)
     for seed in range(5):
         count = COUNTS[name](np.random.default_rng(seed), size)
         clients, first, loads = jax.tree.map(
@@ -93,11 +94,10 @@ def test_a_client_with_most_of_the_data_does_not_keep_the_lanes_from_the_others(
     assert loads[0] == 100  # nothing ends sooner
 
 
-def test_an_accelerator_ends_a_round_as_soon_as_any_number_of_lanes_can():
-    count = np.array([20, *np.full(99, 10)])
-    widths, busy = widths_of(64, "gpu")
-    assert plan(jnp.asarray(count, jnp.int32), widths, 1, busy).loads[0] == 20
-    assert plan(jnp.asarray(count, jnp.int32), *halving(64, 1)).loads[0] > 20  # too many would idle
+def test_lanes_that_may_idle_end_a_round_sooner():
+    count, widths = jnp.array([20, *[10] * 99], jnp.int32), (64, 16)
+    assert plan(count, widths, 1, None).loads[0] == 20
+    assert plan(count, widths, 1, 40).loads[0] > 20
 
 
 def test_the_widths_of_an_accelerator_change_no_result(task, data, monkeypatch):
@@ -148,7 +148,7 @@ def test_each_client_takes_its_own_steps_in_order_and_lanes_as_many_as_planned(l
     sizes = np.asarray(data.sizes)[ids]
     assert int(sums.metrics["right"]) == float(sums.message) == len(ids)
     assert int(sums.metrics["taken"]) == 3 * sizes.sum()
-    widths, _ = widths_of(lanes, "cpu")
+    widths, _ = widths_of(lanes, lanes, "cpu")
     # 5 lanes take 51, 36, 36, 36 and 35 steps, so that 3 outlast the others.
     loads = np.asarray(plan(jnp.maximum(3 * sizes, 1), *halving(lanes, devices)).loads)
     assert int(sums.slots) == 4 * sum(executed(loads[d::devices], widths) for d in range(devices))
