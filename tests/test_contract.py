@@ -28,6 +28,7 @@ ALGORITHMS = {
     "fed_prox": lambda task: fs.fed_prox(
         task, client_lr=0.1, mu=0.5, local_epochs=2, batch_size=4, stragglers=0.5
     ),
+    "ifca": lambda task: fs.ifca(task, num_clusters=2, client_lr=0.1, local_epochs=1, batch_size=4),
     "scaffold": lambda task: fs.scaffold(task, client_lr=0.1, local_epochs=2, batch_size=4),
     "fed_sgd": lambda task: fs.fed_sgd(task, client_lr=0.1),
     "sgd": lambda task: fs.sgd(task, client_lr=0.1, batch_size=4, steps_per_round=5),
@@ -55,8 +56,10 @@ def test_state_and_info_have_what_the_simulation_reads(algorithm, task, data):
     assert jax.tree.structure(state) == jax.tree.structure(start)
     for before, after in zip(jax.tree.leaves(start), jax.tree.leaves(state), strict=True):
         assert (before.shape, before.dtype) == (after.shape, after.dtype)
-    expected = jax.eval_shape(task.init, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, state.params) == jax.tree.map(jnp.shape, expected)
+    expected = jax.tree.map(jnp.shape, jax.eval_shape(task.init, jax.random.key(0)))
+    if clusters := algorithm.settings.get("num_clusters"):  # that many models, side by side
+        expected = {name: {k: (clusters, *s) for k, s in d.items()} for name, d in expected.items()}
+    assert jax.tree.map(jnp.shape, state.params) == expected
     own_state = state.server if algorithm.memory else state
     assert set(own_state.hparams) == set(algorithm.hparams)
     assert info["train_loss"].dtype == jnp.float32

@@ -6,6 +6,7 @@ from fedjax_sim.algorithms.fed_avg import fed_avg
 from fedjax_sim.algorithms.fed_nova import fed_nova
 from fedjax_sim.algorithms.fed_prox import fed_prox
 from fedjax_sim.algorithms.fed_sgd import fed_sgd
+from fedjax_sim.algorithms.ifca import ifca
 from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.algorithms.sgd import SGDState, sgd
 
@@ -18,6 +19,7 @@ __all__ = [
     "fed_nova",
     "fed_prox",
     "fed_sgd",
+    "ifca",
     "scaffold",
     "sgd",
 ]

@@ -13,10 +13,11 @@ from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_count, check_rates
 from fedjax_sim.core.messages import exchange, model_exchange
 from fedjax_sim.core.types import Algorithm, Batch, Client, Cohort, Params, Task
-from fedjax_sim.engine.client import ClientWork, local_training, most_slots
+from fedjax_sim.engine.client import local_training, most_slots
 from fedjax_sim.engine.collectives import CohortResult
 from fedjax_sim.engine.memory import lane_bytes
 from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, one_update, rate_of
+from fedjax_sim.engine.work import ClientWork
 
 
 def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
@@ -152,6 +153,7 @@ def local_sgd(
     shuffle: str,
     wrap: Callable[[OptimizerFactory], OptimizerFactory] = lambda make: make,
     epochs: Callable[[jax.Array], jax.Array] | None = None,
+    init_params: Callable[[jax.Array], Any] | None = None,
 ) -> LocalSGD:
     """Returns the plumbing of an algorithm with local SGD; other arguments are those of `fed_avg`.
 
@@ -159,6 +161,7 @@ def local_sgd(
       wrap: function from the clients' optimizer factory to the one they use, such as one that changes
         the gradient. The new factory may take any pytree as its rate.
       epochs: see `local_training`.
+      init_params: function from a key to the state's `params`, if they are not one model of the task.
 
     Raises:
       ValueError: a setting is out of its range, or a rate is given twice or not at all.
@@ -184,7 +187,7 @@ def local_sgd(
         check_rates(hparams)
 
         def init(key, hparams, num_clients: int, params: Any = None) -> ServerState:
-            params = task.init(key) if params is None else params
+            params = (init_params or task.init)(key) if params is None else params
             state = start_server(params, make_server(hparams.get("server_lr", 1.0)), hparams)
             return state if extra is None else state._replace(extra=extra(params, num_clients))
 

@@ -28,7 +28,8 @@ from fedjax_sim.core.checks import check_rates
 from fedjax_sim.core.messages import model_exchange
 from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.engine.chunks import map_clients
-from fedjax_sim.engine.client import full_gradient, most_slots
+from fedjax_sim.engine.client import most_slots
+from fedjax_sim.engine.full_data import full_gradient
 from fedjax_sim.engine.memory import lane_bytes
 from fedjax_sim.engine.optimizers import as_factory, rate_of
 from fedjax_sim.engine.results import weigh

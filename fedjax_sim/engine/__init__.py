@@ -2,12 +2,14 @@
 
 from fedjax_sim.core.types import ABSENT
 from fedjax_sim.engine.chunks import map_clients
-from fedjax_sim.engine.client import ClientWork, full_gradient, local_training
+from fedjax_sim.engine.client import local_training
 from fedjax_sim.engine.collectives import CohortResult
+from fedjax_sim.engine.full_data import full_gradient, full_loss
 from fedjax_sim.engine.gradients import mean_gradient
 from fedjax_sim.engine.placement import place
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import WeightedSum, weigh
+from fedjax_sim.engine.work import ClientWork
 
 __all__ = [
     "ABSENT",
@@ -15,6 +17,7 @@ __all__ = [
     "CohortResult",
     "WeightedSum",
     "full_gradient",
+    "full_loss",
     "local_training",
     "map_clients",
     "mean_gradient",

@@ -1,9 +1,9 @@
-"""Gradients and local training of ONE client, written without a client axis."""
+"""Local training of ONE client, written without a client axis."""
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +14,17 @@ from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.permutation import draw, permuted
 from fedjax_sim.core.types import Batch, Client, Params, Task
+from fedjax_sim.engine.full_data import full_gradient
 from fedjax_sim.engine.gradients import (
     PIECES,
     LossSums,
     batch_slots,
     ceil_div,
-    count_pieces,
     mean_gradient,
     no_losses,
-    sum_gradient,
 )
 from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, refuse_schedule
+from fedjax_sim.engine.work import ClientWork, SteppedWork
 
 SHUFFLES = ("each_epoch", "once", "never")
 
@@ -33,76 +33,6 @@ _EPOCHS = 2  # folded into a client's key; 0 and 1 are taken by orders and steps
 
 # (params, rate, batch, real, key) -> (gradient, LossSums)
 GradientFn = Callable[[Params, Any, Batch, jax.Array, jax.Array], tuple[Params, LossSums]]
-
-
-class SteppedWork(NamedTuple):
-    """A client's work as equal steps, between which a lane may switch to its next client.
-
-    Attributes:
-      begin: `begin(params, client, key, rate) -> carry`.
-      step: `step(i, carry, client, rate) -> carry`, for i from 0.
-      end: `end(carry)`, returns what `ClientWork.run` does once all steps are done.
-      count: `count(sizes [K], keys [K]) -> [K]` int32, numbers of steps of these clients.
-      width: `B`, the example slots of a step.
-    """
-
-    begin: Callable
-    step: Callable
-    end: Callable
-    count: Callable[[jax.Array, jax.Array], jax.Array]
-    width: int
-
-
-class ClientWork(NamedTuple):
-    """A client's work in a round, and its cost.
-
-    Attributes:
-      run: a function of one client.
-      slots: `slots(sizes [K], keys [K]) -> [K, P]` int32, the example slots, padding included, that
-        these clients execute in each of their P loops. Lanes run a loop together.
-      steps: the same work as equal steps; None if it cannot be divided so.
-    """
-
-    run: Callable
-    slots: Callable[[jax.Array, jax.Array], jax.Array]
-    steps: SteppedWork | None = None
-
-
-def full_gradient(task: Task, of_pieces: Callable | None = None) -> ClientWork:
-    """Returns the work of computing the gradient of a client's mean loss, as a sum over pieces.
-
-    `run(params, client, key) -> (gradient, LossSums)`; the gradient of an empty client is zero.
-
-    Args:
-      task: the model and its loss.
-      of_pieces: `of_pieces(params, batch, real, key) -> (gradient, LossSums)`, summed over the examples
-        of a piece; by default `sum_gradient`.
-    """
-    find = functools.partial(sum_gradient, task) if of_pieces is None else of_pieces
-
-    def run(params: Params, client: Client, key: jax.Array):
-        def add_piece(i, sums, width, first):
-            gradient, losses = sums
-            chosen, real = batch_slots(i, width, client.size, first)
-            piece_key = jax.random.fold_in(key, first + i * width)
-            more, new = find(params, client.take(chosen), real, piece_key)
-            return trees.add(gradient, more), trees.add(losses, new)
-
-        sums, done = (trees.zeros_like(params), no_losses()), jnp.zeros((), jnp.int32)
-        for width, count in zip(PIECES, count_pieces(client.size), strict=True):
-            add = functools.partial(add_piece, width=width, first=done)
-            sums = jax.lax.fori_loop(0, count, add, sums)
-            done = done + width * count
-        gradient, losses = sums
-        return trees.scale(gradient, 1 / jnp.maximum(losses.count, 1)), losses
-
-    def slots(sizes, keys):
-        del keys
-        return jnp.stack(
-            [w * count for w, count in zip(PIECES, count_pieces(sizes), strict=True)], axis=-1
-        )
-
-    return ClientWork(run, slots)
 
 
 def local_training(

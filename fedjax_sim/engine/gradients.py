@@ -51,15 +51,19 @@ def sum_gradient(
       The gradient, shaped like `params`, and the sums over the real rows.
     """
 
-    def summed(params):
-        total, count = task.loss(params, batch, key)
-        total, count = (jnp.sum(jnp.where(real, column, 0)) for column in (total, count))
-        losses = LossSums(
-            total.astype(jnp.float32), count.astype(jnp.float32), jnp.sum(real, dtype=jnp.int32)
-        )
-        return total, losses
+    return jax.grad(lambda params: loss_sums(task, params, batch, real, key), has_aux=True)(params)
 
-    return jax.grad(summed, has_aux=True)(params)
+
+def loss_sums(
+    task: Task, params: Params, batch: Batch, real: jax.Array, key: jax.Array
+) -> tuple[jax.Array, LossSums]:
+    """Returns the summed loss of a batch's real rows in its own dtype, and the batch's sums."""
+    total, count = task.loss(params, batch, key)
+    total, count = (jnp.sum(jnp.where(real, column, 0)) for column in (total, count))
+    losses = LossSums(
+        total.astype(jnp.float32), count.astype(jnp.float32), jnp.sum(real, dtype=jnp.int32)
+    )
+    return total, losses
 
 
 def _zero_after(tree: Any) -> jax.Array:

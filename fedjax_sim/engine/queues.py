@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from fedjax_sim.core.types import ABSENT, CLIENTS, Client, ClientOutput, Cohort, Params
 from fedjax_sim.engine.chunks import map_clients
-from fedjax_sim.engine.client import ClientWork
 from fedjax_sim.engine.collectives import (
     CohortResult,
     Share,
@@ -24,6 +23,7 @@ from fedjax_sim.engine.collectives import (
     on_every_device,
 )
 from fedjax_sim.engine.results import check_own, collect, nothing, present
+from fedjax_sim.engine.work import ClientWork
 
 # Folded into a client's key, so that `enter`, `leave` and training draw differently.
 _ENTER, _LEAVE = 2**32 - 1, 2**32 - 2

@@ -1,6 +1,11 @@
 """Runs of many rounds: evaluation, metrics, checkpoints, timing."""
 
-from fedjax_sim.simulation.evaluate import client_evaluator, each_client_evaluator, evaluator
+from fedjax_sim.simulation.evaluate import (
+    client_evaluator,
+    cluster_evaluator,
+    each_client_evaluator,
+    evaluator,
+)
 from fedjax_sim.simulation.link import Link
 from fedjax_sim.simulation.result import Result, SweepResult, SweepRun, rounds_to_target
 from fedjax_sim.simulation.simulate import DivergenceError, cohort_size, simulate
@@ -15,6 +20,7 @@ __all__ = [
     "UnfinishedError",
     "check_sweep",
     "client_evaluator",
+    "cluster_evaluator",
     "cohort_size",
     "each_client_evaluator",
     "evaluator",

@@ -34,6 +34,7 @@ class RowMetrics:
             raise ValueError("got no examples to evaluate on; wanted at least one")
         self._rows, self._batch_size = pad_rows(dict(examples), layout, _BATCH_SIZE)
         self._metrics, self._layout = task.metrics, layout
+        self._model = jax.tree.map(np.shape, jax.eval_shape(task.init, jax.random.key(0)))
 
     def digest(self, params: Params) -> str:
         """Identifies the metrics and the examples; of `params` only the shapes matter."""
@@ -45,7 +46,17 @@ class RowMetrics:
         return f"{metrics}-{programs.digest_arrays(rows)}"
 
     def __call__(self, params: Params) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Returns name -> (total `[n]`, count `[n]`), float64 on the host."""
+        """Returns name -> (total `[n]`, count `[n]`), float64 on the host.
+
+        Raises:
+          ValueError: `params` are not one model of the task.
+        """
+        shapes = jax.tree.map(np.shape, params)
+        if shapes != self._model:
+            raise ValueError(
+                f"got parameters of the shapes {shapes}; wanted one model of the task, {self._model}: "
+                "cluster_evaluator takes k models, [k, ...]"
+            )
         params = place(params, self._layout)
         outputs = _row_metrics(
             params,
@@ -65,17 +76,24 @@ class Evaluation:
       evaluate: the function.
       rows: rows that it evaluates.
       kind: what it computes from them, as part of the digest.
+      model: function from its argument to a model for `rows`.
     """
 
-    def __init__(self, evaluate: Callable[[Params], dict[str, float]], rows: RowMetrics, kind: str):
-        self._evaluate, self._rows, self._kind = evaluate, rows, kind
+    def __init__(
+        self,
+        evaluate: Callable[[Params], dict[str, float]],
+        rows: RowMetrics,
+        kind: str,
+        model: Callable[[Params], Params] = lambda params: params,
+    ):
+        self._evaluate, self._rows, self._kind, self._model = evaluate, rows, kind, model
 
     def __call__(self, params: Params) -> dict[str, float]:
         return self._evaluate(params)
 
     def digest(self, params: Params) -> str:
         """Identifies the metrics and the examples, for a workdir to recognise its run."""
-        return f"{self._kind}-{self._rows.digest(params)}"
+        return f"{self._kind}-{self._rows.digest(jax.eval_shape(self._model, params))}"
 
 
 @functools.partial(jax.jit, static_argnames=("metrics", "layout", "batch_size"))
@@ -134,18 +152,25 @@ def _of_each_client(
     task: Task, data: Any, layout: Layout | None
 ) -> tuple[Callable[[Params], np.ndarray], RowMetrics]:
     """Returns the function of `each_client_evaluator`, and the rows that it evaluates."""
+    rows, by_client = _rows_of_clients(task, data, layout)
+
+    def evaluate(params: Params) -> np.ndarray:
+        total, count = (by_client(part) for part in rows(params)["accuracy"])
+        return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+    return evaluate, rows
+
+
+def _rows_of_clients(
+    task: Task, data: Any, layout: Layout | None
+) -> tuple[RowMetrics, Callable[[np.ndarray], np.ndarray]]:
+    """Returns the rows that clients own, and a function that sums `[n]` numbers by client, `[N]`."""
     offsets = np.asarray(data.offsets)
     num_clients = len(offsets) - 1
     owned = {name: np.asarray(column[: offsets[-1]]) for name, column in data.examples.items()}
-    rows = RowMetrics(task, owned, layout or default_layout())
     owner = np.repeat(np.arange(num_clients), np.diff(offsets))
-
-    def evaluate(params: Params) -> np.ndarray:
-        sums = (np.bincount(owner, part, num_clients) for part in rows(params)["accuracy"])
-        total, count = sums
-        return np.divide(total, count, out=np.full(num_clients, np.nan), where=count > 0)
-
-    return evaluate, rows
+    rows = RowMetrics(task, owned, layout or default_layout())
+    return rows, lambda part: np.bincount(owner, part, num_clients)
 
 
 def client_evaluator(
@@ -165,3 +190,39 @@ def client_evaluator(
 
     owners = programs.digest_arrays(np.asarray(data.offsets))
     return Evaluation(evaluate, rows, f"clients-{owners}")
+
+
+def cluster_evaluator(
+    task: Task, data: Any, *, prefix: str = "test", layout: Layout | None = None
+) -> Callable[[Params], dict[str, float]]:
+    """Returns an evaluation of k models, where each client uses the one with its least loss.
+
+    Args:
+      task: task with a metric "loss".
+      data: a `FederatedData` of clients to test, each on its own examples.
+      prefix: prefix of the names.
+      layout: devices that share the work; all of them by default.
+
+    Returns:
+      A function of the params of k models, `[k, ...]`, with every metric of the task, as a mean over
+      all examples.
+
+    Raises:
+      ValueError: there are no examples.
+    """
+    rows, by_client = _rows_of_clients(task, data, layout)
+
+    def evaluate(params: Params) -> dict[str, float]:
+        k = len(jax.tree.leaves(params)[0])
+        of_models = [rows(jax.tree.map(lambda w, j=j: w[j], params)) for j in range(k)]
+        sums = jax.tree.map(lambda *parts: np.stack([by_client(part) for part in parts]), *of_models)
+        total, count = sums["loss"]
+        best = np.argmin(total / np.maximum(count, 1), axis=0)[None]
+        chosen = jax.tree.map(lambda part: np.take_along_axis(part, best, 0).sum(), sums)
+        return {
+            f"{prefix}_{name}": float(total / max(count, 1)) for name, (total, count) in chosen.items()
+        }
+
+    owners = programs.digest_arrays(np.asarray(data.offsets))
+    first = functools.partial(jax.tree.map, lambda w: w[0])
+    return Evaluation(evaluate, rows, f"clusters-{prefix}-{owners}", model=first)

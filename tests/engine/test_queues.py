@@ -15,8 +15,8 @@ import toys
 
 import fedjax_sim as fs
 from fedjax_sim.engine import queues
-from fedjax_sim.engine.client import ClientWork, SteppedWork
 from fedjax_sim.engine.queues import plan_queues, widths_of
+from fedjax_sim.engine.work import ClientWork, SteppedWork
 from fedjax_sim.participation.uniform import sample_cohort
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
