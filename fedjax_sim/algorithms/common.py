@@ -16,7 +16,14 @@ from fedjax_sim.core.types import Algorithm, Batch, Client, Cohort, Params, Task
 from fedjax_sim.engine.client import local_training, most_slots
 from fedjax_sim.engine.collectives import CohortResult
 from fedjax_sim.engine.memory import lane_bytes
-from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, one_update, rate_of
+from fedjax_sim.engine.optimizers import (
+    OptimizerFactory,
+    Rate,
+    as_factory,
+    one_update,
+    rate_in_round,
+    rate_of,
+)
 from fedjax_sim.engine.work import ClientWork
 
 
@@ -29,12 +36,13 @@ def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
     raise ValueError(f"weighting is {weighting!r}; wanted 'examples' or 'uniform'")
 
 
-def client_rate(hparams: Mapping[str, jax.Array], round: jax.Array) -> jax.Array:
+def client_rate(hparams: Mapping[str, jax.Array], round: jax.Array, client_lr: Rate) -> jax.Array:
     """Returns `eta_t = client_lr * lr_decay ** t`, the clients' rate in round t.
 
     A built optimizer has no `client_lr`; its updates are multiplied by the decay alone.
     """
-    return hparams.get("client_lr", 1.0) * hparams["lr_decay"] ** round.astype(jnp.float32)
+    eta = rate_in_round("client_lr", client_lr, hparams, round)
+    return eta * hparams["lr_decay"] ** round.astype(jnp.float32)
 
 
 def parts(
@@ -118,6 +126,8 @@ class LocalSGD(NamedTuple):
       work: `E` epochs in batches of `B`; see `local_training`.
       weight_of: function from `n_k` to a client's weight.
       make_server: function from a rate to the server optimizer.
+      client_lr: the clients' rate as it was given.
+      server_lr: the server's, likewise.
       num_steps: `num_steps(client) -> []` int32, local steps of a client that runs `E` epochs.
       algorithm: `algorithm(name, round_fn, *, hparams={}, settings={}, extra=None, **fields)` makes the
         `Algorithm`. `extra(params, num_clients)` is the initial value of `ServerState.extra`.
@@ -126,16 +136,19 @@ class LocalSGD(NamedTuple):
     work: ClientWork
     weight_of: Callable[[jax.Array], jax.Array]
     make_server: OptimizerFactory
+    client_lr: Rate
+    server_lr: Rate
     num_steps: Callable[[Client], jax.Array]
     algorithm: Callable[..., Algorithm]
 
     def client_rate(self, state: ServerState) -> jax.Array:
         """Returns the clients' learning rate in this round."""
-        return client_rate(state.hparams, state.round)
+        return client_rate(state.hparams, state.round, self.client_lr)
 
     def server_step(self, state: ServerState, mean: Params, weight: jax.Array) -> ServerState:
         """Returns the state after a step along a cohort's mean update, of total weight `weight`."""
-        optimizer = self.make_server(state.hparams.get("server_lr", 1.0))
+        rate = rate_in_round("server_lr", self.server_lr, state.hparams, state.round)
+        optimizer = self.make_server(rate)
         return server_step(state, optimizer, trees.scale(mean, -1), weight)
 
 
@@ -146,8 +159,8 @@ def local_sgd(
     *,
     local_epochs: int,
     batch_size: float,
-    client_lr: float | None,
-    server_lr: float | None,
+    client_lr: Rate,
+    server_lr: Rate,
     lr_decay: float,
     weighting: str,
     shuffle: str,
@@ -217,4 +230,5 @@ def local_sgd(
             return jnp.asarray(local_epochs, jnp.int32)
         return local_epochs * -(-client.size // int(batch_size))
 
-    return LocalSGD(work, client_weight(weighting), make_server, num_steps, algorithm)
+    weight_of = client_weight(weighting)
+    return LocalSGD(work, weight_of, make_server, client_lr, server_lr, num_steps, algorithm)

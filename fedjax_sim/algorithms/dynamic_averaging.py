@@ -24,7 +24,7 @@ from fedjax_sim.engine.client import train_step
 from fedjax_sim.engine.gradients import no_losses
 from fedjax_sim.engine.learners import Group, with_learners
 from fedjax_sim.engine.memory import lane_bytes
-from fedjax_sim.engine.optimizers import as_factory, rate_of
+from fedjax_sim.engine.optimizers import Rate, as_factory, rate_of
 from fedjax_sim.engine.placement import EVERYWHERE, SPREAD
 from fedjax_sim.engine.streams import MODES, Streams, batch_sizes
 
@@ -74,7 +74,7 @@ def dynamic_averaging(
     *,
     num_learners: int,
     batch_size: int | Sequence[int],
-    client_lr: float | None = None,
+    client_lr: Rate = None,
     lr_decay: float = 1.0,
     weighting: str = "uniform",
     stream: str = "once",
@@ -150,7 +150,7 @@ def dynamic_averaging(
     def round_fn(key: jax.Array, state: AveragingState, own: Any, data: Any, cohort: Cohort):
         def on_one_device(group: Group, own, shared, rows, key):
             reference, violations, t, order_key, hparams = shared
-            eta = client_rate(hparams, t)
+            eta = client_rate(hparams, t, client_lr)
             step_key, meeting_key = jax.random.split(key)
             num_rows = rows[1][-1]
 

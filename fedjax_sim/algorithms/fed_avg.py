@@ -13,6 +13,7 @@ import optax
 from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
 from fedjax_sim.core import trees
 from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.engine.optimizers import Rate
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import weigh
 
@@ -24,8 +25,8 @@ def fed_avg(
     *,
     local_epochs: int,
     batch_size: float,
-    client_lr: float | None = None,
-    server_lr: float | None = None,
+    client_lr: Rate = None,
+    server_lr: Rate = None,
     lr_decay: float = 1.0,
     weighting: str = "examples",
     shuffle: str = "each_epoch",
@@ -43,7 +44,8 @@ def fed_avg(
       local_epochs: `E`, the number of local epochs.
       batch_size: `B`, or `math.inf` for full batches.
       client_lr: `eta`, the learning rate of `client_optimizer`; omit it for a built optimizer, such as
-        `optax.adam(0.001)`. It may vary without recompiling, as may `server_lr` and `lr_decay`.
+        `optax.adam(0.001)`. It may vary without recompiling, as may `server_lr` and `lr_decay`. An
+        optax schedule is followed from round to round, and a sweep's `client_lr` multiplies it.
       server_lr: the learning rate of `server_optimizer`, likewise; by default 1 for `optax.sgd`.
       lr_decay: decay factor per round; the clients' rate in round t is `client_lr * lr_decay ** t`.
       weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for equal weights.

@@ -13,7 +13,7 @@ import optax
 from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
 from fedjax_sim.core import trees
 from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
-from fedjax_sim.engine.optimizers import as_factory
+from fedjax_sim.engine.optimizers import Rate, as_factory
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import weigh
 
@@ -25,8 +25,8 @@ def fed_nova(
     *,
     local_epochs: int,
     batch_size: float,
-    client_lr: float | None = None,
-    server_lr: float | None = None,
+    client_lr: Rate = None,
+    server_lr: Rate = None,
     lr_decay: float = 1.0,
     weighting: str = "examples",
     shuffle: str = "each_epoch",

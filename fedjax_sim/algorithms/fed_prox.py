@@ -16,6 +16,7 @@ from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_shares
 from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.engine.optimizers import Rate
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import weigh
 
@@ -28,8 +29,8 @@ def fed_prox(
     local_epochs: int,
     batch_size: float,
     mu: float,
-    client_lr: float | None = None,
-    server_lr: float | None = None,
+    client_lr: Rate = None,
+    server_lr: Rate = None,
     lr_decay: float = 1.0,
     weighting: str = "examples",
     shuffle: str = "each_epoch",

@@ -31,7 +31,7 @@ from fedjax_sim.engine.chunks import map_clients
 from fedjax_sim.engine.client import most_slots
 from fedjax_sim.engine.full_data import full_gradient
 from fedjax_sim.engine.memory import lane_bytes
-from fedjax_sim.engine.optimizers import as_factory, rate_of
+from fedjax_sim.engine.optimizers import Rate, as_factory, rate_of
 from fedjax_sim.engine.results import weigh
 
 
@@ -39,7 +39,7 @@ def fed_sgd(
     task: Task,
     optimizer: Any = optax.sgd,
     *,
-    client_lr: float | None = None,
+    client_lr: Rate = None,
     lr_decay: float = 1.0,
     weighting: str = "examples",
 ) -> Algorithm:
@@ -50,7 +50,8 @@ def fed_sgd(
       optimizer: the server's optax optimizer of the mean gradient, or a function from a rate to one,
         such as `optax.sgd`.
       client_lr: `eta`, the learning rate of `optimizer`; omit it for a built optimizer, such as
-        `optax.adam(0.001)`. It may vary without recompiling, as may `lr_decay`.
+        `optax.adam(0.001)`. It may vary without recompiling, as may `lr_decay`. An
+        optax schedule is followed from round to round, and a sweep's `client_lr` multiplies it.
       lr_decay: decay factor per round; the rate in round t is `client_lr * lr_decay ** t`.
       weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for equal weights.
 
@@ -73,7 +74,7 @@ def fed_sgd(
 
     def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
         result = map_clients(client, state.params, data, cohort, key=key, work=gradient.slots)
-        eta = client_rate(state.hparams, state.round)
+        eta = client_rate(state.hparams, state.round, client_lr)
         update, weight = result.message
         g = trees.scale(update, 1 / jnp.maximum(weight, 1e-30))
         return server_step(state, make_optimizer(eta), g, weight), own, round_info(result, cohort)

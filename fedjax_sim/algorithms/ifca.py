@@ -17,6 +17,7 @@ from fedjax_sim.core.messages import model_exchange
 from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
 from fedjax_sim.engine.chunks import map_clients
 from fedjax_sim.engine.full_data import full_loss
+from fedjax_sim.engine.optimizers import Rate
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import weigh
 
@@ -28,7 +29,7 @@ def ifca(
     num_clusters: int,
     local_epochs: int,
     batch_size: float,
-    client_lr: float | None = None,
+    client_lr: Rate = None,
     lr_decay: float = 1.0,
     weighting: str = "uniform",
     shuffle: str = "each_epoch",

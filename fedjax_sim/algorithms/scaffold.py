@@ -15,6 +15,7 @@ from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
 from fedjax_sim.core import trees
 from fedjax_sim.core.messages import model_exchange
 from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.engine.optimizers import Rate
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import weigh
 
@@ -25,8 +26,8 @@ def scaffold(
     *,
     local_epochs: int,
     batch_size: float,
-    client_lr: float,
-    server_lr: float | None = None,
+    client_lr: float | optax.Schedule,
+    server_lr: Rate = None,
     lr_decay: float = 1.0,
     weighting: str = "uniform",
     shuffle: str = "each_epoch",

@@ -14,7 +14,7 @@ from fedjax_sim.core.permutation import permutation
 from fedjax_sim.core.types import Algorithm, Client, Cohort, Params, Task
 from fedjax_sim.engine.client import train_step
 from fedjax_sim.engine.gradients import batch_slots, no_losses
-from fedjax_sim.engine.optimizers import as_factory, rate_of
+from fedjax_sim.engine.optimizers import Rate, as_factory, rate_of
 
 _LIMIT = 2**31  # the first count that overflows an int32
 
@@ -45,7 +45,7 @@ def sgd(
     *,
     batch_size: int,
     steps_per_round: int = 1,
-    client_lr: float | None = None,
+    client_lr: Rate = None,
     lr_decay: float = 1.0,
 ) -> Algorithm:
     """Trains on all rows of the federation, in a new random order each epoch; nothing is sent.
@@ -58,7 +58,8 @@ def sgd(
       batch_size: `B`, the examples in a batch.
       steps_per_round: number of steps that count as a round.
       client_lr: the learning rate of `optimizer`; omit it for a built optimizer, such as
-        `optax.adam(0.001)`. It may vary without recompiling, as may `lr_decay`.
+        `optax.adam(0.001)`. It may vary without recompiling, as may `lr_decay`. An
+        optax schedule is followed from round to round, and a sweep's `client_lr` multiplies it.
       lr_decay: decay factor per round; the rate in round t is `client_lr * lr_decay ** t`.
 
     Raises:
@@ -87,7 +88,7 @@ def sgd(
         n, zero = data.offsets[-1], jnp.zeros((), jnp.int32)
         everything = Client(data.examples, start=zero, size=n, id=zero)
         steps_per_epoch = -(-n // batch_size)
-        eta = client_rate(state.hparams, state.round)
+        eta = client_rate(state.hparams, state.round, client_lr)
 
         def batch(i):
             epoch, within = (state.step + i) // steps_per_epoch, (state.step + i) % steps_per_epoch

@@ -1,12 +1,17 @@
 """User-supplied optimizers: optax optimizers, or functions from a learning rate to one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
+from fedjax_sim.core.checks import check_rates
+
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
+Rate = float | optax.Schedule | None  # a schedule takes the round, from 0
 
 # States that count steps for a schedule, by name, as optax does not export all of them.
 _COUNTERS = ("ScaleByScheduleState", "WeightDecaySchedule", "InjectStatefulHyperparamsState")
@@ -32,19 +37,20 @@ def as_factory(optimizer: Any) -> OptimizerFactory:
     )
 
 
-def rate_of(name: str, rate: float | None, optimizer: Any) -> dict[str, float]:
+def rate_of(name: str, rate: Rate, optimizer: Any) -> dict[str, float]:
     """Returns an optimizer's learning rate as a hyper-parameter.
 
     Args:
       name: name of the rate, such as "client_lr".
-      rate: the rate, or None if not given.
+      rate: the rate, a schedule of the round, or None if not given.
       optimizer: see `as_factory`.
 
     Returns:
-      `{name: rate}`; empty for a built optimizer, which has its own rate.
+      `{name: rate}`; 1 for a schedule, which it multiplies; empty for a built optimizer, which has its
+      own rate.
 
     Raises:
-      ValueError: the rate is given twice, or not at all.
+      ValueError: the rate is given twice, or not at all; or a schedule does not begin with a rate.
     """
     if isinstance(optimizer, optax.GradientTransformation):
         if rate is not None:
@@ -60,7 +66,30 @@ def rate_of(name: str, rate: float | None, optimizer: Any) -> dict[str, float]:
             f"{name} is not given; wanted the learning rate of the optimizer, such as {name}=0.1, or an "
             "optimizer that is already built, such as optax.sgd(0.1)"
         )
-    return {name: rate}
+    if not callable(rate):
+        return {name: rate}
+    first = np.asarray(rate(jnp.zeros((), jnp.int32)))
+    if first.shape != ():
+        raise ValueError(
+            f"{name} is a schedule whose value in round 0 has shape {first.shape}; wanted a scalar"
+        )
+    check_rates({f"{name} in round 0": float(first)})
+    return {name: 1.0}
+
+
+def rate_in_round(
+    name: str, rate: Rate, hparams: Mapping[str, jax.Array], round: jax.Array
+) -> jax.Array | float:
+    """Returns an optimizer's learning rate in a round, 1 for a built optimizer.
+
+    Args:
+      name: name of the rate.
+      rate: the rate as it was given; only a schedule is used.
+      hparams: the current hyper-parameters, with what `rate_of` returned or a value in its place.
+      round: `[]` int32, the number of completed rounds.
+    """
+    factor = hparams.get(name, 1.0)
+    return factor * jnp.asarray(rate(round), jnp.float32) if callable(rate) else factor
 
 
 def refuse_schedule(state: Any) -> None:
@@ -80,7 +109,8 @@ def refuse_schedule(state: Any) -> None:
     if any(map(counts, jax.tree.leaves(state, is_leaf=counts))):
         raise ValueError(
             "the clients' optimizer has a schedule, which counts local steps and restarts in every "
-            "round; wanted a constant rate: use lr_decay to lower it from round to round"
+            "round; wanted a constant rate: for one that changes from round to round, give client_lr a "
+            "schedule of the round"
         )
 
 

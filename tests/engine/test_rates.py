@@ -98,3 +98,53 @@ def test_a_schedule_of_an_optimizer_that_persists_is_followed(task, data):
     after_two, _ = toys.play(server, data, rounds=2)
     assert toys.largest_difference(after_one.params, toys.init(server).params) > 0
     toys.assert_same(after_one.params, after_two.params)
+
+
+def halved(t):
+    return 0.1 * 0.5 ** t.astype(jnp.float32)
+
+
+MAKERS = {
+    "fed_avg": lambda *a, **k: fs.fed_avg(*a, local_epochs=1, batch_size=4, **k),
+    "scaffold": lambda *a, **k: fs.scaffold(*a, local_epochs=1, batch_size=4, **k),
+    "fed_sgd": fs.fed_sgd,
+    "sgd": lambda *a, **k: fs.sgd(*a, batch_size=4, **k),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_schedule_of_the_round_is_followed_and_a_hyper_parameter_multiplies_it(task, data, name):
+    decayed = MAKERS[name](task, client_lr=0.1, lr_decay=0.5)
+    scheduled = MAKERS[name](task, client_lr=halved)
+    assert scheduled.hparams == decayed.hparams | {"client_lr": 1.0, "lr_decay": 1.0}
+    wanted, _ = toys.play(decayed, data, rounds=3)
+    found, _ = toys.play(scheduled, data, rounds=3)
+    toys.assert_close(found.params, wanted.params)
+    begin = toys.init(scheduled, num_clients=data.num_clients, client_lr=2.0)
+    twice, _ = toys.play(scheduled, data, state=begin)
+    begin = toys.init(decayed, num_clients=data.num_clients, client_lr=0.2)
+    toys.assert_close(twice.params, toys.play(decayed, data, state=begin)[0].params)
+
+
+def test_a_schedule_of_the_server_is_followed(task, data):
+    def once(t):
+        return jnp.where(t < 1, jnp.float32(1.0), jnp.float32(0.0))
+
+    settings = {"client_lr": 0.1, "local_epochs": 1, "batch_size": 4}
+    algorithm = fs.fed_avg(task, server_lr=once, **settings)
+    after_one, _ = toys.play(algorithm, data, rounds=1)
+    toys.assert_same(after_one.params, toys.play(fs.fed_avg(task, **settings), data)[0].params)
+    toys.assert_same(after_one.params, toys.play(algorithm, data, rounds=2)[0].params)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda t: jnp.float32("nan"), "client_lr in round 0 is nan; wanted a finite number"),
+        (lambda t: jnp.float32(-1), "client_lr in round 0 is -1"),
+        (lambda t: jnp.ones(2), r"client_lr is a schedule whose value in round 0 has shape \(2,\)"),
+    ],
+)
+def test_a_schedule_begins_with_a_rate(task, schedule, message):
+    with pytest.raises(ValueError, match=message):
+        fs.fed_sgd(task, client_lr=schedule)
