@@ -12,7 +12,7 @@ result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
                      evaluate=fs.evaluator(task, test))
 """
 
-from fedjax_sim import data, engine, models, reporting, runtime
+from fedjax_sim import algorithms, data, engine, models, reporting, runtime
 from fedjax_sim.algorithms import (
     dynamic_averaging,
     fed_avg,
@@ -71,6 +71,7 @@ __all__ = [
     "SweepRun",
     "Task",
     "UnfinishedError",
+    "algorithms",
     "check_sweep",
     "checks",
     "client_evaluator",

@@ -4,6 +4,8 @@ import pathlib
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import toys
 
@@ -16,10 +18,14 @@ def python_blocks(document):
     return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
-def test_the_example_algorithm_is_fed_avg_without_its_pull(task, data):
-    (source,) = python_blocks("CONTRIBUTING.md")
+def example(i):
     names = {}
-    exec(compile(source, "CONTRIBUTING.md", "exec"), names)
+    exec(compile(python_blocks("CONTRIBUTING.md")[i], "CONTRIBUTING.md", "exec"), names)
+    return names
+
+
+def test_the_example_algorithm_is_fed_avg_without_its_pull(task, data):
+    names = example(0)
     settings = {"local_epochs": 2, "batch_size": 4, "client_lr": 0.2}
     average, _ = toys.play(fs.fed_avg(task, **settings), data, rounds=2)
     free, info = toys.play(names["fed_prox"](task, mu=0.0, **settings), data, rounds=2)
@@ -29,6 +35,29 @@ def test_the_example_algorithm_is_fed_avg_without_its_pull(task, data):
     start = toys.init(fs.fed_avg(task, **settings)).params
     held, _ = toys.play(names["fed_prox"](task, mu=4.0, **settings), data, rounds=2)
     assert toys.largest_difference(held.params, start) < toys.largest_difference(free.params, start)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+def test_the_example_with_memory_reaches_an_optimum_that_fed_avg_misses():
+    """Clients minimise a_k (x - b_k)^2 / 2; the empty one has no say."""
+    a, b, sizes = np.array([1.0, 2.0, 0.5]), np.array([1.0, -1.0, 4.0]), (4, 0, 4, 4)
+    rows = {"a": np.repeat(a, 4).astype(np.float32), "b": np.repeat(b, 4).astype(np.float32)}
+    data = fs.data.FederatedData(rows, np.cumsum([0, *sizes]).astype(np.int32))
+
+    def loss(x, batch, key):
+        return batch["a"] * (x - batch["b"]) ** 2 / 2, jnp.ones(batch["a"].shape)
+
+    task = fs.Task(lambda key: jnp.zeros(()), loss, lambda x, batch: {})
+    settings = {"local_epochs": 10, "batch_size": 2, "client_lr": 0.2}
+    optimum = (a * b).sum() / a.sum()
+
+    def end(algorithm):
+        state, info = toys.play(algorithm, data, rounds=60)
+        assert int(info["examples"]) == 120
+        return float(state.params)
+
+    assert abs(end(fs.fed_avg(task, **settings)) - optimum) > 0.1
+    assert end(example(1)["fed_dyn"](task, alpha=1.0, **settings)) == pytest.approx(optimum, abs=1e-4)
 
 
 @pytest.mark.usefixtures("quick_compilation")

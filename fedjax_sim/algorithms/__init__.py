@@ -1,6 +1,6 @@
-"""Federated algorithms: one file and one factory per paper."""
+"""Federated algorithms: one file and one factory per paper; `local_sgd` is the plumbing of most."""
 
-from fedjax_sim.algorithms.common import ServerState
+from fedjax_sim.algorithms.common import LocalSGD, ServerState, local_sgd, round_info
 from fedjax_sim.algorithms.dynamic_averaging import AveragingState, dynamic_averaging
 from fedjax_sim.algorithms.fed_avg import fed_avg
 from fedjax_sim.algorithms.fed_nova import fed_nova
@@ -12,6 +12,7 @@ from fedjax_sim.algorithms.sgd import SGDState, sgd
 
 __all__ = [
     "AveragingState",
+    "LocalSGD",
     "SGDState",
     "ServerState",
     "dynamic_averaging",
@@ -20,6 +21,8 @@ __all__ = [
     "fed_prox",
     "fed_sgd",
     "ifca",
+    "local_sgd",
+    "round_info",
     "scaffold",
     "sgd",
 ]

@@ -154,16 +154,16 @@ class LocalSGD(NamedTuple):
 
 def local_sgd(
     task: Task,
-    client_optimizer: Any,
-    server_optimizer: Any,
+    client_optimizer: Any = optax.sgd,
+    server_optimizer: Any = optax.sgd,
     *,
     local_epochs: int,
     batch_size: float,
-    client_lr: Rate,
-    server_lr: Rate,
-    lr_decay: float,
-    weighting: str,
-    shuffle: str,
+    client_lr: Rate = None,
+    server_lr: Rate = None,
+    lr_decay: float = 1.0,
+    weighting: str = "examples",
+    shuffle: str = "each_epoch",
     wrap: Callable[[OptimizerFactory], OptimizerFactory] = lambda make: make,
     epochs: Callable[[jax.Array], jax.Array] | None = None,
     init_params: Callable[[jax.Array], Any] | None = None,
@@ -172,7 +172,7 @@ def local_sgd(
 
     Args:
       wrap: function from the clients' optimizer factory to the one they use, such as one that changes
-        the gradient. The new factory may take any pytree as its rate.
+        the gradient. The new factory may take any pytree as its rate, which `enter` returns.
       epochs: see `local_training`.
       init_params: function from a key to the state's `params`, if they are not one model of the task.
 

@@ -26,7 +26,8 @@ def weigh(update: Any, weight: jax.Array) -> WeightedSum:
 
     Args:
       update: a pytree of floats.
-      weight: `[]`, at least 0; an update with weight zero is dropped, even if it is NaN.
+      weight: `[]`, at least 0, and 0 for a client without data; an update with weight zero is dropped,
+        even if it is NaN.
 
     Raises:
       ValueError: `update` holds integers, which a weight would round or wrap.
@@ -37,7 +38,7 @@ def weigh(update: Any, weight: jax.Array) -> WeightedSum:
             f"a client's update holds {whole[0]}; wanted floats, as the client's weight multiplies it: "
             "put integers into the message itself, which is summed unweighted"
         )
-    weight = weight.astype(jnp.float32)
+    weight = jnp.asarray(weight, jnp.float32)
     # `where`, because an empty client's update may be NaN, and zero times NaN is NaN.
     total = jax.tree.map(lambda u: jnp.where(weight > 0, weight * u, 0).astype(u.dtype), update)
     return WeightedSum(total, weight)
