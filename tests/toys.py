@@ -41,7 +41,7 @@ def layout(lanes=1, devices=1):
 
 def init(algorithm, seed=0, num_clients=10, **hparams):
     values = {k: jnp.float32(v) for k, v in (dict(algorithm.hparams) | hparams).items()}
-    return client_memory.start(algorithm, num_clients, jax.random.key(seed), values)
+    return client_memory.start(algorithm, num_clients, fs.Layout(), jax.random.key(seed), values)
 
 
 def round_of(algorithm):

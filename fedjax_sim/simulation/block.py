@@ -67,7 +67,11 @@ class Blocks:
 
     @property
     def _specs(self) -> Any:
-        return client_memory.specs(self.algorithm)
+        return client_memory.specs(self.algorithm, self.num_clients, self.layout)
+
+    def _start(self, *arguments: Any) -> Any:
+        """Returns the state before the first round, from key, rates and perhaps parameters; traced."""
+        return client_memory.start(self.algorithm, self.num_clients, self.layout, *arguments)
 
     def starts(
         self, runs: Iterable[tuple[jax.Array, Mapping[str, float]]], initial_params: Any = None
@@ -81,12 +85,11 @@ class Blocks:
         # Initialise with the final sharding, so that all models never sit on one device.
         where = shardings(self.layout, self._specs)
         begin, program, states = jax.jit(_begin, static_argnums=0, out_shardings=where), None, []
-        begin_run = functools.partial(client_memory.start, self.algorithm, self.num_clients)
         given = () if initial_params is None else (place(initial_params, self.layout),)
         for key, hparams in runs:
             keys = place(split_key(key), self.layout)
             arguments = (keys.init, as_rates(hparams), *given)
-            program = program or programs.trace(begin_run, *arguments)
+            program = program or programs.trace(self._start, *arguments)
             # Copied, since states are donated and these arrays may belong to the user.
             consts, arguments = jax.tree.map(jnp.copy, (program.consts, arguments))
             states.append((begin(program, consts, *arguments), (keys.cohorts, keys.training)))

@@ -16,7 +16,7 @@ import numpy as np
 from fedjax_sim.runtime import processes
 from fedjax_sim.simulation.workdir import full_disk_explained, write_json
 
-_KEEP = 3
+KEEP = 3  # checkpoints of a run
 _ALONE = "alone"  # barriers of processes that write alone need a name
 _log = logging.getLogger(__name__)
 
@@ -39,13 +39,15 @@ class Checkpoints:
 
     Args:
       directory: folder of the checkpoints, made if absent.
+      store: a `RowStore` whose indices are among the arrays, if there is one.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, store: Any = None):
         # Imported here because it takes a second, which runs without a workdir need not wait.
         import orbax.checkpoint as ocp
 
         self._ocp = ocp
+        self._store = store
         self._directory = directory.absolute()
         self._directory.mkdir(exist_ok=True)
         self._digests = self._directory.with_name(self._directory.name + "_digests")
@@ -54,7 +56,7 @@ class Checkpoints:
 
     def _open(self):
         options = self._ocp.CheckpointManagerOptions(
-            max_to_keep=_KEEP,
+            max_to_keep=KEEP,
             enable_async_checkpointing=False,
             create=False,  # orbax makes no directories for processes that write alone
             cleanup_tmp_directories=True,  # what a killed run left half-written
@@ -70,7 +72,7 @@ class Checkpoints:
         leaves = checkpoint.leaves
         meta = {
             "rows": checkpoint.rows,
-            "structure": _structure(leaves),
+            "structure": self._structure(leaves),
             "rows_digest": _digest_rows(checkpoint.rows),
             "state_digest": _digest_state(leaves),
         }
@@ -132,10 +134,10 @@ class Checkpoints:
         self._check_files(step)
         args = self._ocp.args
         meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
-        if meta["structure"] != _structure(like):
+        if meta["structure"] != self._structure(like):
             raise StructureError(
                 f"the checkpoint of round {step} in {self._directory} holds the arrays "
-                f"{meta['structure']}, this run's state {_structure(like)}: it belongs to another "
+                f"{meta['structure']}, this run's state {self._structure(like)}: it belongs to another "
                 "model or optimizer; choose another workdir"
             )
         composite = args.Composite(state=args.StandardRestore(like))
@@ -144,7 +146,14 @@ class Checkpoints:
             raise ValueError("its state does not match its digest")
         if _digest_rows(meta["rows"]) != meta["rows_digest"]:
             raise ValueError("its rows do not match their digest")
+        if self._store is not None:
+            self._store.check(leaves)
         return Checkpoint(step, leaves, meta["rows"])
+
+    def _structure(self, leaves: dict[str, np.ndarray]) -> list[str]:
+        rows = () if self._store is None else jax.tree.leaves(self._store.like)
+        arrays = (*(leaf for _, leaf in sorted(leaves.items())), *rows)
+        return [f"{array.dtype}{list(array.shape)}" for array in arrays]
 
     def _move_aside(self, step: int, error: Exception) -> None:
         aside = self._directory.with_name(self._directory.name + "_unreadable")
@@ -197,10 +206,6 @@ def from_numpy(leaves: dict[str, np.ndarray], template: Any) -> Any:
 
     templates, structure = jax.tree.flatten(template)
     return jax.tree.unflatten(structure, [restore(i, like) for i, like in enumerate(templates)])
-
-
-def _structure(leaves: dict[str, np.ndarray]) -> list[str]:
-    return [f"{leaf.dtype}{list(leaf.shape)}" for _, leaf in sorted(leaves.items())]
 
 
 def _digest_rows(rows: list[dict]) -> str:

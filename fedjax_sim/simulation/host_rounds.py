@@ -4,7 +4,9 @@ import concurrent.futures
 import dataclasses
 import functools
 import math
+import pathlib
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -18,7 +20,10 @@ from fedjax_sim.engine.placement import place
 from fedjax_sim.participation.uniform import sample_cohort
 from fedjax_sim.runtime.devices import memory_bytes
 from fedjax_sim.runtime.processes import is_multiprocess
-from fedjax_sim.simulation.block import Blocks
+from fedjax_sim.simulation import client_memory
+from fedjax_sim.simulation.block import Blocks, split_key
+from fedjax_sim.simulation.client_memory import WithCohort, WithMemory
+from fedjax_sim.simulation.host_memory import HostMemory
 from fedjax_sim.simulation.sharded_cohorts import send_parts, share_out
 
 # The share of a device's memory that data may take; the rest is for models and activations.
@@ -28,8 +33,10 @@ _DRAWN_TOGETHER = 16
 _ROOM = 1.25  # the smallest shape has room for so many times the rows of the mean cohort
 
 
-def stays_on_host(data_placement: str, algorithm: Algorithm, data: Any, layout: Layout) -> bool:
-    """Returns whether the data of a run stays on the host; see `simulate`.
+def stays_on_host(
+    data_placement: str, algorithm: Algorithm, data: Any, layout: Layout, hparams: Mapping[str, Any]
+) -> bool:
+    """Returns whether a run's data and its clients' memory stay on the host; see `simulate`.
 
     Raises:
       ValueError: the placement is unknown, or the algorithm cannot run with it.
@@ -43,7 +50,11 @@ def stays_on_host(data_placement: str, algorithm: Algorithm, data: Any, layout: 
         )
     if chosen is not None:
         return chosen
-    if algorithm.needs_all_data or any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data)):
+    if algorithm.needs_all_data:
+        return False
+    if not client_memory.fits_on_devices(algorithm, data.num_clients, hparams, layout):
+        return True
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(data)):
         return False
     if is_multiprocess() or any(isinstance(column, np.memmap) for column in data.examples.values()):
         return True
@@ -188,7 +199,33 @@ def _draw(key, first, *, num_clients, size):
 
 @dataclasses.dataclass(frozen=True)
 class HostBlocks(Blocks):
-    """Rounds on prefetched cohorts; `data` is the `CohortPrefetcher`."""
+    """Rounds on prefetched cohorts; `data` is the `CohortPrefetcher`.
+
+    Attributes:
+      memory_path: file of clients' memory; None for a temporary one.
+    """
+
+    memory_path: pathlib.Path | None = None
+
+    @property
+    def _specs(self) -> Any:
+        return self.algorithm.specs
+
+    def _start(self, key: jax.Array, hparams: Any, *params: Any) -> Any:
+        return self.algorithm.init(key, hparams, self.num_clients, *params)
+
+    def starts(
+        self, runs: Iterable[tuple[jax.Array, Mapping[str, float]]], initial_params: Any = None
+    ) -> list[tuple[Any, Any]]:
+        """Returns the state before the first round of a single run; see `Blocks.starts`."""
+        ((key, hparams),) = runs
+        ((state, keys),) = super().starts([(key, hparams)], initial_params)
+        if self.algorithm.memory is not None:
+            first = client_memory.memory_key(place(split_key(key).init, self.layout))
+            params = jax.tree.map(jnp.copy, state.params)  # the state is donated
+            about = (self.algorithm.memory, first, params, self.num_clients)
+            state = WithMemory(state, HostMemory(*about, self.layout, self.memory_path))
+        return [(state, keys)]
 
     def run(
         self, state: Any, keys: Any, done: int, count: int
@@ -198,13 +235,30 @@ class HostBlocks(Blocks):
         for r in range(done, done + count):
             started = time.perf_counter()
             cohort, data, new_shape, _ = self.data.cohort(r)
+            compiling = time.perf_counter()
+            entered = _enter(state, cohort)
             if new_shape:
-                compiling = time.perf_counter()
-                state, _ = self._play(state, data, keys, r, 0, 1, cohort)
+                entered, _ = self._play(entered, data, keys, r, 0, 1, cohort)
                 started += time.perf_counter() - compiling
-            state, info = self._play(state, data, keys, r, 1, 1, cohort)
+            entered, info = self._play(entered, data, keys, r, 1, 1, cohort)
+            state = _leave(state, cohort, entered)
             infos.append(jax.block_until_ready(info))
             seconds += time.perf_counter() - started
         infos = jax.device_get(infos)
         names = infos[0] if infos else ()
         return state, {name: np.concatenate([info[name] for info in infos]) for name in names}, seconds
+
+
+def _enter(state: Any, cohort: Cohort) -> Any:
+    """Returns the state for a round of `cohort`, with its clients' memory on the devices."""
+    if not isinstance(state, WithMemory):
+        return state
+    return WithCohort(state.server, state.clients.take(np.asarray(cohort.ids)))
+
+
+def _leave(state: Any, cohort: Cohort, entered: Any) -> Any:
+    """Returns the state after the round, with its clients' memory back on the host."""
+    if not isinstance(state, WithMemory):
+        return entered
+    state.clients.put(np.asarray(cohort.ids), entered.own)
+    return state._replace(server=entered.server)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.core.types import Algorithm, Cohort
+from fedjax_sim.core.types import Algorithm, Cohort, Layout
 from fedjax_sim.simulation import client_memory, programs
 from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 from fedjax_sim.version import VERSION
@@ -53,7 +53,7 @@ def identify(
     """
     key, examples, rates = jax.random.key(0), data.examples, as_rates(hparams)
     start = (key, rates) if initial_params is None else (key, rates, programs.shapes_of(initial_params))
-    begin = functools.partial(client_memory.start, algorithm, data.num_clients)
+    begin = functools.partial(client_memory.start, algorithm, data.num_clients, Layout())
     play = functools.partial(client_memory.play, algorithm.round)
     state = jax.eval_shape(begin, *start)
     cohort = Cohort(jax.ShapeDtypeStruct((size,), np.int32))

@@ -1,5 +1,6 @@
 """The journal of a run: its rows and its state, in memory and in its workdir."""
 
+import functools
 import pathlib
 import time
 from typing import Any, Self
@@ -9,8 +10,15 @@ import numpy as np
 from fedjax_sim.runtime import processes
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.checkpoint import Checkpoint, Checkpoints, from_numpy, to_numpy, zeros_like
+from fedjax_sim.simulation.client_memory import WithMemory
+from fedjax_sim.simulation.saved_memory import SavedMemory
 
 _METRICS = "metrics.jsonl"
+
+
+def memory_file(home: pathlib.Path) -> pathlib.Path:
+    """Returns the file of clients' memory in a workdir."""
+    return home / "client_memory.rows"
 
 
 class Journal:
@@ -39,20 +47,30 @@ class Journal:
         self._saved_round, self._saved_at = -1, -float("inf") if at_once else time.monotonic()
         if home is None:
             return
-        self._leaves = zeros_like(state)
+        processes.on_first_process(functools.partial(home.mkdir, exist_ok=True))
+        self._memory = SavedMemory(state, memory_file(home)) if isinstance(state, WithMemory) else None
+        self._leaves = zeros_like(_without_memory(state))
+        if self._memory is not None:
+            self._leaves |= self._memory.store.empty_index()
         saved = processes.on_first_process(self._read)
         if saved is not None:
             self._saved_round, self.rows = saved
-            self.state = from_numpy(processes.from_first(self._leaves), state)
+            leaves = processes.from_first(self._leaves)
+            server = from_numpy(leaves, _without_memory(state))
+            self.state = server
+            if self._memory is not None:
+                self.state = self._memory.restored(state._replace(server=server), leaves)
         self._leaves = None
 
     def _read(self) -> tuple[int, list[dict]] | None:
         """Returns the round and rows of the newest checkpoint, and rewinds the files to it."""
-        self._home.mkdir(exist_ok=True)
-        self._checkpoints = Checkpoints(self._home / "checkpoints")
+        store = None if self._memory is None else self._memory.store
+        self._checkpoints = Checkpoints(self._home / "checkpoints", store)
         saved = self._checkpoints.restore(self._leaves)
         files.write_rows(self._home / _METRICS, [] if saved is None else saved.rows)
         if saved is None:
+            if store is not None:
+                store.restore(None)
             return None
         self._leaves = saved.leaves
         return saved.round, saved.rows
@@ -72,7 +90,9 @@ class Journal:
         """Writes a checkpoint of the last row and the state after it, unless it exists."""
         if self._home is None or not self.rows or self.rows[-1]["round"] == self._saved_round:
             return
-        leaves = to_numpy(state)
+        leaves = to_numpy(_without_memory(state))
+        if self._memory is not None:
+            leaves |= self._memory.save(state)
         if processes.is_first():
             self._checkpoints.save(Checkpoint(self.rows[-1]["round"], leaves, self.rows))
         self._saved_round, self._saved_at = self.rows[-1]["round"], time.monotonic()
@@ -88,3 +108,7 @@ class Journal:
     def __exit__(self, *exception) -> None:
         if self._checkpoints is not None:
             self._checkpoints.close()
+
+
+def _without_memory(state: Any) -> Any:
+    return state.server if isinstance(state, WithMemory) else state

@@ -26,7 +26,7 @@ from fedjax_sim.simulation.block import (
 )
 from fedjax_sim.simulation.host_rounds import CohortPrefetcher, HostBlocks, stays_on_host
 from fedjax_sim.simulation.identity import NOT_COMPARED, check_config, check_evaluations, identify
-from fedjax_sim.simulation.journal import Journal
+from fedjax_sim.simulation.journal import Journal, memory_file
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import Result
 from fedjax_sim.simulation.validation import (
@@ -106,11 +106,14 @@ def simulate(
       stop_at: "test_accuracy" that ends the run, at the first evaluation that reaches it.
       hparams: values in place of the algorithm's defaults.
       layout: lanes and devices; `layout_for(algorithm, data)` by default.
-      data_placement: where the data stays; it does not change results. "device": all of it on every
-        device. "host": in memory or in files; a thread, which JAX's context managers do not reach,
-        gathers and sends each cohort during the round before. "auto": "host" for memory-mapped columns,
-        for data that would fill more than half of a device's memory, and for several processes, each of
-        which then reads only its own clients' rows; otherwise "device".
+      data_placement: where the data and the clients' memory stay; it does not change results. "device":
+        all data on every device, and clients' memory there too, divided among the devices if `N` is a
+        multiple of their number. "host": data in memory or in files; a thread, which JAX's context
+        managers do not reach, gathers and sends each cohort during the round before. The memory of
+        clients that have taken part lies in a file of the workdir, or in a temporary one. "auto": "host"
+        for memory-mapped columns, for data or clients' memory that would fill more than half of a
+        device's memory, and for several processes, each of which then reads only its own clients' rows;
+        otherwise "device".
       workdir: folder for metrics.jsonl, config.json and checkpoints. A run that finds its own
         configuration there continues from its last checkpoint, and ends as if never interrupted. It is
         recognised by what it computes: the programs of the algorithm and of the evaluations, the data,
@@ -131,8 +134,8 @@ def simulate(
 
     Raises:
       ValueError: a setting is out of range, the workdir belongs to another run, the data is malformed or
-        needed on the devices, a round is too long for its counters, or the processes of a job differ in
-        their settings or data.
+        needed on the devices, clients' memory does not fit, a round is too long for its counters, or the
+        processes of a job differ in their settings or data.
       OSError: the disk of the workdir is full.
       DivergenceError: a parameter or the loss is no longer finite.
       OutOfMemoryError: a device's memory does not hold the lanes.
@@ -148,12 +151,18 @@ def simulate(
     layout = layout or layout_for(algorithm, data)
     check_layout(algorithm, layout)
     check_counters(algorithm, data, size, layout)
-    client_memory.check_room(algorithm, data.num_clients, as_rates(hparams), layout)
     check_one_run(algorithm.num_learners or size, layout)
-    on_host = stays_on_host(data_placement, algorithm, data, layout)
+    rates = as_rates(hparams)
+    on_host = stays_on_host(data_placement, algorithm, data, layout, rates)
+    home = None if workdir is None else pathlib.Path(workdir)
+    memory_path = None if home is None or not is_first() else memory_file(home)
+    if on_host:
+        visits = num_rounds * size
+        client_memory.check_disk(algorithm, data.num_clients, rates, visits, memory_path)
+    else:
+        client_memory.check_room(algorithm, data.num_clients, rates, layout)
     check_config(config or {})
     capacity = min(eval_every, num_rounds)
-    home = None if workdir is None else pathlib.Path(workdir)
     settings = {
         "num_rounds": num_rounds,
         "client_fraction": client_fraction,
@@ -185,7 +194,9 @@ def simulate(
         compiled = stack.enter_context(CompilationCounter())
         if on_host:
             feed = CohortPrefetcher(data, split_key(key).cohorts, size, layout, num_rounds)
-            blocks = HostBlocks(algorithm, stack.enter_context(feed), size, layout, capacity)
+            blocks = HostBlocks(
+                algorithm, stack.enter_context(feed), size, layout, capacity, memory_path=memory_path
+            )
         else:
             blocks = Blocks.on_devices(algorithm, data, size, layout, capacity)
         ((start, keys),) = blocks.starts([(key, hparams)], initial_params)

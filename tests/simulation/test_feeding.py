@@ -242,7 +242,7 @@ def test_auto_looks_at_files_and_at_the_devices_memory(task, data, tmp_path, mon
     chosen, sgd = algorithm(task), fs.sgd(task, client_lr=1.0, batch_size=4)
 
     def auto(data, algorithm=chosen):
-        return stays_on_host("auto", algorithm, data, fs.Layout())
+        return stays_on_host("auto", algorithm, data, fs.Layout(), algorithm.hparams)
 
     assert not auto(data)  # a CPU does not tell its memory
     assert auto(stored)
