@@ -51,12 +51,12 @@ class RowStore:
             path.touch()
             self._file = path.open("r+b")
         weakref.finalize(self, self._file.close)
-        self._slots = np.full(num_clients, _NOWHERE, np.int32)
-        self._digests = np.zeros((num_clients, _DIGEST_BYTES), np.uint8)
+        index = self.empty_index()
+        self._slots, self._digests = index["slots"][0], index["digests"]
+        self._snapshots = collections.deque(index["slots"].copy(), KEEP)  # slots, newest first
         self._changed: set[int] = set()  # clients whose slot belongs to no snapshot
         self._free: list[int] = []
         self._next = 0  # the first slot beyond all others
-        self._snapshots: collections.deque[np.ndarray] = collections.deque(maxlen=KEEP)
 
     def has(self, ids: np.ndarray) -> np.ndarray:
         """Returns which clients have a row, `[K]` bool; ids from `N` on have none."""
@@ -120,7 +120,7 @@ class RowStore:
         """Makes all rows durable and fixes them.
 
         Returns:
-          The index for `restore`: slots `[N]` and digests `[N, 16]`.
+          The index for `restore`: slots `[KEEP, N]`, newest snapshot first, and digests `[N, 16]`.
 
         Raises:
           OSError: the disk is full.
@@ -131,12 +131,15 @@ class RowStore:
         for client in self._changed:
             self._digests[client] = self._digest_at(self._slots[client])
         self._changed.clear()
-        self._snapshots.append(self._slots[self.clients])
+        self._snapshots.appendleft(self._slots.copy())
+        self._find_free()
+        return {"slots": np.stack(self._snapshots), "digests": self._digests.copy()}
+
+    def _find_free(self) -> None:
         in_use = np.zeros(self._next, bool)
         for slots in self._snapshots:
-            in_use[slots] = True
+            in_use[slots[slots != _NOWHERE]] = True
         self._free = np.flatnonzero(~in_use).tolist()
-        return {"slots": self._slots.copy(), "digests": self._digests.copy()}
 
     def check(self, index: dict[str, np.ndarray]) -> None:
         """Checks that the rows of a snapshot are as they were.
@@ -144,7 +147,7 @@ class RowStore:
         Raises:
           ValueError: a row has changed.
         """
-        slots, digests = index["slots"], index["digests"]
+        slots, digests = index["slots"][0], index["digests"]
         for client in np.flatnonzero(slots != _NOWHERE):
             if not np.array_equal(self._digest_at(slots[client]), digests[client]):
                 raise ValueError(f"the row of client {client} in {self._path} is not what was written")
@@ -152,21 +155,19 @@ class RowStore:
     def restore(self, index: dict[str, np.ndarray] | None) -> None:
         """Goes back to the rows of a snapshot, or to no rows."""
         self._changed.clear()
-        self._snapshots.clear()
-        self._free = []
         if index is None:
-            self._slots[:] = _NOWHERE
+            index = self.empty_index()
             self._file.truncate(0)
-        else:
-            self._slots, self._digests = index["slots"].copy(), index["digests"].copy()
-        # Older checkpoints may need any slot there is, so the next snapshots count them all as in use.
-        self._next = -(-self._file.seek(0, 2) // max(self.row_bytes, 1))
-        self._snapshots.append(np.arange(self._next))
+        self._slots, self._digests = index["slots"][0].copy(), index["digests"].copy()
+        self._snapshots.extend(index["slots"].copy())
+        # Rounds up, as a killed run may have written half a row.
+        self._next = -(-self._file.seek(0, os.SEEK_END) // max(self.row_bytes, 1))
+        self._find_free()
 
     def empty_index(self) -> dict[str, np.ndarray]:
-        """Returns an index of the shapes and dtypes of `snapshot`."""
+        """Returns the index of a snapshot without rows."""
         return {
-            "slots": np.zeros(self.num_clients, np.int32),
+            "slots": np.full((KEEP, self.num_clients), _NOWHERE, np.int32),
             "digests": np.zeros((self.num_clients, _DIGEST_BYTES), np.uint8),
         }
 

@@ -59,7 +59,7 @@ class SavedMemory:
         if on_host and not processes.is_multiprocess():
             return state
         rows = None if on_host else jax.tree.map(np.array, processes.fetch(without_keys(state.clients)))
-        visited = index["slots"] >= 0
+        visited = index["slots"][0] >= 0
         for ids in self.store.pieces(np.flatnonzero(visited)):
             read = processes.from_first(self.store.read(ids))
             if not on_host:
