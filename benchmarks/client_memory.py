@@ -30,12 +30,12 @@ _MEASURE = flags.DEFINE_string("measure", None, "For internal use: what one proc
 
 EXAMPLES = 2  # of each client
 METHOD = (
-    f"SCAFFOLD, E = 1, B = 10, 2NN (199,210 parameters), {EXAMPLES} random images a client. Each line is a "
+    f"SCAFFOLD, E = 1, B = 10, 2NN (199,210 parameters), {EXAMPLES} random images a client. A line is a "
     "process per turn, and lines take turns. Each round is a block of its own. Round ms: the median of "
     "all rounds but the first of each turn, with reading and writing the memory. Live MB: the most "
     "that all arrays on the devices take after a round. Program MB: arguments and temporaries of the "
-    "compiled round, without the memory's share of other devices. File MB: the rows of clients that took "
-    "part. All MB: the rows of all clients."
+    "compiled round, on one device. File MB: the rows of clients that took part. "
+    "All MB: the rows of all clients."
 )
 
 
@@ -84,7 +84,7 @@ def program_bytes(algorithm, data, state, size, layout):
     placed = functools.partial(fs.engine.place, layout=layout)
     cohort = fs.Cohort(placed(ids), layout)
     if hasattr(state.clients, "store"):
-        state = client_memory.WithCohort(state.server, state.clients.take(ids))
+        state = state._replace(clients=state.clients.take(ids))
         cohort, data = fs.Cohort(placed(ids), layout, placed(ids)), data.select(ids)
     play = jax.jit(functools.partial(client_memory.play, algorithm.round))
     compiled = play.lower(placed(jax.random.key(0)), state, placed(data), cohort).compile()

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 import fedjax_sim as fs
+from fedjax_sim.runtime import processes
 
 
 def main():
@@ -56,6 +57,21 @@ def main():
     )
     found["mean"] = taught.params
     found["bytes"] = taught.rows[-1]["bytes_up"]
+
+    remembering = fs.scaffold(task, client_lr=0.1, local_epochs=1, batch_size=4)
+    for placement in ("device", "host"):
+        for num_rounds in (2, 4):  # the second call continues from the checkpoint of the first
+            trained = fs.simulate(
+                remembering,
+                data,
+                key=jax.random.key(0),
+                num_rounds=num_rounds,
+                client_fraction=0.75,
+                data_placement=placement,
+                workdir=pathlib.Path(folder) / placement,
+            )
+        clients = trained.state.clients
+        found[placement] = clients.rows(range(4)) if placement == "host" else processes.fetch(clients)
     if fs.runtime.is_first():
         named = jax.tree_util.tree_leaves_with_path(found)
         arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in named}

@@ -1,5 +1,6 @@
 """The memory of clients: a row for each, which the simulation keeps and an algorithm sees by cohorts."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,30 +24,14 @@ class WithMemory(NamedTuple):
 
     Attributes:
       server: the algorithm's own state.
-      clients: `[N, ...]`, a row for each client; or a `HostMemory` of these rows.
-      visited: `[N]` bool, the clients that have taken part; `()` with a `HostMemory`, which knows.
+      clients: `[N, ...]`, a row for each client; or a `HostMemory` of these rows, and while a round runs
+        `[K, ...]`, the rows of its cohort.
+      visited: `[N]` bool, the clients that have taken part; `()` with memory on the host.
     """
 
     server: Any
     clients: Any
     visited: Any = ()
-
-    @property
-    def params(self) -> Any:
-        """The model to evaluate."""
-        return self.server.params
-
-
-class WithCohort(NamedTuple):
-    """A state for one round alone, with the memory of its cohort.
-
-    Attributes:
-      server: the algorithm's own state.
-      own: `[K, ...]`, a row for each client of the cohort.
-    """
-
-    server: Any
-    own: Any
 
     @property
     def params(self) -> Any:
@@ -85,7 +70,12 @@ def memory_key(key: jax.Array) -> jax.Array:
 def first_rows(memory: Callable, key: jax.Array, params: Any, ids: jax.Array) -> Any:
     """Returns what clients `[K]` remember before they first take part, `[K, ...]`."""
     # Not by vmap, under which a row may depend on the others: some kinds of keys draw other numbers.
-    return jax.lax.map(lambda id: memory(jax.random.fold_in(key, id), params), ids)
+    return jax.lax.map(functools.partial(first_row, memory, key, params), ids)
+
+
+def first_row(memory: Callable, key: jax.Array, params: Any, id: jax.Array) -> Any:
+    """Returns what client `id` `[]` remembers before it first takes part."""
+    return memory(jax.random.fold_in(key, id), params)
 
 
 def play(round_fn: Callable, key: jax.Array, state: Any, data: Any, cohort: Cohort) -> tuple[Any, Any]:
@@ -94,12 +84,12 @@ def play(round_fn: Callable, key: jax.Array, state: Any, data: Any, cohort: Coho
     Returns:
       The state, in which rows of absent clients are as before, and the round's info.
     """
-    if isinstance(state, WithCohort):
-        server, own, info = round_fn(key, state.server, state.own, data, cohort)
-        return WithCohort(server, own), info
     if not isinstance(state, WithMemory):
         state, _, info = round_fn(key, state, (), data, cohort)
         return state, info
+    if isinstance(state.visited, tuple):  # these are the rows of the cohort alone
+        server, own, info = round_fn(key, state.server, state.clients, data, cohort)
+        return WithMemory(server, own), info
     where = (state.visited.size, cohort.layout)
     own = take_rows(state.clients, cohort.ids, *where)
     server, own, info = round_fn(key, state.server, own, data, cohort)

@@ -9,10 +9,9 @@ import jax
 import numpy as np
 
 from fedjax_sim.core.types import Layout
-from fedjax_sim.engine.collectives import choose_rows
 from fedjax_sim.engine.placement import place
 from fedjax_sim.runtime.processes import fetch
-from fedjax_sim.simulation.client_memory import first_rows, with_keys, without_keys
+from fedjax_sim.simulation.client_memory import first_row, with_keys, without_keys
 from fedjax_sim.simulation.row_store import RowStore
 
 
@@ -67,5 +66,13 @@ class HostMemory:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _present_rows(memory, key, params, ids, stored, is_stored):
-    first = first_rows(memory, key, params, ids)
-    return choose_rows(is_stored, with_keys(stored, first), first)
+    """Returns the stored rows, and first rows for clients that have none."""
+
+    first = functools.partial(first_row, memory, key, params)
+
+    def present(client):
+        id, row, is_there = client
+        return jax.lax.cond(is_there, lambda: row, lambda: without_keys(first(id)))
+
+    rows = jax.lax.map(present, (ids, stored, is_stored))
+    return with_keys(rows, first(ids[0]))  # of which only the kinds of keys are used

@@ -22,7 +22,7 @@ from fedjax_sim.runtime.devices import memory_bytes
 from fedjax_sim.runtime.processes import is_multiprocess
 from fedjax_sim.simulation import client_memory
 from fedjax_sim.simulation.block import Blocks, split_key
-from fedjax_sim.simulation.client_memory import WithCohort, WithMemory
+from fedjax_sim.simulation.client_memory import WithMemory
 from fedjax_sim.simulation.host_memory import HostMemory
 from fedjax_sim.simulation.sharded_cohorts import send_parts, share_out
 
@@ -253,12 +253,12 @@ def _enter(state: Any, cohort: Cohort) -> Any:
     """Returns the state for a round of `cohort`, with its clients' memory on the devices."""
     if not isinstance(state, WithMemory):
         return state
-    return WithCohort(state.server, state.clients.take(np.asarray(cohort.ids)))
+    return state._replace(clients=state.clients.take(np.asarray(cohort.ids)))
 
 
 def _leave(state: Any, cohort: Cohort, entered: Any) -> Any:
     """Returns the state after the round, with its clients' memory back on the host."""
     if not isinstance(state, WithMemory):
         return entered
-    state.clients.put(np.asarray(cohort.ids), entered.own)
+    state.clients.put(np.asarray(cohort.ids), entered.clients)
     return state._replace(server=entered.server)

@@ -133,7 +133,7 @@ def test_a_killed_process_ends_the_job_which_others_finish_as_one_process_would(
 
 
 @pytest.mark.slow
-def test_two_processes_sweep_and_teach_learners_as_one_does(tmp_path):
+def test_two_processes_sweep_remember_and_teach_learners_as_one_does(tmp_path):
     worker, address = ROOT / "tests" / "job_worker.py", f"127.0.0.1:{free_port()}"
     for name in ("alone", "job"):
         (tmp_path / name).mkdir()
