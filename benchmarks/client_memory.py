@@ -6,7 +6,6 @@ SCAFFOLD keeps a control variate as large as the model for each client. With cli
 neither a round's time nor its device memory should depend on the number of clients to choose from.
 """
 
-import functools
 import json
 import pathlib
 import statistics
@@ -18,7 +17,6 @@ import numpy as np
 from absl import app, flags, logging
 
 import fedjax_sim as fs
-from fedjax_sim.simulation import client_memory
 
 _CLIENTS = flags.DEFINE_list("clients", ["1000", "10000", "100000"], "N, ascending.")
 _COHORTS = flags.DEFINE_list("cohorts", ["10", "50"], "K, clients of a round.")
@@ -34,7 +32,7 @@ METHOD = (
     "process per turn, and lines take turns. Each round is a block of its own. Round ms: the median of "
     "all rounds but the first of each turn, with reading and writing the memory. Live MB: the most "
     "that all arrays on the devices take after a round. Program MB: arguments and temporaries of the "
-    "compiled round, on one device. File MB: the rows of clients that took part. "
+    "compiled round of a cohort, on one device. File MB: the rows of clients that took part. "
     "All MB: the rows of all clients."
 )
 
@@ -72,22 +70,20 @@ def measure(placement, num_clients, size):
     return {
         "round_seconds": [row["round_seconds"] for row in result.rows[2:]],
         "live_bytes": max(row["live_bytes"] for row in result.rows),
-        "program_bytes": program_bytes(algorithm, data, result.state, size, layout),
+        "program_bytes": program_bytes(algorithm, data, result.state.server, size, layout),
         "file_bytes": result.state.clients.store.clients.size * row_bytes if placement == "host" else 0,
         "all_bytes": num_clients * row_bytes,
     }
 
 
-def program_bytes(algorithm, data, state, size, layout):
-    """Returns the bytes of a compiled round's arguments and temporaries."""
+def program_bytes(algorithm, data, server, size, layout):
+    """Returns the bytes of a compiled round's arguments and temporaries, with its cohort's rows."""
     ids = np.arange(size, dtype=np.int32)
-    placed = functools.partial(fs.engine.place, layout=layout)
-    cohort = fs.Cohort(placed(ids), layout)
-    if hasattr(state.clients, "store"):
-        state = state._replace(clients=state.clients.take(ids))
-        cohort, data = fs.Cohort(placed(ids), layout, placed(ids)), data.select(ids)
-    play = jax.jit(functools.partial(client_memory.play, algorithm.round))
-    compiled = play.lower(placed(jax.random.key(0)), state, placed(data), cohort).compile()
+    key, ids, data = fs.engine.place((jax.random.key(0), ids, data.select(ids)), layout)
+    # A control variate has the shapes of the model.
+    own = jax.tree.map(lambda w: jax.ShapeDtypeStruct((size, *w.shape), w.dtype), server.params)
+    cohort = fs.Cohort(ids, layout, ids)
+    compiled = jax.jit(algorithm.round).lower(key, server, own, data, cohort).compile()
     about = compiled.memory_analysis()
     return about.argument_size_in_bytes + about.temp_size_in_bytes
 

@@ -6,7 +6,7 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -70,12 +70,14 @@ class PrefetchedCohort(NamedTuple):
       data: a `FederatedData` of these clients alone, in this order.
       new_shape: whether this number of rows is new, so that the round must be compiled for it.
       seconds: time to gather and send it.
+      stored: the clients' memory as it was before the round before, see `HostMemory.send`.
     """
 
     cohort: Cohort
     data: Any
     new_shape: bool
     seconds: float
+    stored: Any
 
 
 class CohortPrefetcher:
@@ -96,6 +98,7 @@ class CohortPrefetcher:
       spread: whether each device receives its own clients; by default with several processes.
 
     Attributes:
+      memory: the `HostMemory` to gather from as well, or None.
       gather_seconds: time that the thread spent on the cohorts asked for so far.
       waited_seconds: time that rounds waited for the thread; the rest of its work was hidden behind
         rounds, evaluations and compilations.
@@ -111,6 +114,7 @@ class CohortPrefetcher:
         *,
         spread: bool | None = None,
     ):
+        self.memory: HostMemory | None = None
         self.gather_seconds = self.waited_seconds = 0.0
         self._data = jax.tree.map(np.asanyarray, data)  # keeps memory maps
         self._draw = functools.partial(_draw, key, num_clients=data.num_clients, size=size)
@@ -143,6 +147,10 @@ class CohortPrefetcher:
             self._gathering(r + 1)
         return fed
 
+    def later(self, work: Callable[..., Any], *arguments: Any) -> concurrent.futures.Future:
+        """Lets the thread do something after all cohorts that have been asked for."""
+        return self._pool.submit(work, *arguments)
+
     def _gathering(self, r: int) -> concurrent.futures.Future[PrefetchedCohort]:
         if r not in self._futures:
             self._futures[r] = self._pool.submit(self._gather, r)
@@ -162,7 +170,9 @@ class CohortPrefetcher:
             sent = self._send(ids, num_rows)
         else:
             sent = send_parts(self._data, ids, parts, num_rows, self._layout)
-        return PrefetchedCohort(*jax.block_until_ready(sent), new_shape, time.perf_counter() - started)
+        stored = () if self.memory is None else self.memory.send(ids)
+        sent, stored = jax.block_until_ready((sent, stored))
+        return PrefetchedCohort(*sent, new_shape, time.perf_counter() - started, stored)
 
     def _send(self, ids: np.ndarray, num_rows: int) -> tuple[Cohort, Any]:
         """Sends the whole cohort to every device."""
@@ -224,41 +234,49 @@ class HostBlocks(Blocks):
             first = client_memory.memory_key(place(split_key(key).init, self.layout))
             params = jax.tree.map(jnp.copy, state.params)  # the state is donated
             about = (self.algorithm.memory, first, params, self.num_clients)
-            state = WithMemory(state, HostMemory(*about, self.layout, self.memory_path))
+            self.data.memory = HostMemory(*about, self.layout, self.memory_path)
+            state = WithMemory(state, self.data.memory)
         return [(state, keys)]
 
     def run(
         self, state: Any, keys: Any, done: int, count: int
     ) -> tuple[Any, dict[str, np.ndarray], float]:
         """Runs each round by a call of its own, compiling new shapes off the clock; see `Blocks.run`."""
-        infos, seconds = [], 0.0
+        infos, seconds, writing = [], 0.0, None
         for r in range(done, done + count):
             started = time.perf_counter()
-            cohort, data, new_shape, _ = self.data.cohort(r)
-            compiling = time.perf_counter()
-            entered = _enter(state, cohort)
+            cohort, data, new_shape, _, stored = self.data.cohort(r)
+            entering = time.perf_counter()
+            entered = _enter(state, stored)
             if new_shape:
                 entered, _ = self._play(entered, data, keys, r, 0, 1, cohort)
-                started += time.perf_counter() - compiling
+                started += time.perf_counter() - entering
             entered, info = self._play(entered, data, keys, r, 1, 1, cohort)
-            state = _leave(state, cohort, entered)
+            if writing is not None:
+                writing.result()
+            state, writing = self._leave(state, entered, cohort)
             infos.append(jax.block_until_ready(info))
             seconds += time.perf_counter() - started
+        started = time.perf_counter()
+        if writing is not None:
+            writing.result()  # now nothing reads or writes the file until the next block
+        seconds += time.perf_counter() - started
         infos = jax.device_get(infos)
         names = infos[0] if infos else ()
         return state, {name: np.concatenate([info[name] for info in infos]) for name in names}, seconds
 
+    def _leave(self, state: Any, entered: Any, cohort: Cohort) -> tuple[Any, Any]:
+        """Returns the state after a round, and the future of writing its clients' memory, if any."""
+        if not isinstance(state, WithMemory):
+            return entered, None
+        ids = np.asarray(cohort.ids)
+        state.clients.keep(ids, entered.clients)
+        writing = self.data.later(state.clients.put, ids, entered.clients)
+        return state._replace(server=entered.server), writing
 
-def _enter(state: Any, cohort: Cohort) -> Any:
-    """Returns the state for a round of `cohort`, with its clients' memory on the devices."""
+
+def _enter(state: Any, stored: Any) -> Any:
+    """Returns the state for a round, with the memory of its cohort on the devices."""
     if not isinstance(state, WithMemory):
         return state
-    return state._replace(clients=state.clients.take(np.asarray(cohort.ids)))
-
-
-def _leave(state: Any, cohort: Cohort, entered: Any) -> Any:
-    """Returns the state after the round, with its clients' memory back on the host."""
-    if not isinstance(state, WithMemory):
-        return entered
-    state.clients.put(np.asarray(cohort.ids), entered.clients)
-    return state._replace(server=entered.server)
+    return state._replace(clients=state.clients.take(*stored))

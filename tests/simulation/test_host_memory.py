@@ -93,6 +93,21 @@ def test_a_run_is_the_same_to_the_bit(task, data, make, devices):
         assert leaf.sharding.is_fully_replicated == (devices == 1)
 
 
+def test_first_rows_are_those_of_each_client(task, data):
+    """Of its key and of the first model, also after the model has changed."""
+    algorithm = collecting(task)
+    result = simulate(algorithm, data, "host", num_rounds=2)
+    init = jax.random.split(jax.random.key(3), 3)[0]
+    params = algorithm.init(init, algorithm.hparams, 10).params
+    absent = np.setdiff1d(EVERYBODY, result.state.clients.store.clients)
+    rows = result.state.clients.rows(absent)
+    key = client_memory.memory_key(init)
+    for k, client in enumerate(absent.tolist()):
+        expected = algorithm.memory(jax.random.fold_in(key, client), params)
+        row = jax.tree.map(lambda leaf, k=k: leaf[k], rows)
+        toys.assert_same(row, client_memory.without_keys(expected))
+
+
 def stop_at_call(number):
     """An evaluation that ends the run the n-th time that it is called."""
     calls = iter(range(1, number))
