@@ -12,7 +12,7 @@ result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
                      evaluate=fs.evaluator(task, test))
 """
 
-from fedjax_sim import algorithms, data, engine, models, reporting, runtime
+from fedjax_sim import algorithms, data, engine, models, participation, reporting, runtime
 from fedjax_sim.algorithms import (
     dynamic_averaging,
     fed_avg,
@@ -34,6 +34,7 @@ from fedjax_sim.core.types import (
     Task,
 )
 from fedjax_sim.engine import full_gradient, local_training, map_clients, train_clients
+from fedjax_sim.participation import cohort_size
 from fedjax_sim.runtime import OutOfMemoryError, ProcessLostError, use_all_cores
 from fedjax_sim.simulation import (
     DivergenceError,
@@ -45,7 +46,6 @@ from fedjax_sim.simulation import (
     check_sweep,
     client_evaluator,
     cluster_evaluator,
-    cohort_size,
     each_client_evaluator,
     evaluator,
     rounds_to_target,
@@ -92,6 +92,7 @@ __all__ = [
     "map_clients",
     "messages",
     "models",
+    "participation",
     "protocols",
     "reporting",
     "rounds_to_target",

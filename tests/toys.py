@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 import fedjax_sim as fs
 from fedjax_sim.engine.placement import place
 from fedjax_sim.simulation import client_memory
+from fedjax_sim.simulation.cohorts import cohort_draws
 
 FEATURES, CLASSES = 6, 3
 SIZES = (7, 1, 0, 20, 4, 13, 5, 2, 9, 3)
@@ -37,6 +38,13 @@ def federation(sizes=SIZES, seed=0):
 def layout(lanes=1, devices=1):
     mesh = Mesh(np.array(jax.local_devices()[:devices]), ("clients",)) if devices > 1 else None
     return fs.Layout(lanes, mesh)
+
+
+def draws(data, sampler):
+    """How a run draws its cohorts, with a sampler or, by an integer, so many clients uniformly."""
+    if isinstance(sampler, int):
+        sampler = fs.participation.uniform(clients_per_round=sampler)
+    return cohort_draws(sampler, data, jax.random.key(0))
 
 
 def init(algorithm, seed=0, num_clients=10, **hparams):

@@ -116,7 +116,7 @@ def round_info(result: CohortResult, cohort: Cohort) -> dict[str, jax.Array]:
         "train_loss": losses.total / jnp.maximum(losses.count, 1),
         "examples": losses.examples,
         "slots": result.slots,
-    } | exchange(cohort.num_clients)
+    } | exchange(cohort.num_present)
 
 
 class LocalSGD(NamedTuple):

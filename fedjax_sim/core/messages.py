@@ -48,7 +48,7 @@ def traffic(name: str, messages: Any, trips: Any = 1) -> dict[str, jax.Array]:
     return {key: jnp.asarray(count, jnp.int32) for key, count in counts.items()}
 
 
-def exchange(num_clients: int) -> dict[str, jax.Array]:
+def exchange(num_clients: int | jax.Array) -> dict[str, jax.Array]:
     """Returns the `info` entries if each client receives a model and sends an update."""
     return traffic("down_model", num_clients) | traffic("up_update", num_clients)
 

@@ -6,6 +6,7 @@ epochs, `R` rounds.
 """
 
 import dataclasses
+import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -134,6 +135,9 @@ class Cohort:
     Attributes:
       ids: `[K]` int32, indices into the federation, `ABSENT` where fewer clients take part.
       layout: static.
+      lag: `[K]` int32, how many server versions ago each client began, 0 for the current model; None if
+        all clients begin with the current model.
+      count: `[]` int32, how many clients take part; None if all places are taken.
       data_index: `[K]` int32, where the data at hand holds these clients if it holds no others; None if
         it is the whole federation.
       members: `[D * K]` int32, where each device has the rows of its own clients alone: their positions
@@ -143,17 +147,37 @@ class Cohort:
 
     ids: jax.Array
     layout: Layout = dataclasses.field(default=Layout(), metadata={"static": True})
+    lag: jax.Array | None = dataclasses.field(default=None, kw_only=True)
+    count: jax.Array | None = dataclasses.field(default=None, kw_only=True)
     data_index: jax.Array | None = None
     members: jax.Array | None = None
 
     @property
     def num_clients(self) -> int:
-        """`K`."""
+        """`K`, absent clients included."""
         return self.ids.size
+
+    @property
+    def num_present(self) -> int | jax.Array:
+        """The number of clients that take part."""
+        return self.num_clients if self.count is None else self.count
 
 
 def _accept(data: Any, num_rounds: int) -> None:
     """Accepts any data and number of rounds."""
+
+
+def _without_lag(cohort: Cohort) -> None:
+    """Accepts cohorts whose clients begin with the current model.
+
+    Raises:
+      ValueError: the clients began with earlier models.
+    """
+    if cohort.lag is not None:
+        raise ValueError(
+            "the cohorts have a lag, but this algorithm trains every client from the current model; "
+            "wanted an algorithm that keeps earlier models, such as fed_buff, or another sampler"
+        )
 
 
 def _no_parts(examples: Batch) -> dict[str, Any]:
@@ -198,6 +222,11 @@ class Algorithm(NamedTuple):
         simulation keeps the rows of all clients. None for clients without memory.
       parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that make up the round,
         with the shapes of their arguments. The workdir of another run reports which parts differ.
+      cohorts: the `Sampler` of its cohorts, unless `simulate` is given one; None for uniform draws.
+      check_cohort: `check_cohort(cohort)`, raises ValueError for cohorts that it cannot train; only
+        shapes are known. By default, cohorts with a lag are refused.
+      errors: name -> message; a round whose `info` has a true value of this name ends the run with the
+        message, as a ValueError.
     """
 
     init: Callable[..., Any]
@@ -216,3 +245,6 @@ class Algorithm(NamedTuple):
     num_classes: int | None = None
     memory: Callable[[jax.Array, Params], Any] | None = None
     parts: Callable[[Batch], Mapping[str, tuple]] = _no_parts
+    cohorts: Any = None
+    check_cohort: Callable[[Cohort], None] = _without_lag
+    errors: Mapping[str, str] = types.MappingProxyType({})

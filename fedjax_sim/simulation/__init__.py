@@ -8,7 +8,7 @@ from fedjax_sim.simulation.evaluate import (
 )
 from fedjax_sim.simulation.link import Link
 from fedjax_sim.simulation.result import Result, SweepResult, SweepRun, rounds_to_target
-from fedjax_sim.simulation.simulate import DivergenceError, cohort_size, simulate
+from fedjax_sim.simulation.simulate import DivergenceError, simulate
 from fedjax_sim.simulation.sweep import UnfinishedError, check_sweep, sweep
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "check_sweep",
     "client_evaluator",
     "cluster_evaluator",
-    "cohort_size",
     "each_client_evaluator",
     "evaluator",
     "rounds_to_target",

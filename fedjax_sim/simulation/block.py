@@ -13,11 +13,11 @@ import numpy as np
 
 from fedjax_sim.core import trees
 from fedjax_sim.core.messages import balance, check_counts, check_sizes
-from fedjax_sim.core.types import RUNS, Algorithm, Cohort, Layout
+from fedjax_sim.core.types import RUNS, Algorithm, Layout
 from fedjax_sim.engine.placement import EVERYWHERE, of_runs, place, shardings
-from fedjax_sim.participation.uniform import sample_cohort
 from fedjax_sim.runtime.processes import fetch, is_multiprocess, on_first_process
 from fedjax_sim.simulation import client_memory, programs
+from fedjax_sim.simulation.cohorts import CohortDraws, Drawn, sampler_state, with_sampler_state
 from fedjax_sim.simulation.sharded_cohorts import send_learners
 from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 
@@ -33,18 +33,18 @@ class Blocks:
     Attributes:
       algorithm: algorithm to run.
       data: a `FederatedData`, placed on the layout's devices.
-      cohort_size: `K`, clients per round.
+      draws: how cohorts are drawn.
       layout: lanes and devices.
       capacity: most rounds in a block.
-      cohort: cohort of every round, if cohorts are not drawn.
+      drawn: the cohort of every round, if cohorts are not drawn.
     """
 
     algorithm: Algorithm
     data: Any
-    cohort_size: int
+    draws: CohortDraws
     layout: Layout
     capacity: int
-    cohort: Cohort | None = None
+    drawn: Drawn | None = None
 
     @property
     def num_clients(self) -> int:
@@ -53,17 +53,17 @@ class Blocks:
 
     @classmethod
     def on_devices(
-        cls, algorithm: Algorithm, data: Any, size: int, layout: Layout, capacity: int
+        cls, algorithm: Algorithm, data: Any, draws: CohortDraws, layout: Layout, capacity: int
     ) -> Self:
         """Makes blocks with all data on each device, unless learners read only their own rows.
 
-        Args: see the attributes; `size` is `K`, and `data` is on the host.
+        Args: see the attributes; `data` is on the host.
         """
         if is_multiprocess() and algorithm.reads_own_rows and layout.mesh is not None:
             cohort, data = send_learners(data, layout)
-            return cls(algorithm, data, size, layout, capacity, cohort)
+            return cls(algorithm, data, draws, layout, capacity, Drawn(cohort, (), {}))
         # Otherwise a device could read the files themselves, which may shrink.
-        return cls(algorithm, place(data.in_memory(), layout), size, layout, capacity)
+        return cls(algorithm, place(data.in_memory(), layout), draws, layout, capacity)
 
     @property
     def _specs(self) -> Any:
@@ -72,6 +72,11 @@ class Blocks:
     def _start(self, *arguments: Any) -> Any:
         """Returns the state before the first round, from key, rates and perhaps parameters; traced."""
         return client_memory.start(self.algorithm, self.num_clients, self.layout, *arguments)
+
+    @property
+    def _consts(self) -> list[Any]:
+        """The arrays over which the draw of cohorts closes."""
+        return place(self.draws.program.consts, self.layout)
 
     def starts(
         self, runs: Iterable[tuple[jax.Array, Mapping[str, float]]], initial_params: Any = None
@@ -108,16 +113,17 @@ class Blocks:
         infos = {name: np.asarray(info)[:count] for name, info in infos.items()}
         return state, infos, time.perf_counter() - started
 
-    def _play(self, state, data, keys, done, count, capacity, cohort=None) -> tuple[Any, Any]:
+    def _play(self, state, data, keys, done, count, capacity, drawn=None) -> tuple[Any, Any]:
         return _run(
             state,
             data,
             keys,
             np.int32(done),
             np.int32(count),
-            cohort or self.cohort,
+            self._consts,
+            drawn or self.drawn,
             round_fn=self.algorithm.round,
-            size=self.cohort_size,
+            draw=self.draws.program,
             layout=self.layout,
             capacity=capacity,
         )
@@ -143,9 +149,10 @@ class Blocks:
             np.int32(done),
             np.asarray(counts, np.int32),
             np.int32(counts.max()),
-            self.cohort,
+            self._consts,
+            self.drawn,
             round_fn=self.algorithm.round,
-            size=self.cohort_size,
+            draw=self.draws.program,
             layout=self.layout,
             capacity=self.capacity,
         )
@@ -173,6 +180,19 @@ class Blocks:
         """Returns the size of one message of each kind that the algorithm sends."""
         server = state.server if isinstance(state, client_memory.WithMemory) else state
         return check_sizes(self.algorithm.message_bytes(server))
+
+    def without_errors(self, done: int, infos: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the infos of rounds after round `done` without the entries that report errors.
+
+        Raises:
+          ValueError: a round reported an error of the algorithm or of the sampler.
+        """
+        errors = dict(self.algorithm.errors) | dict(self.draws.sampler.errors)
+        for name, message in errors.items():
+            bad = np.flatnonzero(infos[name]) if name in infos else ()
+            if len(bad):
+                raise ValueError(f"round {done + 1 + int(bad[0])}: {message}")
+        return {name: info for name, info in infos.items() if name not in errors}
 
     def first_row(self, sizes: dict[str, int]) -> dict[str, Any]:
         """Returns the row before the first round, without evaluations; `sizes` as of `message_bytes`."""
@@ -272,23 +292,27 @@ def _total(info: np.ndarray) -> int | float:
 
 
 def _rounds(
-    state, data, keys, first, count, cohort=None, *, round_fn, size, layout, capacity, trips=None
+    state, data, keys, first, count, consts, drawn=None, *, round_fn, draw, layout, capacity, trips=None
 ):
     """Runs `count` rounds from round `first`, at most `capacity`; infos are stacked, `[capacity]`.
 
-    If `cohort` is given, the data holds its clients alone, and every round trains them. If `trips` is
-    given, so many rounds are executed; those beyond `count` change nothing.
+    Cohorts are drawn by `draw`, with `consts`. If `drawn` is given, the data holds its clients alone,
+    and every round trains them. If `trips` is given, so many rounds are executed; those beyond `count`
+    change nothing.
     """
     cohort_key, train_key = keys
 
     def one_round(r, state):
-        present = cohort
-        if present is None:
-            drawn = sample_cohort(jax.random.fold_in(cohort_key, r), data.num_clients, size)
-            present = Cohort(drawn, layout)
+        now = drawn
+        if now is None:
+            key = jax.random.fold_in(cohort_key, r)
+            now = draw.run(consts, key, r, sampler_state(state), data.sizes)
+        cohort = dataclasses.replace(now.cohort, layout=layout)
         key = jax.random.fold_in(train_key, r)
-        state, info = client_memory.play(round_fn, key, state, data, present)
+        state, info = client_memory.play(round_fn, key, state, data, cohort)
+        info = now.info | info
         _check_info(info)
+        state = with_sampler_state(state, now.state)
         finite = info["finite"] if "finite" in info else trees.all_finite(state.params)
         finite &= jnp.isfinite(info["train_loss"])
         return state, info | {"finite": finite}
@@ -333,14 +357,14 @@ def _begin(program: programs.Program, consts: list[Any], *arguments: Any) -> Any
     return program.run(consts, *arguments)
 
 
-_STATIC = ("round_fn", "size", "layout", "capacity")
+_STATIC = ("round_fn", "draw", "layout", "capacity")
 _run = jax.jit(_rounds, static_argnames=_STATIC, donate_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnames=_STATIC, donate_argnums=0)
-def _run_stacked(states, data, keys, first, counts, trips, cohort, **static):
+def _run_stacked(states, data, keys, first, counts, trips, consts, drawn, **static):
     def run(state, data, keys, first, count):
-        return _rounds(state, data, keys, first, count, cohort, trips=trips, **static)
+        return _rounds(state, data, keys, first, count, consts, drawn, trips=trips, **static)
 
     # Sharding the run axis keeps the parts of the mesh independent.
     parts = RUNS if static["layout"].num_parts > 1 else None

@@ -15,14 +15,14 @@ import numpy as np
 
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import choose
-from fedjax_sim.core.types import Algorithm, Cohort, Layout
+from fedjax_sim.core.types import ABSENT, Algorithm, Cohort, Layout
 from fedjax_sim.engine.placement import place
-from fedjax_sim.participation.uniform import sample_cohort
 from fedjax_sim.runtime.devices import memory_bytes
-from fedjax_sim.runtime.processes import is_multiprocess
+from fedjax_sim.runtime.processes import fetch, is_multiprocess
 from fedjax_sim.simulation import client_memory
 from fedjax_sim.simulation.block import Blocks, split_key
 from fedjax_sim.simulation.client_memory import WithMemory
+from fedjax_sim.simulation.cohorts import CohortDraws, Drawn, sampler_state
 from fedjax_sim.simulation.host_memory import HostMemory
 from fedjax_sim.simulation.sharded_cohorts import send_parts, share_out
 
@@ -66,14 +66,14 @@ class PrefetchedCohort(NamedTuple):
     """A cohort on the devices.
 
     Attributes:
-      cohort: clients that take part.
+      drawn: clients that take part, and what else the sampler drew.
       data: a `FederatedData` of these clients alone, in this order.
       new_shape: whether this number of rows is new, so that the round must be compiled for it.
       seconds: time to gather and send it.
       stored: the clients' memory as it was before the round before, see `HostMemory.send`.
     """
 
-    cohort: Cohort
+    drawn: Drawn
     data: Any
     new_shape: bool
     seconds: float
@@ -92,7 +92,7 @@ class CohortPrefetcher:
     Args:
       data: a `FederatedData`.
       key: PRNG key of the cohorts.
-      size: `K`.
+      draws: how cohorts are drawn.
       layout: lanes and devices that receive the cohorts.
       num_rounds: number of rounds; no cohort of a later round is gathered.
       spread: whether each device receives its own clients; by default with several processes.
@@ -108,7 +108,7 @@ class CohortPrefetcher:
         self,
         data: Any,
         key: jax.Array,
-        size: int,
+        draws: CohortDraws,
         layout: Layout,
         num_rounds: int,
         *,
@@ -117,12 +117,14 @@ class CohortPrefetcher:
         self.memory: HostMemory | None = None
         self.gather_seconds = self.waited_seconds = 0.0
         self._data = jax.tree.map(np.asanyarray, data)  # keeps memory maps
-        self._draw = functools.partial(_draw, key, num_clients=data.num_clients, size=size)
+        consts, sizes = draws.program.consts, jnp.asarray(draws.sizes)
+        self._draw = functools.partial(_draw, consts, key, sizes, program=draws.program)
         self._layout, self._num_rounds = layout, num_rounds
         self._parts = layout.num_devices if (is_multiprocess() if spread is None else spread) else 1
-        share = size / self._parts
+        share = draws.size / self._parts
         self._least_rows = math.ceil(_ROOM * share * int(data.offsets[-1]) / data.num_clients)
-        self._drawn: dict[int, jax.Array] = {}
+        self._first, self._state = None, ()  # round and sampler's state before the next call
+        self._drawn: dict[int, Drawn] = {}
         self._futures: dict[int, concurrent.futures.Future[PrefetchedCohort]] = {}
         self._shapes: set[int] = set()
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "feed")
@@ -132,13 +134,20 @@ class CohortPrefetcher:
         """`N`."""
         return self._data.num_clients
 
-    def cohort(self, r: int) -> PrefetchedCohort:
+    def cohort(self, r: int, state: Any = ()) -> PrefetchedCohort:
         """Returns the cohort of round `r`; after the first call, rounds must be consecutive.
+
+        Args:
+          r: the round.
+          state: the sampler's state before it, read by the first call alone.
 
         Raises:
           ValueError: a file of the data has shrunk.
         """
         started = time.perf_counter()
+        if self._first is None:
+            # Copied, since a round consumes its state.
+            self._first, self._state = r, jax.tree.map(np.array, fetch(state))
         fed = self._gathering(r).result()
         self.waited_seconds += time.perf_counter() - started
         self.gather_seconds += fed.seconds
@@ -158,7 +167,10 @@ class CohortPrefetcher:
 
     def _gather(self, r: int) -> PrefetchedCohort:
         started = time.perf_counter()
-        ids = self._ids(r)
+        drawn = self._drawn_in(r)
+        places = drawn.cohort.ids
+        present = np.flatnonzero(places != ABSENT)
+        ids = places[present]
         sizes = self._data.offsets[ids + 1] - self._data.offsets[ids]
         parts = share_out(sizes, self._parts)
         longest = max(int(sizes[part].sum()) for part in parts)
@@ -166,28 +178,38 @@ class CohortPrefetcher:
         num_rows = min(num_rows, int(self._data.offsets[-1]))
         new_shape = num_rows not in self._shapes
         self._shapes.add(num_rows)
+        drawn = place(drawn, self._layout)
         if self._parts == 1:
-            sent = self._send(ids, num_rows)
+            cohort, data = self._send(drawn.cohort, present, ids, num_rows)
         else:
-            sent = send_parts(self._data, ids, parts, num_rows, self._layout)
-        stored = () if self.memory is None else self.memory.send(ids)
-        sent, stored = jax.block_until_ready((sent, stored))
+            parts = [present[part] for part in parts]
+            cohort, data = send_parts(self._data, drawn.cohort, parts, num_rows, self._layout)
+        stored = () if self.memory is None else self.memory.send(places)
+        sent = (drawn._replace(cohort=cohort), data, stored)
+        *sent, stored = jax.block_until_ready(sent)
         return PrefetchedCohort(*sent, new_shape, time.perf_counter() - started, stored)
 
-    def _send(self, ids: np.ndarray, num_rows: int) -> tuple[Cohort, Any]:
-        """Sends the whole cohort to every device."""
-        index = np.arange(ids.size, dtype=np.int32)
-        ids, index, data = place((ids, index, self._data.select(ids, num_rows)), self._layout)
-        return Cohort(ids, self._layout, index), data
+    def _send(
+        self, cohort: Cohort, present: np.ndarray, ids: np.ndarray, num_rows: int
+    ) -> tuple[Cohort, Any]:
+        """Sends the whole cohort to every device; the clients at positions `present` are `ids`."""
+        data, room = self._data.select(ids, num_rows), cohort.num_clients
+        offsets = np.pad(data.offsets, (0, room - ids.size), mode="edge")
+        index = np.full(room, ids.size, np.int32)  # of an empty client
+        index[present] = np.arange(ids.size)
+        data = dataclasses.replace(data, offsets=offsets, client_ids=None)
+        index, data = place((index, data), self._layout)
+        return dataclasses.replace(cohort, layout=self._layout, data_index=index), data
 
-    def _ids(self, r: int) -> np.ndarray:
-        """Returns ids `[K]`, drawn one call ahead, since a call waits for the round in progress."""
-        call, within = divmod(r, _DRAWN_TOGETHER)
+    def _drawn_in(self, r: int) -> Drawn:
+        """Returns what is drawn for a round, one call ahead, since a call waits for the round before."""
+        call, within = divmod(r - self._first, _DRAWN_TOGETHER)
         for c in (call, call + 1):
             if c not in self._drawn:
-                self._drawn[c] = self._draw(np.int32(c * _DRAWN_TOGETHER))
+                first = np.int32(self._first + c * _DRAWN_TOGETHER)
+                self._state, self._drawn[c] = self._draw(first, self._state)
         self._drawn.pop(call - 1, None)
-        return np.asarray(self._drawn[call])[within]
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[within], self._drawn[call])
 
     def __enter__(self) -> Self:
         return self
@@ -196,15 +218,16 @@ class CohortPrefetcher:
         self._pool.shutdown(cancel_futures=True)
 
 
-@functools.partial(jax.jit, static_argnames=("num_clients", "size"))
-def _draw(key, first, *, num_clients, size):
-    """Draws the cohorts of the rounds from `first` on, `[_DRAWN_TOGETHER, K]` int32."""
+@functools.partial(jax.jit, static_argnames="program")
+def _draw(consts, key, sizes, first, state, *, program):
+    """Draws for the rounds from `first` on: the sampler's last state, and `[_DRAWN_TOGETHER, ...]`."""
+
+    def draw(state, r):
+        drawn = program.run(consts, jax.random.fold_in(key, r), r, state, sizes)
+        return drawn.state, drawn
 
     # Not by vmap: under it, some kinds of keys draw other numbers.
-    def draw(r):
-        return sample_cohort(jax.random.fold_in(key, r), num_clients, size)
-
-    return jax.lax.map(draw, first + jnp.arange(_DRAWN_TOGETHER, dtype=jnp.int32))
+    return jax.lax.scan(draw, state, first + jnp.arange(_DRAWN_TOGETHER, dtype=jnp.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,16 +268,16 @@ class HostBlocks(Blocks):
         infos, seconds, writing = [], 0.0, None
         for r in range(done, done + count):
             started = time.perf_counter()
-            cohort, data, new_shape, _, stored = self.data.cohort(r)
+            drawn, data, new_shape, _, stored = self.data.cohort(r, sampler_state(state))
             entering = time.perf_counter()
             entered = _enter(state, stored)
             if new_shape:
-                entered, _ = self._play(entered, data, keys, r, 0, 1, cohort)
+                entered, _ = self._play(entered, data, keys, r, 0, 1, drawn)
                 started += time.perf_counter() - entering
-            entered, info = self._play(entered, data, keys, r, 1, 1, cohort)
+            entered, info = self._play(entered, data, keys, r, 1, 1, drawn)
             if writing is not None:
                 writing.result()
-            state, writing = self._leave(state, entered, cohort)
+            state, writing = self._leave(state, entered, drawn.cohort)
             infos.append(jax.block_until_ready(info))
             seconds += time.perf_counter() - started
         started = time.perf_counter()

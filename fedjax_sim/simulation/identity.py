@@ -6,10 +6,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from fedjax_sim.core.types import Algorithm, Cohort, Layout
+from fedjax_sim.core.types import Algorithm, Layout
 from fedjax_sim.simulation import client_memory, programs
+from fedjax_sim.simulation.cohorts import CohortDraws
 from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 from fedjax_sim.version import VERSION
 
@@ -32,7 +32,7 @@ _TOLERANCE = 1e-3
 def identify(
     algorithm: Algorithm,
     data: Any,
-    size: int,
+    draws: CohortDraws,
     hparams: Mapping[str, float],
     evaluators: Sequence[EvaluationFn],
     initial_params: Any = None,
@@ -42,7 +42,7 @@ def identify(
     Args:
       algorithm: algorithm to run; its rounds are traced on one device, wherever the run takes place.
       data: a `FederatedData`.
-      size: `K`, clients per round.
+      draws: how cohorts are drawn.
       hparams: the algorithm's hyper-parameters.
       evaluators: the run's evaluations.
       initial_params: parameters to begin with, or None.
@@ -56,7 +56,7 @@ def identify(
     begin = functools.partial(client_memory.start, algorithm, data.num_clients, Layout())
     play = functools.partial(client_memory.play, algorithm.round)
     state = jax.eval_shape(begin, *start)
-    cohort = Cohort(jax.ShapeDtypeStruct((size,), np.int32))
+    cohort = draws.shapes.cohort
     parts = dict(algorithm.parts(examples)) | {
         "init": (begin, *start),
         "round": (play, key, state, programs.shapes_of(data), cohort),
@@ -64,7 +64,8 @@ def identify(
     params = jax.eval_shape(lambda state: state.params, state)
     return {
         "versions": versions(),
-        "programs": {name: programs.digest(*part) for name, part in parts.items()},
+        "programs": {name: programs.digest(*part) for name, part in parts.items()}
+        | {"cohorts": draws.program.digest[:16]},
         "evaluations": [_digest(evaluation, params) for evaluation in evaluators],
         "initial_params": None if initial_params is None else programs.digest_arrays(initial_params),
     }

@@ -26,19 +26,20 @@ def send_learners(data: Any, layout: Layout) -> tuple[Cohort, Any]:
     """Sends to each device the learners that it trains; see `send_parts`."""
     parts = np.split(np.arange(data.num_clients), layout.num_devices)
     num_rows = max(int(data.offsets[part[-1] + 1] - data.offsets[part[0]]) for part in parts)
-    everybody = np.arange(data.num_clients)
+    everybody = Cohort(place(np.arange(data.num_clients, dtype=np.int32), layout))
     return send_parts(jax.tree.map(np.asanyarray, data), everybody, parts, num_rows, layout)
 
 
 def send_parts(
-    data: Any, ids: np.ndarray, parts: list[np.ndarray], num_rows: int, layout: Layout
+    data: Any, cohort: Cohort, parts: list[np.ndarray], num_rows: int, layout: Layout
 ) -> tuple[Cohort, Any]:
     """Sends to each device of this process its own clients, with room for as many as there are in all.
 
     Args:
       data: a `FederatedData` on the host.
-      ids: `[K]`, the cohort's clients.
-      parts: `D` times the positions in `ids` of a device's clients, of any number; K together.
+      cohort: the clients, on the layout's devices.
+      parts: `D` times the positions in the cohort of a device's clients, of any number; together, of all
+        that take part.
       num_rows: of each device's columns, at least as many as its clients own.
       layout: of `D` devices.
 
@@ -46,7 +47,7 @@ def send_parts(
       The cohort, and a `FederatedData` that is as many parts: of each column
       `[D * num_rows, ...]`, `offsets` `[D * (K + 1)]`.
     """
-    size, count = len(ids), len(parts)
+    size, count, ids = cohort.num_clients, len(parts), np.asarray(cohort.ids)
     select = functools.cache(lambda d: data.select(ids[parts[d]], num_rows))
 
     def send(shape: tuple[int, ...], of_device: Callable[[int], np.ndarray]) -> jax.Array:
@@ -71,4 +72,4 @@ def send_parts(
     sent = dataclasses.replace(
         data, examples=examples, offsets=send((size + 1,), offsets), client_ids=None
     )
-    return Cohort(place(ids.astype(np.int32), layout), layout, members=members), sent
+    return dataclasses.replace(cohort, layout=layout, members=members), sent

@@ -1,7 +1,6 @@
 """The simulation of a federation: blocks of compiled rounds, with evaluations between them."""
 
 import contextlib
-import math
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.types import Algorithm, Layout
+from fedjax_sim.participation import Sampler
 from fedjax_sim.runtime.compilations import CompilationCounter
 from fedjax_sim.runtime.devices import layout_for
 from fedjax_sim.runtime.errors import device_errors_explained
@@ -24,6 +24,7 @@ from fedjax_sim.simulation.block import (
     first_bad_round,
     split_key,
 )
+from fedjax_sim.simulation.cohorts import choose_sampler, cohort_draws
 from fedjax_sim.simulation.host_rounds import CohortPrefetcher, HostBlocks, stays_on_host
 from fedjax_sim.simulation.identity import NOT_COMPARED, check_config, check_evaluations, identify
 from fedjax_sim.simulation.journal import Journal, memory_file
@@ -33,6 +34,7 @@ from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
     as_rates,
+    check_cohort,
     check_counters,
     check_data,
     check_initial_params,
@@ -54,27 +56,14 @@ class DivergenceError(ArithmeticError):
         self.round = round
 
 
-def cohort_size(num_clients: int, client_fraction: float) -> int:
-    """Returns `m = max(C * K, 1)` of the FedAvg paper, the number of clients in a round.
-
-    Raises:
-      ValueError: there are no clients, or the fraction lies outside [0, 1].
-    """
-    if num_clients < 1:
-        raise ValueError("the federation has no clients; wanted at least one")
-    if not 0 <= client_fraction <= 1:
-        raise ValueError(f"client_fraction is {client_fraction}; wanted a number in [0, 1]")
-    # Rounded first, so that 0.29 of 100 clients is 29 despite binary fractions.
-    return max(math.floor(round(client_fraction * num_clients, 6)), 1)
-
-
 def simulate(
     algorithm: Algorithm,
     data: Any,
     *,
     key: jax.Array,
     num_rounds: int,
-    client_fraction: float = 0.1,
+    client_fraction: float | None = None,
+    cohorts: Sampler | None = None,
     evaluate: EvaluationFn | Sequence[EvaluationFn] = (),
     eval_every: int = 1,
     stop_at: float | None = None,
@@ -98,7 +87,10 @@ def simulate(
       data: a `FederatedData`.
       key: PRNG key; together with the settings it determines the whole run.
       num_rounds: `R`, number of rounds to run.
-      client_fraction: `C`; each round draws a new cohort of `cohort_size(N, C)` clients.
+      client_fraction: `C`; each round draws a new cohort of `cohort_size(N, C)` clients; short for
+        `cohorts=participation.uniform(C)`.
+      cohorts: sampler of each round's clients, such as `participation.poisson(q, most)`. By default the
+        algorithm's own, if it has one, else `uniform(0.1)`.
       evaluate: functions of `params` that return dicts of floats for the rows. `stop_at`, the summary
         and the plots use the name "test_accuracy". With several processes, each calls the functions, at
         the same time.
@@ -141,23 +133,26 @@ def simulate(
       OutOfMemoryError: a device's memory does not hold the lanes.
       ProcessLostError: another process of the job has ended.
     """
-    size = cohort_size(data.num_clients, client_fraction)
+    cohorts = choose_sampler(algorithm, client_fraction, cohorts)
     evaluators = as_evaluators(evaluate, stop_at)
     hparams = merge_hparams(algorithm, hparams or {})
     num_rounds = check_count("num_rounds", num_rounds)
     eval_every = check_count("eval_every", eval_every)
     check_data(algorithm, data, num_rounds)
+    draws = cohort_draws(cohorts, data, key)
+    check_cohort(algorithm, draws.shapes.cohort)
+    algorithm = draws.extended(algorithm)
     check_initial_params(algorithm, hparams, initial_params)
     layout = layout or layout_for(algorithm, data)
     check_layout(algorithm, layout)
-    check_counters(algorithm, data, size, layout)
-    check_one_run(algorithm.num_learners or size, layout)
+    check_counters(algorithm, data, draws.size, layout)
+    check_one_run(algorithm.num_learners or draws.size, layout)
     rates = as_rates(hparams)
     on_host = stays_on_host(data_placement, algorithm, data, layout, rates)
     home = None if workdir is None else pathlib.Path(workdir)
     memory_path = None if home is None or not is_first() else memory_file(home)
     if on_host:
-        visits = num_rounds * size
+        visits = num_rounds * draws.size
         client_memory.check_disk(algorithm, data.num_clients, rates, visits, memory_path)
     else:
         client_memory.check_room(algorithm, data.num_clients, rates, layout)
@@ -165,7 +160,7 @@ def simulate(
     capacity = min(eval_every, num_rounds)
     settings = {
         "num_rounds": num_rounds,
-        "client_fraction": client_fraction,
+        **cohorts.settings,
         "eval_every": eval_every,
         "target_accuracy": stop_at,
         "lanes": layout.lanes,
@@ -179,7 +174,7 @@ def simulate(
         stack.enter_context(device_errors_explained(algorithm, data, layout))
         if home is not None or is_multiprocess():
             settings["data_digest"] = data.digest()
-            settings |= identify(algorithm, data, size, hparams, evaluators, initial_params)
+            settings |= identify(algorithm, data, draws, hparams, evaluators, initial_params)
         here = {"workdir": home is not None, "on_host": on_host, "num_evaluations": len(evaluators)}
         agree(settings | here | layout.describe())
         if home is not None:
@@ -193,12 +188,12 @@ def simulate(
             )
         compiled = stack.enter_context(CompilationCounter())
         if on_host:
-            feed = CohortPrefetcher(data, split_key(key).cohorts, size, layout, num_rounds)
+            feed = CohortPrefetcher(data, split_key(key).cohorts, draws, layout, num_rounds)
             blocks = HostBlocks(
-                algorithm, stack.enter_context(feed), size, layout, capacity, memory_path=memory_path
+                algorithm, stack.enter_context(feed), draws, layout, capacity, memory_path=memory_path
             )
         else:
-            blocks = Blocks.on_devices(algorithm, data, size, layout, capacity)
+            blocks = Blocks.on_devices(algorithm, data, draws, layout, capacity)
         ((start, keys),) = blocks.starts([(key, hparams)], initial_params)
         sizes = blocks.message_bytes(start)
         journal = stack.enter_context(Journal(home, start, checkpoint_seconds))
@@ -239,6 +234,7 @@ def simulate(
             before = journal.rows[-1]
             count = blocks.next_count(before["round"], num_rounds)
             state, infos, seconds = blocks.run(journal.state, keys, before["round"], count)
+            infos = blocks.without_errors(before["round"], infos)
             bad = first_bad_round(before["round"], infos)
             if bad is not None:
                 raise divergence(bad, hparams, journal.saved_round)

@@ -13,6 +13,7 @@ import numpy as np
 
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.types import Algorithm, Layout
+from fedjax_sim.participation import Sampler
 from fedjax_sim.runtime import processes
 from fedjax_sim.runtime.compilations import CompilationCounter
 from fedjax_sim.runtime.devices import layout_for, with_fewer_parts
@@ -20,16 +21,17 @@ from fedjax_sim.runtime.errors import device_errors_explained
 from fedjax_sim.simulation import client_memory
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.block import Blocks
+from fedjax_sim.simulation.cohorts import choose_sampler, cohort_draws
 from fedjax_sim.simulation.identity import NOT_COMPARED, check_evaluations, identify
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import SweepResult
-from fedjax_sim.simulation.simulate import cohort_size
 from fedjax_sim.simulation.sweep_runner import RunState, SweepRunner, run_on_cores, run_stacked
 from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
     as_rates,
+    check_cohort,
     check_counters,
     check_data,
     check_initial_params,
@@ -52,7 +54,8 @@ def sweep(
     hparams: Mapping[str, Sequence[float]],
     seeds: Sequence[int] = (0,),
     num_rounds: int,
-    client_fraction: float = 0.1,
+    client_fraction: float | None = None,
+    cohorts: Sampler | None = None,
     evaluate: EvaluationFn | Sequence[EvaluationFn] = (),
     eval_every: int = 1,
     stop_at: float | None = None,
@@ -81,6 +84,7 @@ def sweep(
       seeds: seeds of the runs, each combined with every setting of the hyper-parameters.
       num_rounds: `R`, number of rounds of every run.
       client_fraction: `C`, see `simulate`.
+      cohorts: see `simulate`.
       evaluate: see `simulate`. On a CPU, several threads call it, which JAX's context managers do not
         reach; an evaluation made with `layout=Layout()` stays on the core of its run.
       eval_every: rounds between evaluations.
@@ -120,6 +124,7 @@ def sweep(
         seeds=seeds,
         num_rounds=num_rounds,
         client_fraction=client_fraction,
+        cohorts=cohorts,
         evaluate=evaluators,
         eval_every=eval_every,
         stop_at=stop_at,
@@ -139,8 +144,10 @@ def sweep(
         layout = layout_for(algorithm, data, num_runs=len(combinations)) if alone else Layout()
     layout = with_fewer_parts(layout, len(combinations))
     check_layout(algorithm, layout)
-    size = cohort_size(data.num_clients, client_fraction)
-    check_counters(algorithm, data, size, layout)
+    cohorts = choose_sampler(algorithm, client_fraction, cohorts)
+    draws = cohort_draws(cohorts, data, jax.random.key(0))
+    algorithm = draws.extended(algorithm)
+    check_counters(algorithm, data, draws.size, layout)
     rates = as_rates(combinations[0][0])
     # Stacked runs lie there as they begin, side by side, and each by itself when it is judged; others as
     # they are and, in a race, as they were.
@@ -152,7 +159,7 @@ def sweep(
     settings = {
         "runs": [_name(*combination) for combination in combinations],
         "num_rounds": num_rounds,
-        "client_fraction": client_fraction,
+        **cohorts.settings,
         "eval_every": int(eval_every),
         "target_accuracy": stop_at,
         "lanes": layout.lanes,
@@ -168,7 +175,7 @@ def sweep(
         if home is not None or processes.is_multiprocess():
             settings["data_digest"] = data.digest()
             first, _ = combinations[0]
-            settings |= identify(algorithm, data, size, first, evaluators, initial_params)
+            settings |= identify(algorithm, data, draws, first, evaluators, initial_params)
         here = {"workdir": home is not None, "num_evaluations": len(evaluators)}
         processes.agree(settings | here | layout.describe())
         if home is not None:
@@ -182,7 +189,7 @@ def sweep(
             )
         compiled = stack.enter_context(CompilationCounter())
         capacity = min(int(eval_every), num_rounds)
-        blocks = Blocks.on_devices(algorithm, data, size, layout, capacity)
+        blocks = Blocks.on_devices(algorithm, data, draws, layout, capacity)
         starts = blocks.starts(
             [(jax.random.key(seed), values) for values, seed in combinations], initial_params
         )
@@ -256,7 +263,8 @@ def check_sweep(
     hparams: Mapping[str, Sequence[float]],
     seeds: Sequence[int] = (0,),
     num_rounds: int,
-    client_fraction: float = 0.1,
+    client_fraction: float | None = None,
+    cohorts: Sampler | None = None,
     evaluate: EvaluationFn | Sequence[EvaluationFn] = (),
     eval_every: int = 1,
     stop_at: float | None = None,
@@ -271,7 +279,7 @@ def check_sweep(
     Raises:
       ValueError: a setting is out of range, or a grid is empty or repeats a value.
     """
-    size = cohort_size(data.num_clients, client_fraction)
+    cohorts = choose_sampler(algorithm, client_fraction, cohorts)
     as_evaluators(evaluate, stop_at)
     grids = [_check_grid(name, grid, numbers.Real) for name, grid in hparams.items()]
     seeds = _check_grid("seeds", seeds, numbers.Integral)
@@ -281,7 +289,9 @@ def check_sweep(
     num_rounds = check_count("num_rounds", num_rounds)
     check_count("eval_every", eval_every)
     check_data(algorithm, data, num_rounds)
-    check_counters(algorithm, data, size, Layout())
+    draws = cohort_draws(cohorts, data, jax.random.key(0))
+    check_cohort(algorithm, draws.shapes.cohort)
+    check_counters(algorithm, data, draws.size, Layout())
     combinations = [
         merge_hparams(algorithm, dict(zip(hparams, values, strict=True)))
         for values in itertools.product(*grids)

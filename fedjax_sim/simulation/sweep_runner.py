@@ -140,6 +140,7 @@ class SweepRunner:
         if infos is None:
             row = self.blocks.first_row(self._sizes)
         else:
+            infos = self.blocks.without_errors(run.done, infos)
             bad = first_bad_round(run.done, infos)
             if bad is not None:
                 return None, bad

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.checks import as_float
-from fedjax_sim.core.types import Algorithm, Layout
+from fedjax_sim.core.types import Algorithm, Cohort, Layout
 
 EvaluationFn = Callable[[Any], Mapping[str, float]]
 
@@ -71,6 +71,24 @@ def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
             "clients; wanted one client per learner"
         )
     algorithm.check(data, num_rounds)
+
+
+def check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
+    """Refuses a sampler whose cohorts an algorithm cannot train.
+
+    Args:
+      algorithm: algorithm to run.
+      cohort: shapes of a cohort.
+
+    Raises:
+      ValueError: the algorithm refuses it, or one client with a memory may take part twice at once.
+    """
+    algorithm.check_cohort(cohort)
+    if cohort.lag is not None and algorithm.memory is not None:
+        raise ValueError(
+            "clients that arrive with a lag may take part twice in a round, and this algorithm's "
+            "clients have a memory, which only one of the two could write; wanted a sampler without lag"
+        )
 
 
 def check_counters(algorithm: Algorithm, data: Any, size: int, layout: Layout) -> None:

@@ -58,13 +58,15 @@ def trained(before, after):
 def test_memory_where_each_device_has_rows_of_its_own(task, data):
     """As with several processes; the cohort is the same on all devices, and so is the memory."""
     algorithm, layout = scaffold(task), toys.layout(1, 2)
-    with CohortPrefetcher(data, jax.random.key(5), 7, layout, num_rounds=1, spread=True) as feed:
+    with CohortPrefetcher(
+        data, jax.random.key(5), toys.draws(data, 7), layout, num_rounds=1, spread=True
+    ) as feed:
         fed = feed.cohort(0)
-    ids = np.asarray(fed.cohort.ids)
+    ids = np.asarray(fed.drawn.cohort.ids)
     before, _ = toys.play(algorithm, data)  # so that everybody remembers something
     state = fs.engine.place(before, layout)
     key = fs.engine.place(jax.random.fold_in(jax.random.key(1), 0), layout)
-    ours, _ = toys.round_of(algorithm)(key, state, fed.data, fed.cohort)
+    ours, _ = toys.round_of(algorithm)(key, state, fed.data, fed.drawn.cohort)
     theirs, _ = toys.play(algorithm, data, ids, state=before, where=layout)
     toys.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 

@@ -135,15 +135,17 @@ def test_a_round_out_of_memory_says_what_to_lower(task, data):
 @pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_clients_of_a_device_s_own_learn_the_same(task, data, lanes):
     chosen, layout = algorithm(task), toys.layout(lanes, 2)
-    with CohortPrefetcher(data, jax.random.key(5), 7, layout, num_rounds=2, spread=True) as feed:
+    with CohortPrefetcher(
+        data, jax.random.key(5), toys.draws(data, 7), layout, num_rounds=2, spread=True
+    ) as feed:
         fed = feed.cohort(0)
-    present = np.sort(np.asarray(fed.cohort.ids))
-    members = np.asarray(fed.cohort.members).reshape(2, 7)
+    present = np.sort(np.asarray(fed.drawn.cohort.ids))
+    members = np.asarray(fed.drawn.cohort.members).reshape(2, 7)
     np.testing.assert_array_equal(np.sort(members[members != ABSENT]), np.arange(7))
     assert all((part != ABSENT).any() for part in members)
     state = place(toys.init(chosen), layout)
     key = place(jax.random.fold_in(jax.random.key(1), 0), layout)
-    ours, info = toys.round_of(chosen)(key, state, fed.data, fed.cohort)
+    ours, info = toys.round_of(chosen)(key, state, fed.data, fed.drawn.cohort)
     theirs, expected = toys.play(chosen, data, present, where=layout)
     toys.assert_close(ours.params, theirs.params)
     for name in expected.keys() - {"slots", "train_loss"}:
@@ -171,11 +173,13 @@ def test_learners_with_rows_of_a_device_s_own_learn_the_same_to_the_bit(task):
 
 def test_a_device_gets_no_rows_of_others(data):
     with CohortPrefetcher(
-        data, jax.random.key(5), 4, toys.layout(1, 2), num_rounds=1, spread=True
+        data, jax.random.key(5), toys.draws(data, 4), toys.layout(1, 2), num_rounds=1, spread=True
     ) as feed:
         fed = feed.cohort(0)
-    ids = np.asarray(fed.cohort.ids)
-    members, offsets = (np.asarray(a).reshape(2, -1) for a in (fed.cohort.members, fed.data.offsets))
+    ids = np.asarray(fed.drawn.cohort.ids)
+    members, offsets = (
+        np.asarray(a).reshape(2, -1) for a in (fed.drawn.cohort.members, fed.data.offsets)
+    )
     for shard, mine, ends in zip(
         fed.data.examples["x"].addressable_shards, members, offsets, strict=True
     ):

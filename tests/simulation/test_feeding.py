@@ -140,11 +140,11 @@ def test_cohorts_of_many_sizes_share_few_programs():
 
 def test_the_feed_brings_the_cohorts_that_a_round_would_draw(data):
     key = jax.random.key(5)
-    with CohortPrefetcher(data, key, 4, toys.layout(), num_rounds=40) as feed:
+    with CohortPrefetcher(data, key, toys.draws(data, 4), toys.layout(), num_rounds=40) as feed:
         for r in (17, 18, 33):
             fed = feed.cohort(r)
             expected = np.asarray(sample_cohort(jax.random.fold_in(key, r), data.num_clients, 4))
-            np.testing.assert_array_equal(fed.cohort.ids, expected)
+            np.testing.assert_array_equal(fed.drawn.cohort.ids, expected)
             cohort = data.select(expected)
             rows = int(cohort.offsets[-1])
             np.testing.assert_array_equal(fed.data.offsets, cohort.offsets)
@@ -156,7 +156,7 @@ def test_the_feed_brings_the_cohorts_that_a_round_would_draw(data):
 
 def test_a_shape_is_new_once_and_has_no_more_rows_than_there_are(data):
     with CohortPrefetcher(
-        data, jax.random.key(5), data.num_clients, toys.layout(), num_rounds=3
+        data, jax.random.key(5), toys.draws(data, data.num_clients), toys.layout(), num_rounds=3
     ) as feed:
         brought = [feed.cohort(r) for r in range(3)]
     assert [fed.new_shape for fed in brought] == [True, False, False]  # compiled off the clock
@@ -171,7 +171,9 @@ def test_nobody_is_gathered_for_a_round_after_the_last(data, monkeypatch):
         return select(self, clients, num_rows)
 
     monkeypatch.setattr(fs.data.FederatedData, "select", count)
-    with CohortPrefetcher(data, jax.random.key(5), 4, toys.layout(), num_rounds=2) as feed:
+    with CohortPrefetcher(
+        data, jax.random.key(5), toys.draws(data, 4), toys.layout(), num_rounds=2
+    ) as feed:
         feed.cohort(0)
         feed.cohort(1)
         feed._pool.submit(int).result()  # after whatever else was asked for
