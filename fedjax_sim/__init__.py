@@ -16,6 +16,7 @@ from fedjax_sim import algorithms, data, engine, models, participation, reportin
 from fedjax_sim.algorithms import (
     dynamic_averaging,
     fed_avg,
+    fed_buff,
     fed_nova,
     fed_prox,
     fed_sgd,
@@ -83,6 +84,7 @@ __all__ = [
     "engine",
     "evaluator",
     "fed_avg",
+    "fed_buff",
     "fed_nova",
     "fed_prox",
     "fed_sgd",

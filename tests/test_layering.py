@@ -18,7 +18,7 @@ ALLOWED = {
     "engine": {"core", "runtime.processes"},
     "data": {"core"},
     "models": {"core"},
-    "algorithms": {"core", "engine"},
+    "algorithms": {"core", "engine", "participation"},
     "simulation": {"core", "engine", "participation", "runtime", "version"},
 }
 # Heavy or particular packages, and the only files that may name them.

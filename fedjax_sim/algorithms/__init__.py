@@ -3,6 +3,7 @@
 from fedjax_sim.algorithms.common import LocalSGD, ServerState, local_sgd, round_info
 from fedjax_sim.algorithms.dynamic_averaging import AveragingState, dynamic_averaging
 from fedjax_sim.algorithms.fed_avg import fed_avg
+from fedjax_sim.algorithms.fed_buff import fed_buff
 from fedjax_sim.algorithms.fed_nova import fed_nova
 from fedjax_sim.algorithms.fed_prox import fed_prox
 from fedjax_sim.algorithms.fed_sgd import fed_sgd
@@ -17,6 +18,7 @@ __all__ = [
     "ServerState",
     "dynamic_averaging",
     "fed_avg",
+    "fed_buff",
     "fed_nova",
     "fed_prox",
     "fed_sgd",

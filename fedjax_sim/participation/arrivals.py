@@ -140,6 +140,20 @@ def arrivals(concurrency: int, buffer: int, duration: float | Duration) -> Sampl
     return Sampler(most, draw, settings, init, {"strange_duration": message})
 
 
+def check_arrivals(cohort: Cohort, buffer: int) -> None:
+    """Checks that a cohort is a buffer of arrivals; only shapes are used.
+
+    Raises:
+      ValueError: the cohort has no lag, or another number of places than `buffer`.
+    """
+    if cohort.lag is None or cohort.num_clients != buffer:
+        got = "no lag" if cohort.lag is None else f"a buffer of {cohort.num_clients}"
+        raise ValueError(
+            f"the cohorts have {got}, but the server steps for {buffer} arrivals; wanted "
+            f"participation.arrivals(concurrency, {buffer}, duration)"
+        )
+
+
 def exponential(mean: float) -> Duration:
     """Returns exponential durations with a mean in seconds; another mean compiles nothing."""
     mean = _seconds("mean", mean)
