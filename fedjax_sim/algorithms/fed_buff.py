@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.algorithms.common import ServerState, client_rate, local_sgd, round_info
+from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
 from fedjax_sim.core import ring, trees
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.engine.optimizers import Rate
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import weigh
 from fedjax_sim.participation.arrivals import arrivals, check_arrivals, half_normal
@@ -31,16 +32,15 @@ def fed_buff(
     max_staleness: int | None = None,
     local_epochs: int,
     batch_size: float,
-    client_lr: float | None = None,
-    server_lr: float | None = None,
+    client_lr: Rate = None,
+    server_lr: Rate = None,
     lr_decay: float = 1.0,
     shuffle: str = "each_epoch",
 ) -> Algorithm:
     """Steps along the mean of K updates `(w_k - w_b) / sqrt(1 + tau_k)`; client k began with `w_b`.
 
-    Clients without data do not count. `lr_decay` counts the rounds before a client began. Clients arrive
-    as in `participation.arrivals(concurrency, buffer, half_normal(1.0))`; for other durations, give
-    `simulate` other `arrivals` as `cohorts`.
+    Clients without data do not count; a client's rate is that of the round in which it began. By default
+    durations are `participation.half_normal(1.0)`; for others, give `simulate` `arrivals` as `cohorts`.
 
     Args:
       concurrency: clients at work.
@@ -62,8 +62,8 @@ def fed_buff(
     local = local_sgd(task, client_optimizer, server_optimizer, weighting="uniform", **training, **rates)
 
     def enter(state, lag, client, key):
-        began = state.round - lag
-        return ring.read(state.extra, began), client_rate(state.hparams, began)
+        began = state._replace(round=state.round - lag)
+        return ring.read(state.extra, began.round), local.client_rate(began)
 
     def leave(state, lag, client, trained, key):
         w_k, losses = trained
