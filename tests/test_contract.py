@@ -24,6 +24,9 @@ ALGORITHMS = {
         stream="shared",
     ),
     "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4),
+    "fed_buff": lambda task: fs.fed_buff(
+        task, concurrency=6, buffer=3, client_lr=0.1, local_epochs=1, batch_size=4
+    ),
     "fed_nova": lambda task: fs.fed_nova(task, client_lr=0.1, local_epochs=1, batch_size=4),
     "fed_prox": lambda task: fs.fed_prox(
         task, client_lr=0.1, mu=0.5, local_epochs=2, batch_size=4, stragglers=0.5
@@ -87,7 +90,7 @@ def test_another_rate_another_key_another_cohort_compile_nothing(algorithm, data
     data = jax.tree.map(jnp.asarray, data)
 
     def play(seed, state, ids):
-        round_fn(jax.random.key(seed), state, data, fs.Cohort(jnp.asarray(ids, jnp.int32)))
+        round_fn(jax.random.key(seed), state, data, toys.cohort(algorithm, ids))
 
     other = toys.init(algorithm, 1, client_lr=0.7, lr_decay=0.9)
     play(0, toys.init(algorithm), [0, 1, 2])

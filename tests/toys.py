@@ -52,6 +52,13 @@ def init(algorithm, seed=0, num_clients=10, **hparams):
     return client_memory.start(algorithm, num_clients, fs.Layout(), jax.random.key(seed), values)
 
 
+def cohort(algorithm, ids, where=None):
+    """A cohort of these clients, all of which begin with the current model."""
+    ids = jnp.asarray(ids, jnp.int32)
+    lag = None if algorithm.cohorts is None else jnp.zeros_like(ids)
+    return fs.Cohort(ids, where or layout(), lag=lag)
+
+
 def round_of(algorithm):
     """A compiled round, of the state in which the simulation keeps the clients' memory as well."""
     return _compiled(algorithm.round)
@@ -67,12 +74,12 @@ def play(algorithm, data, ids=None, *, state=None, rounds=1, where=None, seed=1)
     where = where or layout()
     ids = range(data.num_clients) if ids is None else ids
     state = init(algorithm, num_clients=data.num_clients) if state is None else state
-    state, data, ids = place((state, data, jnp.asarray(list(ids), jnp.int32)), where)
+    state, data, chosen = place((state, data, cohort(algorithm, list(ids), where)), where)
     round_fn = round_of(algorithm)
     info = None
     for r in range(rounds):
         key = place(jax.random.fold_in(jax.random.key(seed), r), where)
-        state, info = round_fn(key, state, data, fs.Cohort(ids, where))
+        state, info = round_fn(key, state, data, chosen)
     return state, info
 
 

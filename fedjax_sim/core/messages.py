@@ -50,7 +50,8 @@ def traffic(name: str, messages: Any, trips: Any = 1) -> dict[str, jax.Array]:
 
 def exchange(num_clients: int | jax.Array) -> dict[str, jax.Array]:
     """Returns the `info` entries if each client receives a model and sends an update."""
-    return traffic("down_model", num_clients) | traffic("up_update", num_clients)
+    trips = 1 if isinstance(num_clients, int) else jnp.minimum(num_clients, 1)
+    return traffic("down_model", num_clients, trips) | traffic("up_update", num_clients, trips)
 
 
 def model_exchange(state: Any) -> dict[str, int]:

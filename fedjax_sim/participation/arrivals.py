@@ -1,6 +1,5 @@
 """Asynchronous participation: clients work for different times and arrive one by one."""
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -59,7 +58,7 @@ def arrivals(concurrency: int, buffer: int, duration: float | Duration) -> Sampl
       buffer: `K`, arrivals in a round, at most `C`.
       duration: seconds of a client's work: a number, `exponential(mean)`, `half_normal(scale)`, or a
         pure function `(key, id [], size []) -> []` that JAX can compile. Time is counted in ticks of
-        0.1 ms, at least one, at most 29 hours for a client and for a round.
+        0.1 ms, at least one, at most 29 hours.
 
     Raises:
       ValueError: a count is not a positive integer, `buffer` exceeds `concurrency`, or a constant
@@ -107,14 +106,12 @@ def arrivals(concurrency: int, buffer: int, duration: float | Duration) -> Sampl
             clock = events.clock
             place = jnp.argmin(_left(clock))
             waited, i = clock.left[place], events.arrived
-            elapsed = events.elapsed + waited
             return events._replace(
                 clock=Clock(clock.ids.at[place].set(ABSENT), clock.left - waited, clock.began),
                 ids=events.ids.at[i].set(clock.ids[place]),
                 lag=events.lag.at[i].set(r - clock.began[place]),
                 arrived=i + 1,
-                elapsed=elapsed,
-                strange=events.strange | (elapsed > _LONGEST) | (elapsed < 0),
+                elapsed=events.elapsed + waited,
             )
 
         def next_event(events: _Events) -> _Events:
@@ -133,8 +130,8 @@ def arrivals(concurrency: int, buffer: int, duration: float | Duration) -> Sampl
         return Cohort(events.ids, lag=events.lag), events.clock, info
 
     message = (
-        "a client's duration is negative or NaN, or it or a round takes longer than 29 hours; wanted "
-        "durations in seconds"
+        "a client's duration is negative, NaN or longer than 29 hours; wanted seconds of its work, at "
+        f"most {_LONGEST // _TICKS}"
     )
     settings = {"cohorts": "arrivals", "concurrency": concurrency, "buffer": buffer}
     return Sampler(most, draw, settings, init, {"strange_duration": message})
@@ -179,9 +176,7 @@ def _seconds(name: str, value: float) -> jax.Array:
     """Returns a number of seconds as an array, which is an argument of the compiled program."""
     seconds = as_float(name, value)
     if not 0 < seconds <= _LONGEST / _TICKS:  # also NaN
-        raise ValueError(
-            f"{name} is {value}; wanted seconds above 0, at most {math.floor(_LONGEST / _TICKS)}"
-        )
+        raise ValueError(f"{name} is {value}; wanted seconds above 0, at most {_LONGEST // _TICKS}")
     return jnp.asarray(seconds, jnp.float32)
 
 
