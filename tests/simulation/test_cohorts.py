@@ -32,7 +32,7 @@ def algorithms(task):
 
 
 def run(algorithm, data, **settings):
-    defaults = {"key": jax.random.key(3), "num_rounds": 20, "eval_every": 5, "layout": fs.Layout()}
+    defaults = {"key": jax.random.key(3), "num_rounds": 10, "eval_every": 5, "layout": fs.Layout()}
     return fs.simulate(algorithm, data, **(defaults | settings))
 
 
@@ -49,11 +49,16 @@ def test_data_on_the_host_gives_the_same_run_to_the_bit(whole, algorithms, data,
 
 
 @pytest.mark.parametrize(
-    ("name", "placement"), [("poisson", "host"), *(("arrivals", p) for p in ("device", "host"))]
+    ("name", "placement"),
+    [
+        pytest.param("poisson", "host", marks=pytest.mark.slow),
+        pytest.param("arrivals", "device", marks=pytest.mark.slow),
+        ("arrivals", "host"),
+    ],
 )
 def test_a_run_resumes_to_the_bit(whole, algorithms, data, tmp_path, name, placement):
     settings = {"cohorts": SAMPLERS[name], "workdir": tmp_path / "run", "data_placement": placement}
-    run(algorithms[name], data, num_rounds=10, **settings)
+    run(algorithms[name], data, num_rounds=5, **settings)
     resumed = run(algorithms[name], data, **settings)
     toys.assert_same(resumed.state, whole[name].state)
     assert without_clock(resumed.rows) == without_clock(whole[name].rows)
@@ -65,24 +70,21 @@ def test_the_ledger_counts_those_who_come(whole, data):
     draw = SAMPLERS["poisson"].draw
     counts = [
         int(draw(jax.random.fold_in(key, r), jnp.int32(r), (), jnp.asarray(data.sizes))[0].count)
-        for r in range(20)
+        for r in range(10)
     ]
     last = whole["poisson"].rows[-1]
     assert min(counts) == 0
     assert last["messages_up"] == last["messages_down"] == sum(counts)
-    assert last["trips_up_update"] == 20 - counts.count(0)
+    assert last["trips_up_update"] == 10 - counts.count(0)
 
 
 def test_a_fraction_is_a_uniform_sampler_and_compiles_nothing_new(algorithms, data, tmp_path):
-    settings = {"num_rounds": 3, "workdir": tmp_path / "run"}
+    settings = {"num_rounds": 5, "workdir": tmp_path / "run"}
     by_fraction = run(algorithms["poisson"], data, client_fraction=0.4, **settings)
-    again = run(
-        algorithms["poisson"], data, cohorts=fs.participation.uniform(0.4), **settings
-    )  # its workdir
+    uniform = fs.participation.uniform
+    again = run(algorithms["poisson"], data, cohorts=uniform(0.4), **settings)  # finds its workdir
     assert again.rows == by_fraction.rows
-    by_number = run(
-        algorithms["poisson"], data, cohorts=fs.participation.uniform(clients_per_round=4), num_rounds=3
-    )
+    by_number = run(algorithms["poisson"], data, cohorts=uniform(clients_per_round=4), num_rounds=5)
     assert by_number.compilations == 0
     toys.assert_same(by_number.params, by_fraction.params)
 
@@ -97,7 +99,7 @@ def test_another_rate_duration_or_seed_compiles_nothing(whole, algorithms, data)
 
 
 def test_a_workdir_knows_its_sampler(algorithms, data, tmp_path):
-    settings = {"num_rounds": 1, "workdir": tmp_path / "run"}
+    settings = {"num_rounds": 5, "workdir": tmp_path / "run"}
     run(algorithms["arrivals"], data, cohorts=SAMPLERS["arrivals"], **settings)
     for duration, message in (
         (fs.participation.half_normal(1.0), "programs, cohorts"),
@@ -110,39 +112,53 @@ def test_a_workdir_knows_its_sampler(algorithms, data, tmp_path):
                 cohorts=fs.participation.arrivals(5, 3, duration),
                 **settings,
             )
+    other = fs.participation.arrivals(6, 3, fs.participation.half_normal(2.0))
     with pytest.raises(ValueError, match="concurrency: 5 there, 6 now"):
-        other = fs.participation.arrivals(6, 3, fs.participation.half_normal(2.0))
         run(algorithms["arrivals"], data, cohorts=other, **settings)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_sweeps_draw_as_single_runs_do(algorithms, data, name):
-    settings = {"num_rounds": 6, "eval_every": 3, "cohorts": SAMPLERS[name], "layout": fs.Layout()}
-    grid = {"hparams": {"client_lr": [0.1, 0.3]}, "seeds": [3, 4]}
-    threads = fs.sweep(algorithms[name], data, **grid, **settings, stacked=False)
-    stacked = fs.sweep(algorithms[name], data, **grid, **settings, stacked=True)
-    alone = run(algorithms[name], data, hparams={"client_lr": 0.3}, **settings)
-    toys.assert_same(threads.runs[2].state, alone.state)
-    for one, other in zip(threads.runs, stacked.runs, strict=True):
-        toys.assert_close(one.state, other.state, rtol=1e-4, atol=1e-6)
-        for row, same in zip(one.rows, other.rows, strict=True):
-            for column in ("messages_up", "examples", "cumulative_virtual_seconds"):
-                assert row.get(column) == same.get(column), column
+@pytest.mark.parametrize(
+    ("name", "stacked"),
+    [("arrivals", False), *(pytest.param(name, True, marks=pytest.mark.slow) for name in SAMPLERS)],
+)
+def test_sweeps_draw_as_single_runs_do(whole, algorithms, data, name, stacked):
+    sweep = fs.sweep(
+        algorithms[name],
+        data,
+        hparams={"client_lr": list({algorithms[name].hparams["client_lr"], 0.3})},
+        seeds=[3],
+        num_rounds=10,
+        eval_every=5,
+        cohorts=SAMPLERS[name],
+        layout=fs.Layout(),
+        stacked=stacked,
+    )
+    ours = next(run for run in sweep.runs if run.hparams["client_lr"] != 0.3)
+    if not stacked:
+        toys.assert_same(ours.state, whole[name].state)
+    toys.assert_close(ours.state, whole[name].state, rtol=1e-4, atol=1e-6)
+    for column in ("messages_up", "examples", "cumulative_virtual_seconds", "mean_lag"):
+        assert ours.rows[-1].get(column) == whole[name].rows[-1].get(column), column
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", ["poisson", pytest.param("arrivals", marks=pytest.mark.slow)])
 def test_two_devices_draw_the_same_cohorts(whole, algorithms, data, name):
     where = {"layout": toys.layout(1, 2), "cohorts": SAMPLERS[name]}
     ours = run(algorithms[name], data, **where)
-    theirs = whole[name]
-    toys.assert_close(jax.device_get(ours.state), theirs.state, rtol=1e-4, atol=1e-5)
+    toys.assert_close(jax.device_get(ours.state), whole[name].state, rtol=1e-4, atol=1e-5)
     for column in ("messages_up", "examples", "cumulative_virtual_seconds", "mean_lag"):
-        assert ours.rows[-1].get(column) == theirs.rows[-1].get(column), column
-    on_host = run(algorithms[name], data, data_placement="host", **where)
-    toys.assert_same(on_host.state, ours.state)
+        assert ours.rows[-1].get(column) == whole[name].rows[-1].get(column), column
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
+def test_two_devices_receive_the_same_cohorts_from_the_host(algorithms, data, name):
+    where = {"layout": toys.layout(1, 2), "cohorts": SAMPLERS[name]}
+    ours, theirs = (run(algorithms[name], data, data_placement=p, **where) for p in ("host", "device"))
+    toys.assert_same(ours.state, theirs.state)
+
+
+@pytest.mark.parametrize("name", [pytest.param("arrivals", marks=pytest.mark.slow), "poisson"])
 def test_devices_with_rows_of_their_own_draw_the_same_cohorts(algorithms, data, name):
     """As with several processes, each of which reads only the rows of its own clients."""
     layout, key, draws = toys.layout(1, 2), jax.random.key(5), toys.draws(data, SAMPLERS[name])
@@ -173,21 +189,16 @@ def overflowing():
     return sampler._replace(most=lambda num_clients: 1)
 
 
-@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.parametrize("placement", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_too_many_clients_end_the_run(algorithms, data, placement):
     with pytest.raises(ValueError, match="round 1: more clients were drawn than most = 1"):
         run(algorithms["poisson"], data, cohorts=overflowing(), data_placement=placement)
 
 
 def test_too_many_clients_end_a_sweep(algorithms, data):
+    settings = {"hparams": {"client_lr": [0.1]}, "num_rounds": 5, "eval_every": 5, "layout": fs.Layout()}
     with pytest.raises(ValueError, match="more clients were drawn than most = 1"):
-        fs.sweep(
-            algorithms["poisson"],
-            data,
-            hparams={"client_lr": [0.1]},
-            num_rounds=2,
-            cohorts=overflowing(),
-        )
+        fs.sweep(algorithms["poisson"], data, cohorts=overflowing(), **settings)
 
 
 def test_a_strange_duration_ends_the_run(algorithms, data):
@@ -251,7 +262,7 @@ def test_a_state_that_changes_its_form_is_refused(algorithms, data):
         return fs.Cohort(jnp.zeros(4, jnp.int32)), jnp.float32(0), {}
 
     sampler = fs.participation.Sampler(lambda n: 4, draw, {}, lambda key, sizes: jnp.int32(0))
-    with pytest.raises(ValueError, match="the sampler's state was .* and is .* after a draw"):
+    with pytest.raises(ValueError, match=r"the sampler's state was .* and is .* after a draw"):
         run(algorithms["poisson"], data, cohorts=sampler)
     sampler = sampler._replace(init=lambda key, sizes: key)
     with pytest.raises(ValueError, match="the sampler's state holds a PRNG key"):
