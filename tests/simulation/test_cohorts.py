@@ -32,7 +32,7 @@ def algorithms(task):
 
 
 def run(algorithm, data, **settings):
-    defaults = {"key": jax.random.key(3), "num_rounds": 10, "eval_every": 5, "layout": fs.Layout()}
+    defaults = {"key": jax.random.key(3), "num_rounds": 20, "eval_every": 5, "layout": fs.Layout()}
     return fs.simulate(algorithm, data, **(defaults | settings))
 
 
@@ -70,12 +70,12 @@ def test_the_ledger_counts_those_who_come(whole, data):
     draw = SAMPLERS["poisson"].draw
     counts = [
         int(draw(jax.random.fold_in(key, r), jnp.int32(r), (), jnp.asarray(data.sizes))[0].count)
-        for r in range(10)
+        for r in range(20)
     ]
     last = whole["poisson"].rows[-1]
     assert min(counts) == 0
     assert last["messages_up"] == last["messages_down"] == sum(counts)
-    assert last["trips_up_update"] == 10 - counts.count(0)
+    assert last["trips_up_update"] == 20 - counts.count(0)
 
 
 def test_a_fraction_is_a_uniform_sampler_and_compiles_nothing_new(algorithms, data, tmp_path):
@@ -127,7 +127,7 @@ def test_sweeps_draw_as_single_runs_do(whole, algorithms, data, name, stacked):
         data,
         hparams={"client_lr": list({algorithms[name].hparams["client_lr"], 0.3})},
         seeds=[3],
-        num_rounds=10,
+        num_rounds=20,
         eval_every=5,
         cohorts=SAMPLERS[name],
         layout=fs.Layout(),
