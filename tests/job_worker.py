@@ -1,4 +1,5 @@
-"""One process of a job of two, or a process alone, that runs sweeps and learners on two devices in all.
+"""One process of a job of two, or a process alone, that runs sweeps, learners and samplers on two
+devices in all.
 
     python job_worker.py FOLDER DEVICES [COORDINATOR PROCESS]
 
@@ -72,6 +73,21 @@ def main():
             )
         clients = trained.state.clients
         found[placement] = clients.rows(range(4)) if placement == "host" else processes.fetch(clients)
+
+    buffered = fs.fed_buff(
+        task, concurrency=3, buffer=2, client_lr=0.1, local_epochs=1, batch_size=4
+    )  # draws its own cohorts
+    for name, chosen, cohorts in (
+        ("buffered", buffered, None),
+        ("poisson", algorithm, fs.participation.poisson(0.4, 4)),
+    ):
+        drawn = fs.simulate(
+            chosen, data, key=jax.random.key(1), num_rounds=6, eval_every=3, cohorts=cohorts
+        )
+        found[name] = drawn.params
+        found[f"{name} messages"] = drawn.rows[-1]["messages_up"]
+        found[f"{name} seconds"] = drawn.rows[-1].get("cumulative_virtual_seconds", 0.0)
+
     if fs.runtime.is_first():
         named = jax.tree_util.tree_leaves_with_path(found)
         arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in named}
