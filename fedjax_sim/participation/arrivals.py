@@ -160,8 +160,8 @@ def exponential(mean: float) -> Duration:
 def half_normal(scale: float) -> Duration:
     """Returns durations `|x|`, where x is normal with the standard deviation `scale` in seconds.
 
-    Their mean is `0.8 * scale`. Another scale compiles nothing. Nguyen et al. (AISTATS 2022,
-    https://arxiv.org/abs/2106.06639) found that clients' training times have this distribution.
+    Their mean is `0.8 * scale`. Another scale compiles nothing. FLSim, the simulator of FedBuff's
+    authors (https://github.com/facebookresearch/FLSim), has durations of this distribution.
     """
     scale = _seconds("scale", scale)
     return lambda key, k, size: scale * jnp.abs(jax.random.normal(key, dtype=jnp.float32))
