@@ -107,6 +107,11 @@ class RowStore:
         differs = ~self.has(ids) | (self._digests[ids] != digests).any(axis=1)
         self.write(ids[differs], jax.tree.map(lambda leaf: leaf[differs], rows))
 
+    def forget(self, ids: np.ndarray) -> None:
+        """Takes away the rows of clients `[K]`."""
+        self._slots[ids] = _NOWHERE
+        self._changed.difference_update(ids.tolist())
+
     def _slot_to_write(self, client: int) -> int:
         if client not in self._changed:
             self._changed.add(client)

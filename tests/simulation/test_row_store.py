@@ -50,8 +50,12 @@ def test_each_snapshot_that_is_kept_is_found_again_whatever_was_written_since(tm
     rng, path = np.random.default_rng(0), tmp_path / "rows"
     store, known, kept = RowStore(LIKE, N, path), {}, []
     for _ in range(300):
-        what = rng.choice(["write", "write", "snapshot", "killed"])
-        if what == "write":
+        what = rng.choice(["write", "write", "write", "forget", "snapshot", "snapshot", "killed"])
+        if what == "forget":
+            client = int(rng.integers(N))
+            store.forget(np.array([client]))
+            known.pop(client, None)
+        elif what == "write":
             write(store, known, rng, rng.choice(N, rng.integers(1, 5), replace=False))
         elif what == "snapshot":
             kept = [*kept, (store.snapshot(), dict(known))][-KEEP:]
