@@ -17,7 +17,7 @@ from fedjax_sim.core.types import RUNS, Algorithm, Layout
 from fedjax_sim.engine.placement import EVERYWHERE, of_runs, place, shardings
 from fedjax_sim.runtime.processes import fetch, is_multiprocess, on_first_process
 from fedjax_sim.simulation import client_memory, programs
-from fedjax_sim.simulation.cohorts import CohortDraws, Drawn, sampler_state, with_sampler_state
+from fedjax_sim.simulation.cohorts import CohortDraws, Drawn, merged, sampler_state, with_sampler_state
 from fedjax_sim.simulation.sharded_cohorts import send_learners
 from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 
@@ -310,7 +310,7 @@ def _rounds(
         cohort = dataclasses.replace(now.cohort, layout=layout)
         key = jax.random.fold_in(train_key, r)
         state, info = client_memory.play(round_fn, key, state, data, cohort)
-        info = now.info | info
+        info = merged(now.info, info)
         _check_info(info)
         state = with_sampler_state(state, now.state)
         finite = info["finite"] if "finite" in info else trees.all_finite(state.params)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -164,3 +164,17 @@ def with_sampler_state(state: Any, new: Any) -> Any:
     if isinstance(state, WithMemory):
         return state._replace(server=with_sampler_state(state.server, new))
     return state._replace(sampler=new) if isinstance(state, WithSampler) else state
+
+
+def merged(of_sampler: Mapping[str, Any], of_round: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries of a round's `info`, from the sampler and from the algorithm.
+
+    Raises:
+      ValueError: both have an entry of the same name.
+    """
+    both = sorted(of_sampler.keys() & of_round.keys())
+    if both:
+        raise ValueError(
+            f"the sampler's info and the round's both hold {both[0]!r}; wanted different names"
+        )
+    return dict(of_sampler) | dict(of_round)

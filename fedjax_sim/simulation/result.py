@@ -65,7 +65,8 @@ class Result:
     """A finished run.
 
     Attributes:
-      state: the algorithm's state; `state.params` is the model.
+      state: the algorithm's state, with clients' memory and a sampler's state beside it, if there are
+        any; `state.params` is the model.
       rows: one dict per evaluation, as in metrics.jsonl.
       target: target accuracy, or None.
       layout: lanes and devices.

@@ -1,5 +1,7 @@
 """Samplers in runs: the same cohorts wherever the data is, after a kill, in sweeps and on devices."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -241,6 +243,60 @@ def draws_badly(**cohort):
 def test_what_does_not_fit_is_refused(algorithms, data, name, settings, message):
     with pytest.raises(ValueError, match=message):
         run(algorithms[name], data, **settings)
+
+
+def in_turn(name="turn"):
+    """Four clients in each round, one after another; it remembers whose turn it is."""
+
+    def draw(key, r, state, sizes):
+        ids = (state + jnp.arange(4, dtype=jnp.int32)) % sizes.size
+        return fs.Cohort(ids), (state + 4) % sizes.size, {name: state}
+
+    return fs.participation.Sampler(lambda num_clients: 4, draw, {}, lambda key, sizes: jnp.int32(3))
+
+
+class Counted(NamedTuple):
+    params: jax.Array
+    hparams: Any
+
+
+def counting():
+    """An algorithm that compiles at once: clients remember how often they took part."""
+
+    def client(nothing, own_k, client, key):
+        return fs.ClientOutput(own_k, {"examples": client.size}, own=own_k + 1)
+
+    def round_fn(key, state, own, data, cohort):
+        work = lambda sizes, keys: jnp.ones((sizes.size, 1), jnp.int32)  # noqa: E731
+        result = fs.map_clients(client, (), data, cohort, key=key, work=work, own=own)
+        info = {"train_loss": jnp.float32(0), "slots": result.slots} | result.metrics
+        return state._replace(params=state.params + result.message), result.own, info
+
+    def init(key, hparams, num_clients):
+        return Counted(jnp.zeros((), jnp.int32), dict(hparams))
+
+    return fs.Algorithm(
+        init, round_fn, lambda state: {}, {"scale": 1.0}, {}, memory=lambda key, params: jnp.int32(0)
+    )
+
+
+def test_a_custom_sampler_with_a_state_serves_clients_with_a_memory(data, tmp_path):
+    settings, chosen = {"cohorts": in_turn(), "num_rounds": 20}, counting()
+    on_device = run(chosen, data, **settings)
+    ids = np.array([(3 + 4 * r + np.arange(4)) % 10 for r in range(20)])
+    seen = [[np.sum(ids[:r] == k) for k in ids[r]] for r in range(20)]
+    assert int(on_device.params) == np.sum(seen)
+    assert on_device.rows[-1]["turn"] == ids[:, 0].sum()
+    settings |= {"data_placement": "host", "workdir": tmp_path / "run"}
+    run(chosen, data, **(settings | {"num_rounds": 5}))
+    resumed = run(chosen, data, **settings)
+    toys.assert_same(resumed.params, on_device.params)
+    assert resumed.rows[-1]["turn"] == on_device.rows[-1]["turn"]
+
+
+def test_names_of_the_sampler_hide_none_of_the_round(algorithms, data):
+    with pytest.raises(ValueError, match="the sampler's info and the round's both hold 'slots'"):
+        run(algorithms["poisson"], data, cohorts=in_turn("slots"))
 
 
 def test_clients_with_a_memory_do_not_arrive_twice_at_once(algorithms, data):
