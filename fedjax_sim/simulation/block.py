@@ -22,6 +22,7 @@ from fedjax_sim.simulation.sharded_cohorts import send_learners
 from fedjax_sim.simulation.validation import EvaluationFn, as_rates
 
 _OWN = ("train_loss", "finite")  # infos that are neither summed nor averaged over rounds
+_NEEDED = ("train_loss", "examples", "slots")
 _RESERVED = ("round", "seconds", "round_seconds", "messages_up", "messages_down")
 _CUMULATIVE = "cumulative_"  # floats that are summed over rounds, as integers are
 
@@ -333,8 +334,15 @@ def _check_info(info: Mapping[str, Any]) -> None:
     """Checks that a round's info can become a row.
 
     Raises:
-      ValueError: a value is not a real scalar, or its name is a column of every row.
+      ValueError: a value that every row needs is missing, another is not a real scalar, or its name is a
+        column of every row.
     """
+    lacking = [name for name in _NEEDED if name not in info]
+    if lacking:
+        raise ValueError(
+            f"a round's info lacks {', '.join(lacking)}; wanted {', '.join(_NEEDED)} and the counts of "
+            "messages, as fs.algorithms.round_info returns them"
+        )
     for name, value in info.items():
         if name in _RESERVED or name.startswith("bytes_"):
             raise ValueError(

@@ -1,6 +1,7 @@
 """The memory of clients: a row for each, which the simulation keeps and an algorithm sees by cohorts."""
 
 import functools
+import operator
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -83,18 +84,49 @@ def play(round_fn: Callable, key: jax.Array, state: Any, data: Any, cohort: Coho
 
     Returns:
       The state, in which rows of absent clients are as before, and the round's info.
+
+    Raises:
+      ValueError: the round returns other memory than it should.
     """
     if not isinstance(state, WithMemory):
-        state, _, info = round_fn(key, state, (), data, cohort)
+        state, own, info = round_fn(key, state, (), data, cohort)
+        if jax.tree.leaves(own):
+            raise ValueError(
+                "the round returns clients' memory, but the algorithm has no `memory`; wanted "
+                "Algorithm(memory=...), which says what a client remembers at first, or ()"
+            )
         return state, info
     if isinstance(state.visited, tuple):  # these are the rows of the cohort alone
         server, own, info = round_fn(key, state.server, state.clients, data, cohort)
+        _check_returned(state.clients, own)
         return WithMemory(server, own), info
     where = (state.visited.size, cohort.layout)
-    own = take_rows(state.clients, cohort.ids, *where)
-    server, own, info = round_fn(key, state.server, own, data, cohort)
+    before = take_rows(state.clients, cohort.ids, *where)
+    server, own, info = round_fn(key, state.server, before, data, cohort)
+    _check_returned(before, own)
     rows = put_rows(state.clients, cohort.ids, own, *where)
     return WithMemory(server, rows, state.visited.at[cohort.ids].set(True, mode="drop")), info
+
+
+def _check_returned(own: Any, returned: Any) -> None:
+    """Checks the memory that a round returns for its cohort.
+
+    Raises:
+      ValueError: it has other shapes than the memory that the round was given, or is that very memory.
+    """
+    given, got = (
+        jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (own, returned)
+    )
+    if given != got:
+        raise ValueError(
+            f"the round returns the memory {got}; wanted {given}, as it was given: return the `own` of "
+            "what train_clients or map_clients returns"
+        )
+    if all(map(operator.is_, jax.tree.leaves(own), jax.tree.leaves(returned))):
+        raise ValueError(
+            "the round returns the memory that it was given, so clients would never remember anything; "
+            "wanted the `own` of what train_clients or map_clients returns"
+        )
 
 
 def without_keys(rows: Any) -> Any:

@@ -167,3 +167,38 @@ def test_models_in_bfloat16_keep_their_dtype(task, data, make):
         cohort = fs.Cohort(jnp.arange(3, dtype=jnp.int32))
         after, _ = jax.eval_shape(toys.round_of(algorithm), jax.random.key(0), state, data, cohort)
     assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda given, new: given, "returns the memory that it was given, so clients would never"),
+        (lambda given, new: (), r"returns the memory \(\); wanted \{.*float32\[3, 6, 8\]"),
+        (lambda given, new: jax.tree.map(lambda leaf: leaf[:2], new), r"float32\[2, 6, 8\].*wanted"),
+    ],
+    ids=["as given", "none", "too little"],
+)
+def test_a_round_that_drops_what_clients_remember_is_refused(task, data, returned, message):
+    algorithm = scaffold(task)
+
+    def dropping(key, state, own, data, cohort):
+        state, new, info = algorithm.round(key, state, own, data, cohort)
+        return state, returned(own, new), info
+
+    other = algorithm._replace(round=dropping)
+    cohort = fs.Cohort(jnp.arange(3, dtype=jnp.int32))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(toys.round_of(other), jax.random.key(0), toys.init(other), data, cohort)
+
+
+def test_memory_without_a_beginning_is_refused(task, data):
+    algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)
+
+    def careless(key, state, own, data, cohort):
+        state, _, info = algorithm.round(key, state, own, data, cohort)
+        return state, jnp.zeros(3), info
+
+    other = algorithm._replace(round=careless)
+    cohort = fs.Cohort(jnp.arange(3, dtype=jnp.int32))
+    with pytest.raises(ValueError, match="returns clients' memory, but the algorithm has no `memory`"):
+        jax.eval_shape(toys.round_of(other), jax.random.key(0), toys.init(other), data, cohort)
