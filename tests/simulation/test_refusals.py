@@ -79,6 +79,17 @@ def test_infos_are_scalars(task, data):
         simulate(ids, data)
 
 
+def test_rows_need_a_loss_and_counts_of_examples(task, data):
+    algorithm = fed_avg(task)
+
+    def silent(*arguments):
+        state, own, info = algorithm.round(*arguments)
+        return state, own, {name: info[name] for name in ("examples",)}
+
+    with pytest.raises(ValueError, match="info lacks train_loss, slots; wanted"):
+        simulate(algorithm._replace(round=silent), data)
+
+
 @pytest.mark.parametrize("name", ["round", "seconds", "round_seconds", "bytes_up", "messages_down"])
 def test_infos_and_evaluations_leave_our_columns_alone(task, data, name):
     """A round's info called "round" made the run endless."""
