@@ -68,10 +68,10 @@ def by_size(key, k, size):
     ("duration", "concurrency", "buffer"),
     [
         (fs.participation.exponential(2.0), 12, 5),
-        (fs.participation.half_normal(1.0), 30, 7),
         (rounded, 10, 4),
         (by_size, 10, 10),
-        (by_size, 7, 1),
+        pytest.param(fs.participation.half_normal(1.0), 30, 7, marks=pytest.mark.slow),
+        pytest.param(by_size, 7, 1, marks=pytest.mark.slow),
     ],
 )
 def test_arrivals_are_those_of_a_simulation_of_events(duration, concurrency, buffer):
