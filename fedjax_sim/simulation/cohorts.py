@@ -68,8 +68,7 @@ class CohortDraws:
 
         @functools.wraps(algorithm.init)
         def init(key, *arguments):
-            # Apart from what `init` draws: the parts of a split key are the key with 0, 1, ... folded
-            # in.
+            # Apart from the algorithm's keys, for which small numbers are folded in.
             sampler = self.sampler.init(jax.random.fold_in(key, 2**32 - 2), jnp.asarray(self.sizes))
             return WithSampler(algorithm.init(key, *arguments), sampler)
 
