@@ -12,7 +12,18 @@ result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
                      evaluate=fs.evaluator(task, test))
 """
 
-from fedjax_sim import algorithms, data, engine, models, participation, reporting, runtime
+from fedjax_sim import (
+    aggregation,
+    algorithms,
+    compression,
+    data,
+    engine,
+    models,
+    participation,
+    reporting,
+    runtime,
+)
+from fedjax_sim.aggregation import aggregate
 from fedjax_sim.algorithms import (
     dynamic_averaging,
     fed_avg,
@@ -72,12 +83,15 @@ __all__ = [
     "SweepRun",
     "Task",
     "UnfinishedError",
+    "aggregate",
+    "aggregation",
     "algorithms",
     "check_sweep",
     "checks",
     "client_evaluator",
     "cluster_evaluator",
     "cohort_size",
+    "compression",
     "data",
     "dynamic_averaging",
     "each_client_evaluator",

@@ -18,7 +18,9 @@ ALLOWED = {
     "engine": {"core", "runtime.processes"},
     "data": {"core"},
     "models": {"core"},
-    "algorithms": {"core", "engine", "participation"},
+    "compression": {"core"},
+    "aggregation": {"core", "engine", "compression"},
+    "algorithms": {"core", "engine", "aggregation", "participation"},
     "simulation": {"core", "engine", "participation", "runtime", "version"},
 }
 # Heavy or particular packages, and the only files that may name them.

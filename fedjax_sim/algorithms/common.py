@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fedjax_sim.aggregation import Aggregator
+from fedjax_sim.aggregation.aggregator import View, as_aggregator
 from fedjax_sim.core import trees
-from fedjax_sim.core.checks import check_count, check_rates
-from fedjax_sim.core.messages import exchange, model_exchange
+from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.messages import exchange
 from fedjax_sim.core.types import Algorithm, Batch, Client, Cohort, Params, Task
 from fedjax_sim.engine.client import local_training, most_slots
 from fedjax_sim.engine.collectives import CohortResult
@@ -79,7 +81,8 @@ class ServerState(NamedTuple):
       server: state of the server optimizer.
       round: `[]` int32, `t`, the number of completed rounds.
       hparams: name -> `[]` float32.
-      extra: any other server state, such as SCAFFOLD's control variate.
+      extra: any other server state, such as SCAFFOLD's control variate or the states of an aggregator's
+        stages.
     """
 
     params: Params
@@ -109,6 +112,30 @@ def server_step(
     return new._replace(round=state.round + 1)
 
 
+def aggregator_settings(aggregator: Aggregator | None) -> dict[str, Any]:
+    """Returns the settings of an algorithm with this aggregator."""
+    return {} if aggregator is None else {"aggregator": aggregator.settings}
+
+
+def aggregation_fields(aggregator: Aggregator) -> dict[str, Any]:
+    """Returns the fields of an `Algorithm` whose clients send updates through `aggregator`.
+
+    The states of its stages are `ServerState.extra`.
+    """
+    return {
+        "message_bytes": lambda state: aggregator.message_bytes(
+            view_of(aggregator, state), state.params
+        ),
+        "check_hparams": aggregator.check,
+        "memory": (lambda key, params: aggregator.memory(params)) if aggregator.remembers else None,
+    }
+
+
+def view_of(aggregator: Aggregator, state: ServerState) -> View:
+    """Returns what the stages of `aggregator` send to the clients of a round."""
+    return aggregator.view(state.extra, state.hparams)
+
+
 def round_info(result: CohortResult, cohort: Cohort) -> dict[str, jax.Array]:
     """Returns a round's `info` for clients that report `LossSums` and exchange one model each."""
     losses = result.metrics
@@ -129,8 +156,10 @@ class LocalSGD(NamedTuple):
       client_lr: the clients' rate as it was given.
       server_lr: the server's, likewise.
       num_steps: `num_steps(client) -> []` int32, local steps of a client that runs `E` epochs.
+      aggregator: what lies between clients' updates and the server's step.
       algorithm: `algorithm(name, round_fn, *, hparams={}, settings={}, extra=None, **fields)` makes the
-        `Algorithm`. `extra(params, num_clients)` is the initial value of `ServerState.extra`.
+        `Algorithm`. `extra(params, num_clients)` is the initial value of `ServerState.extra`; by default
+        the aggregator makes it.
     """
 
     work: ClientWork
@@ -139,6 +168,7 @@ class LocalSGD(NamedTuple):
     client_lr: Rate
     server_lr: Rate
     num_steps: Callable[[Client], jax.Array]
+    aggregator: Aggregator
     algorithm: Callable[..., Algorithm]
 
     def client_rate(self, state: ServerState) -> jax.Array:
@@ -164,6 +194,7 @@ def local_sgd(
     lr_decay: float = 1.0,
     weighting: str = "examples",
     shuffle: str = "each_epoch",
+    aggregator: Aggregator | None = None,
     wrap: Callable[[OptimizerFactory], OptimizerFactory] = lambda make: make,
     epochs: Callable[[jax.Array], jax.Array] | None = None,
     init_params: Callable[[jax.Array], Any] | None = None,
@@ -179,6 +210,8 @@ def local_sgd(
     Raises:
       ValueError: a setting is out of its range, or a rate is given twice or not at all.
     """
+    chain = as_aggregator(aggregator)
+    weighting = chain.weighting(weighting)
     if server_lr is None and server_optimizer is optax.sgd:
         server_lr = 1.0
     client_rates = rate_of("client_lr", client_lr, client_optimizer)
@@ -196,13 +229,14 @@ def local_sgd(
     )
 
     def algorithm(name, round_fn, *, hparams=None, settings=None, extra=None, **fields) -> Algorithm:
-        hparams = rates | (hparams or {})
-        check_rates(hparams)
+        hparams = rates | chain.hparams | (hparams or {})
+        chain.check(hparams)
 
         def init(key, hparams, num_clients: int, params: Any = None) -> ServerState:
             params = (init_params or task.init)(key) if params is None else params
             state = start_server(params, make_server(hparams.get("server_lr", 1.0)), hparams)
-            return state if extra is None else state._replace(extra=extra(params, num_clients))
+            more = chain.init(hparams) if extra is None else extra(params, num_clients)
+            return state._replace(extra=more)
 
         fixed = {
             "algorithm": name,
@@ -210,17 +244,16 @@ def local_sgd(
             "batch_size": str(batch_size),
             "weighting": weighting,
             "shuffle": shuffle,
-        }
+        } | aggregator_settings(aggregator)
         optimizers = {"client optimizer": make_client, "server optimizer": make_server}
         standard = {
-            "message_bytes": model_exchange,
             "lane_bytes": functools.partial(lane_bytes, task, make_client, batch_size),
             "most_slots": functools.partial(
                 most_slots, local_epochs=local_epochs, batch_size=batch_size
             ),
             "num_classes": task.num_classes,
             "parts": functools.partial(parts, task, optimizers),
-        }
+        } | aggregation_fields(chain)
         return Algorithm(
             init, round_fn, hparams=hparams, settings=fixed | (settings or {}), **(standard | fields)
         )
@@ -230,5 +263,13 @@ def local_sgd(
             return jnp.asarray(local_epochs, jnp.int32)
         return local_epochs * -(-client.size // int(batch_size))
 
-    weight_of = client_weight(weighting)
-    return LocalSGD(work, weight_of, make_server, client_lr, server_lr, num_steps, algorithm)
+    return LocalSGD(
+        work,
+        client_weight(weighting),
+        make_server,
+        client_lr,
+        server_lr,
+        num_steps,
+        chain,
+        algorithm,
+    )

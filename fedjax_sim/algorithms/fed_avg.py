@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import optax
 
-from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
+from fedjax_sim.aggregation import Aggregator
+from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info, view_of
 from fedjax_sim.core import trees
-from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.core.types import Algorithm, Cohort, Task
 from fedjax_sim.engine.optimizers import Rate
 from fedjax_sim.engine.queues import train_clients
-from fedjax_sim.engine.results import weigh
 
 
 def fed_avg(
@@ -30,6 +30,7 @@ def fed_avg(
     lr_decay: float = 1.0,
     weighting: str = "examples",
     shuffle: str = "each_epoch",
+    aggregator: Aggregator | None = None,
 ) -> Algorithm:
     """Trains clients for `E` local epochs in batches of `B`; the server averages their models.
 
@@ -50,9 +51,12 @@ def fed_avg(
       lr_decay: decay factor per round; the clients' rate in round t is `client_lr * lr_decay ** t`.
       weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for equal weights.
       shuffle: "each_epoch", "once" or "never".
+      aggregator: what lies between the clients' updates and the server's step, such as clipping,
+        compression or a median; see `fs.aggregate`. By default the weighted mean.
 
     Raises:
-      ValueError: a setting is out of its range, or a rate is given twice or not at all.
+      ValueError: a setting is out of its range, a rate is given twice or not at all, or the aggregator
+        does not go with the weighting.
     """
     local = local_sgd(
         task,
@@ -65,17 +69,21 @@ def fed_avg(
         lr_decay=lr_decay,
         weighting=weighting,
         shuffle=shuffle,
+        aggregator=aggregator,
     )
 
     def leave(shared, own_k, client, trained, key):
-        (w, _), (w_k, losses) = shared, trained
-        return ClientOutput(weigh(trees.subtract(w_k, w), local.weight_of(client.size)), losses)
+        (w, _, view), (w_k, losses) = shared, trained
+        update, weight = trees.subtract(w_k, w), local.weight_of(client.size)
+        return local.aggregator.send(view, own_k, update, weight, losses, key)
 
     def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
-        shared = (state.params, local.client_rate(state))
-        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave)
-        update = result.message
-        state = local.server_step(state, update.mean(), update.weight)
-        return state, own, round_info(result, cohort)
+        view = view_of(local.aggregator, state)
+        shared = (state.params, local.client_rate(state), view)
+        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave, own=own)
+        received = local.aggregator.receive(view, result.message, result.rows, key)
+        state = local.server_step(state, received.update, received.weight)
+        info = round_info(result, cohort) | received.report
+        return state._replace(extra=received.states), result.own, info
 
     return local.algorithm("fed_avg", round_fn)

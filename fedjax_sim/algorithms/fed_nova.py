@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
+from fedjax_sim.aggregation import Aggregator
+from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info, view_of
 from fedjax_sim.core import trees
-from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.core.types import Algorithm, Cohort, Task
 from fedjax_sim.engine.optimizers import Rate, as_factory
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import weigh
@@ -30,6 +31,7 @@ def fed_nova(
     lr_decay: float = 1.0,
     weighting: str = "examples",
     shuffle: str = "each_epoch",
+    aggregator: Aggregator | None = None,
 ) -> Algorithm:
     """Adds `tau_eff * sum of p_k Delta_k / a_k`, so that more local steps do not mean more weight.
 
@@ -39,11 +41,12 @@ def fed_nova(
     measured by optimizing one number under a constant gradient of 1, which is exact for optimizers that
     are linear in their gradients; others, such as Adam, are refused.
 
-    Arguments are those of `fed_avg`. Each message carries one extra number, which the ledger omits.
+    Arguments are those of `fed_avg`; the aggregator takes `Delta_k / a_k`. Each message carries one
+    extra number, which the ledger omits, and `tau_eff` is its weighted mean under any aggregator.
 
     Raises:
-      ValueError: a setting is out of its range, a rate is given twice or not at all, or the client
-        optimizer is not linear in its gradients.
+      ValueError: a setting is out of its range, a rate is given twice or not at all, the client
+        optimizer is not linear in its gradients, or the aggregator does not go with the weighting.
     """
     make_client = as_factory(client_optimizer)
     check_linear(make_client, jax.eval_shape(task.init, jax.random.key(0)))
@@ -58,21 +61,27 @@ def fed_nova(
         lr_decay=lr_decay,
         weighting=weighting,
         shuffle=shuffle,
+        aggregator=aggregator,
     )
 
     def leave(shared, own_k, client, trained, key):
-        (w, _), (w_k, losses) = shared, trained
+        (w, _, view), (w_k, losses) = shared, trained
         a = jnp.maximum(total_weight(make_client, local.num_steps(client)), 1e-30)
         weight = local.weight_of(client.size)
         normalised = trees.scale(trees.subtract(w_k, w), 1 / a)
-        return ClientOutput(weigh((normalised, a), weight), losses)
+        output = local.aggregator.send(view, own_k, normalised, weight, losses, key)
+        return output._replace(message=(output.message, weigh(a, weight)))
 
     def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
-        shared = (state.params, local.client_rate(state))
-        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave)
-        direction, tau_eff = result.message.mean()
-        state = local.server_step(state, trees.scale(direction, tau_eff), result.message.weight)
-        return state, own, round_info(result, cohort)
+        view = view_of(local.aggregator, state)
+        shared = (state.params, local.client_rate(state), view)
+        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave, own=own)
+        message, sum_of_a = result.message
+        received = local.aggregator.receive(view, message, result.rows, key)
+        direction, tau_eff = received.update, sum_of_a.mean()
+        state = local.server_step(state, trees.scale(direction, tau_eff), received.weight)
+        info = round_info(result, cohort) | received.report
+        return state._replace(extra=received.states), result.own, info
 
     return local.algorithm("fed_nova", round_fn)
 

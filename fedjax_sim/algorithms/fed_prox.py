@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
+from fedjax_sim.aggregation import Aggregator
+from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info, view_of
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_shares
-from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.core.types import Algorithm, Cohort, Task
 from fedjax_sim.engine.optimizers import Rate
 from fedjax_sim.engine.queues import train_clients
-from fedjax_sim.engine.results import weigh
 
 
 def fed_prox(
@@ -36,6 +36,7 @@ def fed_prox(
     shuffle: str = "each_epoch",
     stragglers: float = 0.0,
     drop_stragglers: bool = False,
+    aggregator: Aggregator | None = None,
 ) -> Algorithm:
     """Runs FedAvg, except that client k descends `h_k(w_k) = F_k(w_k) + mu / 2 ||w_k - w||^2`.
 
@@ -48,7 +49,8 @@ def fed_prox(
     Other arguments are those of `fed_avg`.
 
     Raises:
-      ValueError: a setting is out of its range, or a rate is given twice or not at all.
+      ValueError: a setting is out of its range, a rate is given twice or not at all, or the aggregator
+        does not go with the weighting.
     """
     check_shares({"stragglers": stragglers})
     if stragglers and local_epochs == 1:
@@ -84,24 +86,27 @@ def fed_prox(
         lr_decay=lr_decay,
         weighting=weighting,
         shuffle=shuffle,
+        aggregator=aggregator,
         wrap=proximal,
         epochs=epochs if stragglers else None,
     )
 
     def leave(shared, own_k, client, trained, key):
-        (w, _), (w_k, losses) = shared, trained
+        (w, _, view), (w_k, losses) = shared, trained
         weight = local.weight_of(client.size)
         if drop_stragglers:
             weight = jnp.where(losses.examples < local_epochs * client.size, 0.0, weight)
-        return ClientOutput(weigh(trees.subtract(w_k, w), weight), losses)
+        update = trees.subtract(w_k, w)
+        return local.aggregator.send(view, own_k, update, weight, losses, key)
 
     def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
-        w = state.params
-        shared = (w, (local.client_rate(state), state.hparams["mu"], w))
-        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave)
-        update = result.message
-        state = local.server_step(state, update.mean(), update.weight)
-        return state, own, round_info(result, cohort)
+        w, view = state.params, view_of(local.aggregator, state)
+        shared = (w, (local.client_rate(state), state.hparams["mu"], w), view)
+        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave, own=own)
+        received = local.aggregator.receive(view, result.message, result.rows, key)
+        state = local.server_step(state, received.update, received.weight)
+        info = round_info(result, cohort) | received.report
+        return state._replace(extra=received.states), result.own, info
 
     settings = {"stragglers": stragglers, "drop_stragglers": drop_stragglers}
     return local.algorithm("fed_prox", round_fn, hparams={"mu": mu}, settings=settings)

@@ -11,28 +11,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
+from fedjax_sim.aggregation import Aggregator
+from fedjax_sim.aggregation.aggregator import as_aggregator
 from fedjax_sim.algorithms.common import (
     ServerState,
+    aggregation_fields,
+    aggregator_settings,
     client_rate,
     client_weight,
     parts,
     round_info,
     server_step,
     start_server,
+    view_of,
 )
-from fedjax_sim.core import trees
-from fedjax_sim.core.checks import check_rates
-from fedjax_sim.core.messages import model_exchange
-from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
+from fedjax_sim.core.types import Algorithm, Cohort, Task
 from fedjax_sim.engine.chunks import map_clients
 from fedjax_sim.engine.client import most_slots
 from fedjax_sim.engine.full_data import full_gradient
 from fedjax_sim.engine.memory import lane_bytes
 from fedjax_sim.engine.optimizers import Rate, as_factory, rate_of
-from fedjax_sim.engine.results import weigh
 
 
 def fed_sgd(
@@ -42,6 +42,7 @@ def fed_sgd(
     client_lr: Rate = None,
     lr_decay: float = 1.0,
     weighting: str = "examples",
+    aggregator: Aggregator | None = None,
 ) -> Algorithm:
     """Steps `w <- w - eta * sum_k (n_k / m_t) g_k`; `g_k` is the gradient of client k's mean loss.
 
@@ -54,40 +55,50 @@ def fed_sgd(
         optax schedule is followed from round to round, and a sweep's `client_lr` multiplies it.
       lr_decay: decay factor per round; the rate in round t is `client_lr * lr_decay ** t`.
       weighting: "examples" for n_k / sum of n_k over the cohort, "uniform" for equal weights.
+      aggregator: what lies between the clients' gradients and the server's step; see `fs.aggregate`. By
+        default the weighted mean.
 
     Raises:
-      ValueError: a setting is out of its range, or the rate is given twice or not at all.
+      ValueError: a setting is out of its range, the rate is given twice or not at all, or the aggregator
+        does not go with the weighting.
     """
-    hparams = rate_of("client_lr", client_lr, optimizer) | {"lr_decay": lr_decay}
-    check_rates(hparams)
+    chain = as_aggregator(aggregator)
+    hparams = rate_of("client_lr", client_lr, optimizer) | {"lr_decay": lr_decay} | chain.hparams
+    chain.check(hparams)
+    weighting = chain.weighting(weighting)
     weight_of = client_weight(weighting)
     make_optimizer = as_factory(optimizer)
     gradient = full_gradient(task)
 
     def init(key: jax.Array, hparams: Mapping, num_clients: int, params: Any = None) -> ServerState:
         params = task.init(key) if params is None else params
-        return start_server(params, make_optimizer(hparams.get("client_lr", 1.0)), hparams)
+        state = start_server(params, make_optimizer(hparams.get("client_lr", 1.0)), hparams)
+        return state._replace(extra=chain.init(hparams))
 
-    def client(w, own_k, client, key):
+    def client(shared, own_k, client, key):
+        w, view = shared
         g_k, losses = gradient.run(w, client, key)
-        return ClientOutput(weigh(g_k, weight_of(client.size)), losses)
+        return chain.send(view, own_k, g_k, weight_of(client.size), losses, key)
 
     def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
-        result = map_clients(client, state.params, data, cohort, key=key, work=gradient.slots)
+        view = view_of(chain, state)
+        shared = (state.params, view)
+        result = map_clients(client, shared, data, cohort, key=key, work=gradient.slots, own=own)
         eta = client_rate(state.hparams, state.round, client_lr)
-        update, weight = result.message
-        g = trees.scale(update, 1 / jnp.maximum(weight, 1e-30))
-        return server_step(state, make_optimizer(eta), g, weight), own, round_info(result, cohort)
+        received = chain.receive(view, result.message, result.rows, key)
+        state = server_step(state, make_optimizer(eta), received.update, received.weight)
+        info = round_info(result, cohort) | received.report
+        return state._replace(extra=received.states), result.own, info
 
     return Algorithm(
         init,
         round_fn,
-        model_exchange,
-        hparams,
-        {"algorithm": "fed_sgd", "weighting": weighting},
+        hparams=hparams,
+        settings={"algorithm": "fed_sgd", "weighting": weighting} | aggregator_settings(aggregator),
         # Clients have no optimizer; `optax.sgd` stands in, as it has no state.
         lane_bytes=functools.partial(lane_bytes, task, optax.sgd, math.inf),
         most_slots=functools.partial(most_slots, local_epochs=1, batch_size=math.inf),
         num_classes=task.num_classes,
         parts=functools.partial(parts, task, {"optimizer": make_optimizer}),
+        **aggregation_fields(chain),
     )

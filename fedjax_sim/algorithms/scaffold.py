@@ -36,6 +36,8 @@ def scaffold(
 
     Clients run plain SGD, so `(x - y) / (K eta)` is the mean of a client's corrected gradients. Its
     control variate `c_k` is client state, initially zero. A message holds a model and a control variate.
+    It takes no aggregator: clipping, noise or a median of the models alone would leave the control
+    variates open to attackers and to whoever reads them.
 
     Args:
       client_lr: `eta`, the clients' learning rate.

@@ -1,9 +1,10 @@
 """The communication ledger: messages between clients and server, by direction and kind.
 
-Messages are named `up_KIND` (to the server) or `down_KIND` (to a client). The kinds are `model`,
-`update` (of a model), `violation` (a model that its learner sends unasked) and `request` (for a model).
-Rounds count messages inside the compiled program. Message sizes follow from shapes, and the host
-converts counts to bytes in Python integers, which do not overflow.
+Messages are named `up_KIND` (to the server) or `down_KIND` (to a client), where a kind is any name of
+lower-case letters and underscores. This package sends `model`, `update` (of a model), `violation` (a
+model that its learner sends unasked) and `request` (for a model). Rounds count messages inside the
+compiled program. Message sizes follow from shapes, and the host converts counts to bytes in Python
+integers, which do not overflow.
 
 Two conventions, and what the papers say:
 
@@ -19,6 +20,7 @@ Two conventions, and what the papers say:
   bytes.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,7 +30,8 @@ import jax.numpy as jnp
 from fedjax_sim.core import trees
 
 DIRECTIONS = ("up", "down")
-KINDS = ("model", "update", "violation", "request")
+
+_NAME = re.compile(f"({'|'.join(DIRECTIONS)})_[a-z_]+")
 
 
 def traffic(name: str, messages: Any, trips: Any = 1) -> dict[str, jax.Array]:
@@ -61,19 +64,22 @@ def model_exchange(state: Any) -> dict[str, int]:
 
 
 def check_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Returns the sizes of an algorithm's messages, in the ledger's order.
+    """Returns the sizes of an algorithm's messages, in the ledger's order: up first, then by name.
 
     Raises:
       ValueError: a name is not a direction followed by a kind, or a size is negative.
     """
-    known = [f"{direction}_{kind}" for direction in DIRECTIONS for kind in KINDS]
-    strange = [name for name in sizes if name not in known]
+    strange = [name for name in sizes if not _NAME.fullmatch(name)]
     if strange:
-        raise ValueError(f"unknown kind of message {strange[0]!r}; wanted some of {', '.join(known)}")
+        raise ValueError(
+            f"unknown kind of message {strange[0]!r}; wanted up_KIND or down_KIND, where KIND has "
+            "lower-case letters and underscores"
+        )
     negative = [name for name, size in sizes.items() if size < 0]
     if negative:
         raise ValueError(f"message_bytes of {negative[0]} is {sizes[negative[0]]}; wanted at least 0")
-    return {name: int(sizes[name]) for name in known if name in sizes}
+    up_first = sorted(sizes, key=lambda name: (not name.startswith("up_"), name))
+    return {name: int(sizes[name]) for name in up_first}
 
 
 def check_counts(counted: Iterable[str], sizes: Mapping[str, int]) -> None:

@@ -45,7 +45,8 @@ def train_clients(
 
     Args:
       work: a client's work, such as `local_training` returns.
-      shared: a pytree that every client receives; without `enter` it is `(params, rate)`.
+      shared: a pytree that every client receives; without `enter` it is a tuple that begins with
+        `(params, rate)`.
       data: a `FederatedData` on the devices of the cohort's layout.
       cohort: the clients, and where they run.
       key: PRNG key of the round; a client's key folds in its id.
@@ -62,7 +63,11 @@ def train_clients(
     lanes, num_devices = lanes_and_devices(cohort)
 
     def start(shared, own_k, client, key):
-        return shared if enter is None else enter(shared, own_k, client, jax.random.fold_in(key, _ENTER))
+        return (
+            shared[:2]
+            if enter is None
+            else enter(shared, own_k, client, jax.random.fold_in(key, _ENTER))
+        )
 
     def end(shared, own_k, client, trained, key):
         return leave(shared, own_k, client, trained, jax.random.fold_in(key, _LEAVE))

@@ -25,16 +25,20 @@ def test_sizes_come_in_the_ledgers_order():
     assert list(sizes) == ["up_model", "up_violation", "down_model", "down_request"]
     assert list(sizes.values()) == [4, 8, 8, 0]
     assert check_sizes({}) == {}
+    assert list(check_sizes({"down_seed": 1, "up_shares_of_masks": 2})) == [
+        "up_shares_of_masks",
+        "down_seed",
+    ]
 
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        (
-            {"up_model": 4, "up_models": 4},
-            "unknown kind of message 'up_models'; wanted some of up_model, ",
-        ),
-        ({"model": 4}, "unknown kind of message 'model'; .*down_request$"),
+        ({"up_model": 4, "up_": 4}, "unknown kind of message 'up_'; wanted up_KIND or down_KIND"),
+        ({"model": 4}, "unknown kind of message 'model'; .*lower-case letters and underscores$"),
+        ({"sideways_model": 4}, "unknown kind of message 'sideways_model'"),
+        ({"up_Model": 4}, "unknown kind of message 'up_Model'"),
+        ({"up_model2": 4}, "unknown kind of message 'up_model2'"),
         ({"up_model": -1}, "message_bytes of up_model is -1; wanted at least 0"),
     ],
 )
