@@ -5,8 +5,13 @@
 2NN, B = 10, E = 1, random images on one device. Algorithms take turns, and medians are over all rounds
 but the first of each turn. With long clients a round is local training; with short ones it is mostly
 what an algorithm does once per client, such as reading and writing control variates.
+
+Rows of FedAvg with an aggregator: "kept updates" keeps the update of every client and takes their mean,
+which is what any robust rule costs beside its own arithmetic; "median" sorts them as well; "top_k" keeps
+1 % of each update with error feedback, so that it chooses entries and reads and writes residuals.
 """
 
+import functools
 import pathlib
 import statistics
 
@@ -29,6 +34,21 @@ ALGORITHMS = {
     "fed_nova": fs.fed_nova,
     "scaffold": fs.scaffold,
 }
+
+
+def mean_of_rows(updates, present):
+    return jax.tree.map(lambda rows: rows.sum(axis=0) / present.sum().astype(rows.dtype), updates)
+
+
+def aggregators():
+    """Returns the aggregators to time, name -> aggregator of FedAvg."""
+    top_k = fs.aggregation.error_feedback(fs.compression.top_k(0.01))
+    kept = fs.aggregation.keep_updates("mean of rows", mean_of_rows, {})
+    return {
+        "kept updates": fs.aggregate(end=kept),
+        "median": fs.aggregate(end=fs.aggregation.median()),
+        "top_k": fs.aggregate(top_k),
+    }
 
 
 def federation(num_clients, size):
@@ -57,7 +77,11 @@ def main(argv):
     fs.use_all_cores()
     task = fs.models.logistic_regression() if _SMOKE.value else fs.models.mnist_2nn()
     settings = {"local_epochs": 1, "batch_size": 10, "client_lr": 0.05}
-    made = {name: make(task, **settings) for name, make in ALGORITHMS.items()}
+    factories = ALGORITHMS | {
+        name: functools.partial(fs.fed_avg, aggregator=aggregator)
+        for name, aggregator in aggregators().items()
+    }
+    made = {name: make(task, **settings) for name, make in factories.items()}
     rows = []
     for num_clients, size in CLIENTS:
         clients = federation(num_clients, size)

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.aggregation.ends import End, keep_updates
 from fedjax_sim.core.checks import as_float
@@ -51,7 +52,7 @@ def trimmed_mean(fraction: float) -> End:
         cut = jnp.array([math.floor(round(fraction * k, 6)) for k in counts], jnp.int32)[count]
         order = jnp.arange(block.shape[0], dtype=jnp.int32)[:, None]
         kept = (order >= cut) & (order < count - cut)
-        wide = jnp.promote_types(block.dtype, jnp.float32)
+        wide = np.promote_types(block.dtype, np.float32)
         total = jnp.where(kept, block, 0).sum(axis=0, dtype=wide)
         return (total / jnp.maximum(count - 2 * cut, 1).astype(wide)).astype(block.dtype)
 

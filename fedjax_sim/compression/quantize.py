@@ -8,6 +8,7 @@ with limited communication", ICML 2017, https://arxiv.org/abs/1611.00429
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_sim.compression.codec import Codec, Step
 from fedjax_sim.compression.wire import Wire
@@ -36,7 +37,7 @@ def quantize(bits: int) -> Codec:
     dtype_sent = jnp.uint8 if bits <= 8 else jnp.uint16
 
     def split(key, x):
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        wide = x.astype(np.promote_types(x.dtype, np.float32))
         low, high = wide.min(), wide.max()
         step = (high - low) / most
         position = (wide - low) / jnp.where(step > 0, step, 1)
