@@ -6,9 +6,10 @@
 but the first of each turn. With long clients a round is local training; with short ones it is mostly
 what an algorithm does once per client, such as reading and writing control variates.
 
-Rows of FedAvg with an aggregator: "kept updates" keeps the update of every client and takes their mean,
-which is what any robust rule costs beside its own arithmetic; "median" sorts them as well; "top_k" keeps
-1 % of each update with error feedback, so that it chooses entries and reads and writes residuals.
+Columns of FedAvg with an aggregator: "kept updates" keeps the update of every client and takes the
+first, which is what any robust rule costs beside its own arithmetic; "median" ranks them as well;
+"top_k" keeps 1 % of each update with error feedback, so that it chooses entries and reads and writes
+residuals.
 """
 
 import functools
@@ -36,14 +37,14 @@ ALGORITHMS = {
 }
 
 
-def mean_of_rows(updates, present):
-    return jax.tree.map(lambda rows: rows.sum(axis=0) / present.sum().astype(rows.dtype), updates)
+def first_row(updates, present):
+    return jax.tree.map(lambda rows: rows[0], updates)
 
 
 def aggregators():
     """Returns the aggregators to time, name -> aggregator of FedAvg."""
     top_k = fs.aggregation.error_feedback(fs.compression.top_k(0.01))
-    kept = fs.aggregation.keep_updates("mean of rows", mean_of_rows, {})
+    kept = fs.aggregation.keep_updates("first", first_row, {})
     return {
         "kept updates": fs.aggregate(end=kept),
         "median": fs.aggregate(end=fs.aggregation.median()),
