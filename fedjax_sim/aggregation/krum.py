@@ -60,7 +60,7 @@ def krum_choice(gram: jax.Array, present: jax.Array, byzantine: int) -> jax.Arra
     others = present[:, None] & present[None, :] & ~jnp.eye(present.size, dtype=bool)
     # NaN, which an attacker may send, is as far away as can be.
     distances = jnp.where(others & ~jnp.isnan(distances), distances, jnp.inf)
-    nearest = jnp.arange(present.size) < present.sum() - byzantine - 2
+    nearest = jnp.arange(present.size) < present.sum(dtype=jnp.int32) - byzantine - 2
     scores = jnp.where(nearest[None, :], jnp.sort(distances, axis=1), 0.0).sum(axis=1)
     # An absent client is behind even one that is infinitely far away.
     scores = jnp.where(present, jnp.minimum(scores, jnp.finfo(jnp.float32).max), jnp.inf)
