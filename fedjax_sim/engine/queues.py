@@ -59,15 +59,19 @@ def train_clients(
     Returns:
       The sums over the cohort, and the rows and states of its clients, on every device. They depend on
       lanes and devices only through the order of float sums.
+
+    Raises:
+      ValueError: when traced, `shared` or what `enter` returns is no pair, or a client returns another
+        state than it was given.
     """
     lanes, num_devices = lanes_and_devices(cohort)
 
     def start(shared, own_k, client, key):
-        return (
-            shared[:2]
-            if enter is None
-            else enter(shared, own_k, client, jax.random.fold_in(key, _ENTER))
-        )
+        if enter is None:
+            first = shared[:2] if isinstance(shared, tuple) else shared
+            return _pair(first, "without `enter`, `shared`")
+        began = enter(shared, own_k, client, jax.random.fold_in(key, _ENTER))
+        return _pair(began, "what `enter` returns")
 
     def end(shared, own_k, client, trained, key):
         return leave(shared, own_k, client, trained, jax.random.fold_in(key, _LEAVE))
@@ -184,6 +188,20 @@ def train_clients(
         return state.result
 
     return on_every_device(on_one_device, shared, own, data, cohort, key)
+
+
+def _pair(given: Any, what: str) -> tuple[Params, Any]:
+    """Returns where a client starts.
+
+    Raises:
+      ValueError: it is no pair.
+    """
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise ValueError(
+            f"{what} is {jax.tree.structure(given)}; wanted a tuple of a client's parameters and its "
+            "optimizer's rate"
+        )
+    return given
 
 
 class _State(NamedTuple):

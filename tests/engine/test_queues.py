@@ -228,3 +228,26 @@ def test_who_has_no_data_sends_what_it_received(task):
 
     alone, together = sums(1), sums(3)
     toys.assert_close(together.message, alone.message)
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_where_clients_start_is_a_pair(task, data, lanes):
+    params = task.init(jax.random.key(0))
+    work = fs.local_training(task, optax.sgd, local_epochs=1, batch_size=4)
+    cohort = fs.Cohort(jnp.arange(3, dtype=jnp.int32), fs.Layout(lanes))
+
+    def leave(shared, own_k, client, trained, key):
+        return fs.ClientOutput(trained[0], trained[1])
+
+    def run(shared, **more):
+        return jax.eval_shape(
+            lambda: fs.train_clients(
+                work, shared, data, cohort, key=jax.random.key(0), leave=leave, **more
+            )
+        )
+
+    run((params, 0.1, "more"))
+    with pytest.raises(ValueError, match=r"without `enter`, `shared` is PyTreeDef.*wanted a tuple"):
+        run(params)
+    with pytest.raises(ValueError, match="what `enter` returns is PyTreeDef"):
+        run((params, 0.1), enter=lambda shared, own_k, client, key: shared[0])
