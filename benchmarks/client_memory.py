@@ -6,10 +6,9 @@ SCAFFOLD keeps a control variate as large as the model for each client. With cli
 neither a round's time nor its device memory should depend on the number of clients to choose from.
 """
 
-import json
+import itertools
 import pathlib
 import statistics
-import subprocess
 import sys
 
 import jax
@@ -20,20 +19,20 @@ import fedjax_sim as fs
 
 _CLIENTS = flags.DEFINE_list("clients", ["1000", "10000", "100000"], "N, ascending.")
 _COHORTS = flags.DEFINE_list("cohorts", ["10", "50"], "K, clients of a round.")
-_ROUNDS = flags.DEFINE_integer("rounds", 40, "Rounds of a turn.", lower_bound=3)
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of each line; lines take turns.", lower_bound=1)
-_SMOKE = flags.DEFINE_bool("smoke", False, "Logistic regression and few clients, for tests.")
+_ROUNDS = flags.DEFINE_integer("rounds", 20, "Rounds of a turn.", lower_bound=3)
+_REPEATS = flags.DEFINE_integer("repeats", 10, "Turns of each line.", lower_bound=1)
+_SMOKE = flags.DEFINE_bool("smoke", False, "Logistic regression, for tests.")
 _OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
-_MEASURE = flags.DEFINE_string("measure", None, "For internal use: what one process measures.")
 
 EXAMPLES = 2  # of each client
 METHOD = (
-    f"SCAFFOLD, E = 1, B = 10, 2NN (199,210 parameters), {EXAMPLES} random images a client. A line is a "
-    "process per turn, and lines take turns. Each round is a block of its own. Round ms: the median of "
-    "all rounds but the first of each turn, with reading and writing the memory. Live MB: the most "
-    "that all arrays on the devices take after a round. Program MB: arguments and temporaries of the "
-    "compiled round of a cohort, on one device. File MB: the rows of clients that took part. "
-    "All MB: the rows of all clients."
+    f"SCAFFOLD, E = 1, B = 10, 2NN (199,210 parameters), {EXAMPLES} random images a client. Each line "
+    "runs once untimed; then lines take turns. Each round is a block of its own. Round ms: the median "
+    "of all rounds but the first of each turn, with reading and writing the memory. Ratio: of a turn's "
+    "median over that of the fewest clients on the host in the same turn; the median over turns. Live "
+    "MB: the most that all arrays on the devices take after a round. Program MB: arguments and "
+    "temporaries of the compiled round of a cohort, on one device. File MB: the rows of clients that "
+    "took part in a turn. All MB: the rows of all clients."
 )
 
 
@@ -50,29 +49,26 @@ def live_bytes(_):
     return {"live_bytes": sum(array.nbytes for array in jax.live_arrays())}
 
 
-def measure(placement, num_clients, size):
-    """Returns what a process measures of its placement, population and cohort."""
-    fs.use_all_cores()
-    task = fs.models.logistic_regression() if _SMOKE.value else fs.models.mnist_2nn()
-    algorithm = fs.scaffold(task, local_epochs=1, batch_size=10, client_lr=0.05)
-    data, layout = federation(num_clients), fs.runtime.default_layout()
+def turn(algorithm, data, placement, size, layout):
+    """Returns what a turn of a line measures."""
     result = fs.simulate(
         algorithm,
         data,
         key=jax.random.key(0),
         num_rounds=_ROUNDS.value,
-        client_fraction=size / num_clients,
+        client_fraction=size / data.num_clients,
         evaluate=live_bytes,
         layout=layout,
         data_placement=placement,
     )
     row_bytes = 4 * result.summary()["num_params"]
+    took_part = result.state.clients.store.clients.size if placement == "host" else 0
     return {
         "round_seconds": [row["round_seconds"] for row in result.rows[2:]],
         "live_bytes": max(row["live_bytes"] for row in result.rows),
         "program_bytes": program_bytes(algorithm, data, result.state.server, size, layout),
-        "file_bytes": result.state.clients.store.clients.size * row_bytes if placement == "host" else 0,
-        "all_bytes": num_clients * row_bytes,
+        "file_bytes": took_part * row_bytes,
+        "all_bytes": data.num_clients * row_bytes,
     }
 
 
@@ -88,60 +84,66 @@ def program_bytes(algorithm, data, server, size, layout):
     return about.argument_size_in_bytes + about.temp_size_in_bytes
 
 
-def lines():
-    """Yields the placement, N and K of each line."""
-    counts = [int(n) for n in _CLIENTS.value]
-    for size in map(int, _COHORTS.value):
-        yield "device", counts[0], size
-        for num_clients in counts:
-            yield "host", num_clients, size
+def rows_of(algorithm, federations, size, layout):
+    """Measures all lines of a cohort's size; `federations` has `N` -> data, ascending."""
+    smallest = ("host", min(federations))
+    lines = [("device", min(federations)), *(("host", n) for n in federations)]
+    measured = {line: turn(algorithm, federations[line[1]], line[0], size, layout) for line in lines}
+    turns = {line: [] for line in lines}
+    for _ in range(_REPEATS.value):
+        for placement, n in lines:
+            found = turn(algorithm, federations[n], placement, size, layout)
+            turns[placement, n].append(found["round_seconds"])
+    medians = {line: [statistics.median(seconds) for seconds in turns[line]] for line in lines}
+    for line in lines:
+        ratios = [a / b for a, b in zip(medians[line], medians[smallest], strict=True)]
+        about = {"memory": line[0], "clients": line[1], "per_round": size}
+        yield (
+            about
+            | measured[line]
+            | {
+                "round_seconds": turns[line],
+                "seconds_per_round": statistics.median(itertools.chain(*turns[line])),
+                "ratio": statistics.median(ratios),
+            }
+        )
 
 
 def table(rows):
     """Returns a Markdown table with a line per row."""
-    shown = []
-    for row in rows:
-        smallest = next(r for r in rows if (r["memory"], r["per_round"]) == ("host", row["per_round"]))
-        ratio = row["seconds_per_round"] / smallest["seconds_per_round"]
-        shown.append(
-            {
-                "memory": row["memory"],
-                "clients": f"{row['clients']:,}",
-                "per round": str(row["per_round"]),
-                "round ms": f"{1e3 * row['seconds_per_round']:.1f}",
-                "over the fewest": f"{ratio:.2f}",
-                "live MB": f"{row['live_bytes'] / 1e6:.1f}",
-                "program MB": f"{row['program_bytes'] / 1e6:.1f}",
-                "file MB": f"{row['file_bytes'] / 1e6:,.0f}",
-                "all MB": f"{row['all_bytes'] / 1e6:,.0f}",
-            }
-        )
+    shown = [
+        {
+            "memory": row["memory"],
+            "clients": f"{row['clients']:,}",
+            "per round": str(row["per_round"]),
+            "round ms": f"{1e3 * row['seconds_per_round']:.1f}",
+            "ratio": f"{row['ratio']:.2f}",
+            "live MB": f"{row['live_bytes'] / 1e6:.1f}",
+            "program MB": f"{row['program_bytes'] / 1e6:.1f}",
+            "file MB": f"{row['file_bytes'] / 1e6:,.0f}",
+            "all MB": f"{row['all_bytes'] / 1e6:,.0f}",
+        }
+        for row in rows
+    ]
     return fs.reporting.markdown(shown)
 
 
-def main(_):
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
-    if _MEASURE.value is not None:
-        placement, num_clients, size = _MEASURE.value.split(",")
-        print(json.dumps(measure(placement, int(num_clients), int(size))))
-        return
-    rows = {}
-    for _ in range(_REPEATS.value):
-        for line in lines():
-            told = ",".join(map(str, line))
-            flags_ = [f"--measure={told}", f"--rounds={_ROUNDS.value}", f"--smoke={_SMOKE.value}"]
-            command = [sys.executable, __file__, *flags_]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found = json.loads(done.stdout)
-            row = rows.setdefault(line, found | {"round_seconds": []})
-            row["round_seconds"] += found["round_seconds"]
-            row |= dict(zip(("memory", "clients", "per_round"), line, strict=True))
-            row["seconds_per_round"] = statistics.median(row["round_seconds"])
-            print(told, f"{1e3 * statistics.median(found['round_seconds']):.1f} ms", file=sys.stderr)
-    print(table(list(rows.values())))
+    fs.use_all_cores()
+    task = fs.models.logistic_regression() if _SMOKE.value else fs.models.mnist_2nn()
+    algorithm = fs.scaffold(task, local_epochs=1, batch_size=10, client_lr=0.05)
+    federations = {int(n): federation(int(n)) for n in _CLIENTS.value}
+    layout, rows = fs.runtime.default_layout(), []
+    for size in map(int, _COHORTS.value):
+        rows += rows_of(algorithm, federations, size, layout)
+        print(table(rows[-len(federations) - 1 :]), file=sys.stderr)
+    print(table(rows))
     print(f"\n{METHOD}")
     if _OUT.value:
-        record = fs.reporting.provenance() | {"method": METHOD, "rows": list(rows.values())}
+        record = fs.reporting.provenance() | {"method": METHOD, "rows": rows}
         fs.reporting.write_json(pathlib.Path(_OUT.value), record)
 
 

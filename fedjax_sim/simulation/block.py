@@ -179,8 +179,7 @@ class Blocks:
 
     def message_bytes(self, state: Any) -> dict[str, int]:
         """Returns the size of one message of each kind that the algorithm sends."""
-        server = state.server if isinstance(state, client_memory.WithMemory) else state
-        return check_sizes(self.algorithm.message_bytes(server))
+        return check_sizes(self.algorithm.message_bytes(client_memory.server_state(state)))
 
     def without_errors(self, done: int, infos: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the infos of rounds after round `done` without the entries that report errors.

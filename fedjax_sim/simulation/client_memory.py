@@ -40,6 +40,11 @@ class WithMemory(NamedTuple):
         return self.server.params
 
 
+def server_state(state: Any) -> Any:
+    """Returns the algorithm's own state."""
+    return state.server if isinstance(state, WithMemory) else state
+
+
 def start(
     algorithm: Algorithm,
     num_clients: int,

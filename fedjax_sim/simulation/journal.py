@@ -10,7 +10,7 @@ import numpy as np
 from fedjax_sim.runtime import processes
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.checkpoint import Checkpoint, Checkpoints, from_numpy, to_numpy, zeros_like
-from fedjax_sim.simulation.client_memory import WithMemory
+from fedjax_sim.simulation.client_memory import WithMemory, server_state
 from fedjax_sim.simulation.saved_memory import SavedMemory
 
 _METRICS = "metrics.jsonl"
@@ -49,14 +49,14 @@ class Journal:
             return
         processes.on_first_process(functools.partial(home.mkdir, exist_ok=True))
         self._memory = SavedMemory(state, memory_file(home)) if isinstance(state, WithMemory) else None
-        self._leaves = zeros_like(_without_memory(state))
+        self._leaves = zeros_like(server_state(state))
         if self._memory is not None:
             self._leaves |= self._memory.store.empty_index()
         saved = processes.on_first_process(self._read)
         if saved is not None:
             self._saved_round, self.rows = saved
             leaves = processes.from_first(self._leaves)
-            server = from_numpy(leaves, _without_memory(state))
+            server = from_numpy(leaves, server_state(state))
             self.state = server
             if self._memory is not None:
                 self.state = self._memory.restored(state._replace(server=server), leaves)
@@ -90,7 +90,7 @@ class Journal:
         """Writes a checkpoint of the last row and the state after it, unless it exists."""
         if self._home is None or not self.rows or self.rows[-1]["round"] == self._saved_round:
             return
-        leaves = to_numpy(_without_memory(state))
+        leaves = to_numpy(server_state(state))
         if self._memory is not None:
             leaves |= self._memory.save(state)
         if processes.is_first():
@@ -108,7 +108,3 @@ class Journal:
     def __exit__(self, *exception) -> None:
         if self._checkpoints is not None:
             self._checkpoints.close()
-
-
-def _without_memory(state: Any) -> Any:
-    return state.server if isinstance(state, WithMemory) else state

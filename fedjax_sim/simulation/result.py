@@ -11,6 +11,7 @@ import numpy as np
 
 from fedjax_sim.core import trees
 from fedjax_sim.core.types import Layout
+from fedjax_sim.simulation.client_memory import server_state
 
 _TOTALS = ("cumulative_", "bytes_", "messages_", "trips_")  # prefixes of columns of totals
 
@@ -103,10 +104,11 @@ class Result:
         reached = None if self.target is None else rounds_to_target(rounds, accuracies, self.target)
         blocks = list(itertools.pairwise(self.rows))
         per_round = [row["round_seconds"] for _, row in blocks]
+        server = server_state(self.state)  # JAX would keep memory on the host for ever
         seconds = sum(row["round_seconds"] * (row["round"] - before["round"]) for before, row in blocks)
         return {
             # From shapes alone: the learners' mean needs all processes, a summary only one.
-            "num_params": trees.num_params(jax.eval_shape(lambda state: state.params, self.state)),
+            "num_params": trees.num_params(jax.eval_shape(lambda state: state.params, server)),
             "rounds": last["round"],
             "best_accuracy": max(accuracies, default=None),
             "final_accuracy": accuracies[-1] if accuracies else None,

@@ -1,5 +1,6 @@
 """Clients' memory on the host: the same runs to the bit, also when interrupted; no idle rows."""
 
+import gc
 import logging
 import os
 import pathlib
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +108,15 @@ def test_first_rows_are_those_of_each_client(task, data):
         expected = algorithm.memory(jax.random.fold_in(key, client), params)
         row = jax.tree.map(lambda leaf, k=k: leaf[k], rows)
         toys.assert_same(row, client_memory.without_keys(expected))
+
+
+def test_memory_ends_with_its_result(task, data):
+    result = simulate(collecting(task), data, "host", num_rounds=1)
+    memory = weakref.ref(result.state.clients)
+    assert result.summary()["num_params"] == 3
+    del result
+    gc.collect()
+    assert memory() is None
 
 
 def stop_at_call(number):
