@@ -57,7 +57,9 @@ def test_the_example_with_memory_reaches_an_optimum_that_fed_avg_misses():
         return float(state.params)
 
     assert abs(end(fs.fed_avg(task, **settings)) - optimum) > 0.1
-    assert end(example(1)["fed_dyn"](task, alpha=1.0, **settings)) == pytest.approx(optimum, abs=1e-4)
+    fed_dyn = example(1)["fed_dyn"](task, alpha=1.0, **settings)
+    assert end(fed_dyn) == pytest.approx(optimum, abs=1e-4)
+    assert fed_dyn.message_bytes(toys.init(fed_dyn).server) == {"down_model": 4, "up_update": 4}
 
 
 @pytest.mark.usefixtures("quick_compilation")

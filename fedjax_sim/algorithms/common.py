@@ -13,7 +13,7 @@ from fedjax_sim.aggregation import Aggregator
 from fedjax_sim.aggregation.aggregator import View, as_aggregator
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_count
-from fedjax_sim.core.messages import exchange
+from fedjax_sim.core.messages import exchange, model_exchange
 from fedjax_sim.core.types import Algorithm, Batch, Client, Cohort, Params, Task
 from fedjax_sim.engine.client import local_training, most_slots
 from fedjax_sim.engine.collectives import CohortResult
@@ -202,6 +202,8 @@ def local_sgd(
     """Returns the plumbing of an algorithm with local SGD; other arguments are those of `fed_avg`.
 
     Args:
+      aggregator: see `fed_avg`. It acts only where clients `send` and the server `receive`s through it;
+        `fed_avg.py` is an example.
       wrap: function from the clients' optimizer factory to the one they use, such as one that changes
         the gradient. The new factory may take any pytree as its rate, which `enter` returns.
       epochs: see `local_training`.
@@ -229,6 +231,11 @@ def local_sgd(
     )
 
     def algorithm(name, round_fn, *, hparams=None, settings=None, extra=None, **fields) -> Algorithm:
+        if extra is not None and aggregator is not None:
+            raise ValueError(
+                f"{name} keeps a state of its own where an aggregator would keep its stages'; wanted "
+                "no aggregator"
+            )
         hparams = rates | chain.hparams | (hparams or {})
         chain.check(hparams)
 
@@ -253,7 +260,7 @@ def local_sgd(
             ),
             "num_classes": task.num_classes,
             "parts": functools.partial(parts, task, optimizers),
-        } | aggregation_fields(chain)
+        } | (aggregation_fields(chain) if extra is None else {"message_bytes": model_exchange})
         return Algorithm(
             init, round_fn, hparams=hparams, settings=fixed | (settings or {}), **(standard | fields)
         )

@@ -107,8 +107,7 @@ CHAINS = {
 @pytest.mark.parametrize(
     ("chain", "lanes", "devices"),
     [
-        ("adaptive clip, trimmed mean", 3, 2),
-        *(pytest.param(chain, 3, 2, marks=pytest.mark.slow) for chain in list(CHAINS)[1:]),
+        *(pytest.param(chain, 3, 2, marks=pytest.mark.slow) for chain in CHAINS),
         *(pytest.param(chain, 4, 1, marks=pytest.mark.slow) for chain in CHAINS),
     ],
 )
@@ -193,7 +192,11 @@ def test_the_ledger_counts_what_is_encoded_and_the_norm_that_comes_down(linear, 
     assert rows[-1]["bytes_down"] == 2 * 3 * (model + 4)
 
 
-@pytest.mark.parametrize("placement", [pytest.param("device", marks=pytest.mark.slow), "host"])
+def remembered(clients):
+    return clients.rows(range(10)) if hasattr(clients, "rows") else clients
+
+
+@pytest.mark.parametrize("placement", ["device", pytest.param("host", marks=pytest.mark.slow)])
 def test_a_run_with_residuals_resumes_to_the_bit(linear, data, tmp_path, placement):
     algorithm = fed_sgd(linear, clip(0.5, adaptive=0.5), error_feedback(top_k(0.2) >> quantize(6)))
     settings = {"key": jax.random.key(3), "client_fraction": 0.5, "layout": fs.Layout()}
@@ -202,8 +205,9 @@ def test_a_run_with_residuals_resumes_to_the_bit(linear, data, tmp_path, placeme
     home = tmp_path / "w"
     fs.simulate(algorithm, data, num_rounds=2, workdir=home, **settings)
     resumed = fs.simulate(algorithm, data, num_rounds=4, workdir=home, **settings)
-    toys.assert_same(resumed.state, whole.state)
-    residuals = jax.tree.leaves(whole.state.clients)
+    ends = [(result.state.server, remembered(result.state.clients)) for result in (resumed, whole)]
+    toys.assert_same(*ends)
+    residuals = jax.tree.leaves(ends[1][1])
     assert any(np.asarray(leaf).any() for leaf in residuals)
     other = fed_sgd(linear, clip(0.5, adaptive=0.5), error_feedback(top_k(0.2) >> quantize(7)))
     with pytest.raises(ValueError, match="aggregator"):
@@ -257,7 +261,7 @@ CASES = given(stages=st.lists(STAGES, max_size=3), end=ENDS)
 
 @CASES
 @settings(
-    max_examples=10,
+    max_examples=6,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

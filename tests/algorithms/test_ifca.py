@@ -39,7 +39,7 @@ def mixture(num_clients, size, seed):
     return fs.data.FederatedData({"x": x, "y": y.astype(np.float32)}, offsets)
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("lanes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_cluster_is_fed_avg(task, data, lanes):
     plain = fs.fed_avg(task, weighting="uniform", **SETTINGS)
     state, info = toys.play(plain, data, where=toys.layout(lanes))

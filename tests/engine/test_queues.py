@@ -100,6 +100,7 @@ def test_lanes_that_may_idle_end_a_round_sooner():
     assert plan(count, widths, 1, 40).loads[0] > 20
 
 
+@pytest.mark.slow
 def test_the_widths_of_an_accelerator_change_no_result(task, data, monkeypatch):
     algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=1)
     state, info = toys.play(algorithm, data, where=toys.layout(lanes=3))

@@ -112,7 +112,9 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize(
+    "name", ["fed_avg", *(pytest.param(name, marks=pytest.mark.slow) for name in list(MAKERS)[1:])]
+)
 def test_a_schedule_of_the_round_is_followed_and_a_hyper_parameter_multiplies_it(task, data, name):
     decayed = MAKERS[name](task, client_lr=0.1, lr_decay=0.5)
     scheduled = MAKERS[name](task, client_lr=halved)
