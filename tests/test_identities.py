@@ -47,7 +47,9 @@ def test_fed_sgd_is_fed_avg_with_one_epoch_of_one_batch(task, data, cohort):
     toys.assert_close(state_sgd.params, state_avg.params)
 
 
-@pytest.mark.parametrize("shuffle", ["never", "each_epoch", "once"])
+@pytest.mark.parametrize(
+    "shuffle", ["each_epoch", *(pytest.param(s, marks=pytest.mark.slow) for s in ("never", "once"))]
+)
 def test_fed_avg_on_one_client_is_sgd(task, data, shuffle):
     k, epochs, batch = 5, 3, 4  # 13 examples: the last batch has one
     algorithm = fs.fed_avg(task, client_lr=0.2, local_epochs=epochs, batch_size=batch, shuffle=shuffle)
@@ -126,7 +128,15 @@ ALGORITHMS = {
 }
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fed_avg",
+        "fed_sgd",
+        pytest.param("fed_avg, B=inf", marks=pytest.mark.slow),
+        pytest.param("fed_avg, rmsprop", marks=pytest.mark.slow),
+    ],
+)
 def test_lanes_and_devices_change_nothing(task, data, name):
     algorithm = ALGORITHMS[name](task)
     expected, info = toys.play(algorithm, data, rounds=2)
@@ -144,7 +154,10 @@ def test_the_order_of_the_cohort_changes_nothing(task, data):
     toys.assert_close(forward.params, backward.params)
 
 
-@pytest.mark.parametrize(("lanes", "devices"), [(1, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("lanes", "devices"),
+    [(1, 1), pytest.param(3, 1, marks=pytest.mark.slow), (3, 2)],
+)
 def test_rows_of_others_never_leak(task, data, lanes, devices):
     """Huge and non-finite rows outside the cohort leave no trace, to the bit."""
     algorithm = ALGORITHMS["fed_avg, rmsprop"](task)

@@ -185,7 +185,10 @@ def test_other_cohorts_and_rates_compile_nothing(task, data):
 
 
 @data_files.needs("shakespeare/pg100.txt.gz")
-@pytest.mark.parametrize(("cohort_size", "epochs", "lanes"), [(100, 1, 1), (10, 5, 16)])
+@pytest.mark.parametrize(
+    ("cohort_size", "epochs", "lanes"),
+    [(100, 1, 1), pytest.param(10, 5, 16, marks=pytest.mark.slow)],
+)
 def test_padding_of_shakespeare_s_roles_stays_below_a_tenth(cohort_size, epochs, lanes):
     text, _ = fs.data.load("shakespeare", data_dir=data_files.data_root() / "shakespeare")
     roles = fs.data.federate(text, fs.data.natural("role"))

@@ -77,6 +77,7 @@ def test_a_schedule_that_would_begin_again_in_each_round_is_refused(task, data, 
         fs.simulate(algorithm, data, key=jax.random.key(0), num_rounds=1)
 
 
+@pytest.mark.slow
 def test_injected_constants_are_no_schedule(task, data):
     injected = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
     with jax.numpy_dtype_promotion("standard"):

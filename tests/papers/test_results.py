@@ -18,18 +18,11 @@ CELLS = RACED | {
 # Curves of three digits, from which numbers of five do not follow. A cell that has been run again is
 # taken off this list; none is added.
 OF_THREE_DIGITS = {
-    "cnn-iid-C0.1-E1-B50",
-    "cnn-iid-C0.1-E5-B10",
-    "figure1",
     "figure4-cifar-iid-C0.1-E1-Binf",
     "figure4-cifar-iid-C0.1-E5-B50",
-    "loss-cnn-iid-C0.1-E1-B10",
-    "loss-cnn-iid-C0.1-E1-Binf",
     "loss-cnn-iid-C0.1-E20-B10",
     "loss-cnn-iid-C0.1-E5-B10",
-    "loss-cnn-noniid-C0.1-E1-B10",
     "loss-cnn-noniid-C0.1-E1-Binf",
-    "loss-cnn-noniid-C0.1-E5-B10",
     "lstm-noniid-C0.1-E5-B10",
     "word-noniid-m200-E1-B8",
     "word-noniid-m200-E1-Binf",

@@ -140,6 +140,7 @@ def test_bytes_to_the_target_are_those_of_the_rounds(finished):
     assert "| MB to target, up + down |" in out.splitlines()[0]
 
 
+@pytest.mark.slow
 def test_another_axis_draws_the_same_runs_anew(finished):
     workdir, out, _ = finished
     cells = cells_of(workdir)

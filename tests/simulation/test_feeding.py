@@ -59,8 +59,15 @@ def fed_sgd(task):
     return fs.fed_sgd(task, client_lr=1.0)
 
 
-@pytest.mark.parametrize("name", ["fed_avg", "fed_sgd"])
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(
+    ("devices", "name"),
+    [
+        (2, "fed_avg"),
+        pytest.param(1, "fed_avg", marks=pytest.mark.slow),
+        (1, "fed_sgd"),
+        pytest.param(2, "fed_sgd", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_is_the_same_to_the_bit(task, data, name, devices):
     chosen = {"fed_avg": algorithm, "fed_sgd": fed_sgd}[name](task)
     settings = {"chosen": chosen, "layout": toys.layout(devices=devices), "eval_every": 4}
