@@ -24,7 +24,7 @@ import fedjax_sim as fs
 
 _ROUNDS = flags.DEFINE_integer("rounds", 8, "Rounds of a turn.", lower_bound=2)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Turns of each algorithm.", lower_bound=1)
-_SMOKE = flags.DEFINE_bool("smoke", False, "Logistic regression, for tests.")
+_SMOKE = flags.DEFINE_bool("smoke", False, "Logistic regression with one setting, for tests.")
 _OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
 
 CLIENTS = ((10, 600), (50, 30))  # clients of a round, examples of each
@@ -84,9 +84,9 @@ def main(argv):
     }
     made = {name: make(task, **settings) for name, make in factories.items()}
     rows = []
-    for num_clients, size in CLIENTS:
+    for num_clients, size in CLIENTS[:1] if _SMOKE.value else CLIENTS:
         clients = federation(num_clients, size)
-        for lanes in LANES:
+        for lanes in LANES[:1] if _SMOKE.value else LANES:
             seconds = {name: [] for name in made}
             for _ in range(_REPEATS.value):
                 for name, algorithm in made.items():

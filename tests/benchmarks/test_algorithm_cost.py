@@ -1,4 +1,4 @@
-"""The benchmark of algorithms' rounds runs, and has a row for each setting."""
+"""The benchmark of algorithms' rounds runs, and has a column for each algorithm."""
 
 import json
 import pathlib
@@ -17,12 +17,7 @@ def test_rounds_are_timed_over_those_of_fed_avg(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert [(row["clients"], row["lanes"]) for row in found["rows"]] == [
-        (10, 1),
-        (10, 8),
-        (50, 1),
-        (50, 8),
-    ]
+    assert [(row["clients"], row["lanes"]) for row in found["rows"]] == [(10, 1)]
     for name in ("scaffold", "kept updates", "median", "top_k"):
         assert all(row[f"{name} / fed_avg"] > 0 for row in found["rows"]), name
     assert "| scaffold / fed_avg |" in done.stdout
