@@ -22,7 +22,7 @@ _ENCODE = 2**32 - 1
 
 
 class View(NamedTuple):
-    """What the clients of a round receive beside the model.
+    """Stage states and hyper-parameters, which the server sends along with the model.
 
     Attributes:
       states: the state of each stage.
@@ -34,11 +34,11 @@ class View(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What is summed over the clients.
+    """A client's message, summed over the cohort.
 
     Attributes:
       update: the message of the end.
-      asides: int32, what the stages send beside the update.
+      asides: int32, flags that stages send beside the update.
       count: `[]` int32, 1 for a client with weight; `()` without asides.
     """
 
@@ -48,7 +48,7 @@ class Message(NamedTuple):
 
 
 class Received(NamedTuple):
-    """What the server makes of a round.
+    """The result of a round's aggregation.
 
     Attributes:
       update: like the model.
@@ -113,11 +113,11 @@ class Aggregator:
         return tuple(stage.init(hparams) for stage in self.stages)
 
     def memory(self, params: Any) -> tuple[Any, ...]:
-        """Returns what ONE client remembers before it first takes part: an entry for each stage."""
+        """Returns ONE client's memory before it first takes part: an entry for each stage."""
         return tuple(stage.memory(params) for stage in self.stages)
 
     def view(self, states: tuple[Any, ...], hparams: Mapping[str, jax.Array]) -> View:
-        """Returns what the clients receive; other entries of `hparams` are left out."""
+        """Returns the clients' view; other entries of `hparams` are left out."""
         return View(states, {name: hparams[name] for name in self.hparams})
 
     def encode(self, view: View, own: Any, update: Any, key: jax.Array) -> tuple[Any, Any, Any]:
@@ -130,8 +130,8 @@ class Aggregator:
           key: PRNG key.
 
         Returns:
-          What is sent, the memory afterwards, and booleans that are sent beside it. `num_bytes` of what
-          is sent and the booleans is the size of the message.
+          The encoded update, the client's new memory, and the flags that travel with the update. The
+          size of the message is `num_bytes` of update and flags.
         """
         sent, memories, asides = update, [], []
         for i, (stage, state, mine) in enumerate(zip(self.stages, view.states, own, strict=True)):
@@ -171,7 +171,7 @@ class Aggregator:
         return ClientOutput(Message(message, asides, count), metrics, after if own else (), row)
 
     def receive(self, view: View, message: Message, rows: Any, key: jax.Array) -> Received:
-        """Combines what the clients of a round sent.
+        """Combines the messages of a round.
 
         Args:
           view: see `view`.
@@ -197,7 +197,7 @@ class Aggregator:
 
     @property
     def remembers(self) -> bool:
-        """Whether clients remember something."""
+        """Whether any stage gives clients a memory."""
         one = jax.ShapeDtypeStruct((), jnp.float32)
         return bool(jax.tree.leaves(jax.eval_shape(self.memory, one)))
 

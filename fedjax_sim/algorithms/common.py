@@ -132,7 +132,7 @@ def aggregation_fields(aggregator: Aggregator) -> dict[str, Any]:
 
 
 def view_of(aggregator: Aggregator, state: ServerState) -> View:
-    """Returns what the stages of `aggregator` send to the clients of a round."""
+    """Returns the aggregator's part of a round's broadcast."""
     return aggregator.view(state.extra, state.hparams)
 
 
@@ -159,7 +159,7 @@ class LocalSGD(NamedTuple):
       aggregator: what lies between clients' updates and the server's step.
       algorithm: `algorithm(name, round_fn, *, hparams={}, settings={}, extra=None, **fields)` makes the
         `Algorithm`. `extra(params, num_clients)` is the initial value of `ServerState.extra`; by default
-        the aggregator makes it.
+        the aggregator makes it, and both together raise ValueError.
     """
 
     work: ClientWork

@@ -20,7 +20,7 @@ class Step(NamedTuple):
         are none, and a pytree of what is sent beside them.
       join: `join(rest, parts, like) -> x`, the inverse; `like` has the shape and dtype of `x`.
       leaves_floats: whether there is a rest.
-      keeps_norm: whether the L2 norm of what is decoded is at most that of `x`.
+      keeps_norm: whether the decoded array never has a larger L2 norm than `x`.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Codec:
 
     @property
     def keeps_norm(self) -> bool:
-        """Whether the L2 norm of what is decoded is at most that of what was encoded."""
+        """Whether decoded arrays never have a larger L2 norm than the originals."""
         return all(step.keeps_norm for step in self.steps)
 
     def __rshift__(self, other: Any) -> "Codec":
@@ -109,7 +109,7 @@ class Codec:
         return jax.tree.map(self._decode_one, payload, is_leaf=lambda node: isinstance(node, Payload))
 
     def pack(self, payload: Any) -> bytes:
-        """Returns a payload as bytes, on the host; as many as `num_bytes` of `wire` says."""
+        """Returns a payload as bytes, on the host; `fs.compression.num_bytes` says how many."""
         return wire.pack(payload)
 
     def unpack(self, data: bytes, like: Any) -> Any:

@@ -138,7 +138,7 @@ def arrivals(concurrency: int, buffer: int, duration: float | Duration) -> Sampl
 
 
 def check_arrivals(cohort: Cohort, buffer: int) -> None:
-    """Checks that a cohort is a buffer of arrivals; only shapes are used.
+    """Checks that a cohort is a buffer of arrivals, by shapes alone.
 
     Raises:
       ValueError: the cohort has no lag, or another number of places than `buffer`.
@@ -152,7 +152,11 @@ def check_arrivals(cohort: Cohort, buffer: int) -> None:
 
 
 def exponential(mean: float) -> Duration:
-    """Returns exponential durations with a mean in seconds; another mean compiles nothing."""
+    """Returns exponential durations with a mean in seconds; another mean compiles nothing.
+
+    Raises:
+      ValueError: the mean is not above 0, or longer than 29 hours.
+    """
     mean = _seconds("mean", mean)
     return lambda key, k, size: mean * jax.random.exponential(key, dtype=jnp.float32)
 
@@ -162,6 +166,9 @@ def half_normal(scale: float) -> Duration:
 
     Their mean is `0.8 * scale`. Another scale compiles nothing. FLSim, the simulator of FedBuff's
     authors (https://github.com/facebookresearch/FLSim), has durations of this distribution.
+
+    Raises:
+      ValueError: the scale is not above 0, or longer than 29 hours.
     """
     scale = _seconds("scale", scale)
     return lambda key, k, size: scale * jnp.abs(jax.random.normal(key, dtype=jnp.float32))

@@ -13,7 +13,7 @@ from fedjax_sim.core.types import Algorithm, Cohort
 from fedjax_sim.engine.placement import EVERYWHERE
 from fedjax_sim.participation import Sampler, uniform
 from fedjax_sim.simulation import programs
-from fedjax_sim.simulation.client_memory import WithMemory
+from fedjax_sim.simulation.client_memory import WithMemory, server_state
 
 _DEFAULT_FRACTION = 0.1
 
@@ -36,7 +36,7 @@ class WithSampler(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a sampler draws for a round: the cohort, the sampler's new state, and entries of `info`."""
+    """A round's draw: the cohort, the sampler's new state, and entries of `info`."""
 
     cohort: Cohort
     state: Any
@@ -154,7 +154,7 @@ def choose_sampler(
 
 def sampler_state(state: Any) -> Any:
     """Returns the state of a run's sampler, `()` if it has none."""
-    server = state.server if isinstance(state, WithMemory) else state
+    server = server_state(state)
     return server.sampler if isinstance(server, WithSampler) else ()
 
 

@@ -49,7 +49,7 @@ def test_one_cluster_is_fed_avg(task, data, lanes):
 
 
 def test_a_round_is_one_of_fed_avg_in_each_cluster(task, data):
-    """Of the clients that fit it best before training, in NumPy's view of their losses."""
+    """Clients choose by their losses before training, which NumPy computes here."""
     algorithm = fs.ifca(task, num_clusters=2, **SETTINGS)
     start = toys.init(algorithm)
     state, _ = toys.play(algorithm, data, state=start)

@@ -145,7 +145,7 @@ def test_every_idle_client_is_equally_likely():
 
 @jax.jit
 def is_strange(seconds):
-    """Whether two clients of which one works so long, and the other for 16 hours, are told."""
+    """The sampler's `strange_duration`, of a client that works so long beside one of 16 hours."""
     durations = jnp.stack([seconds, jnp.float32(60_000)])
     sampler = fs.participation.arrivals(2, 2, lambda key, k, size: durations[k])
     sizes = jnp.ones(2, jnp.int32)

@@ -99,7 +99,7 @@ def test_a_run_is_the_same_to_the_bit(task, data, make, devices):
 
 
 def test_first_rows_are_those_of_each_client(task, data):
-    """Of its key and of the first model, also after the model has changed."""
+    """They depend on the clients' keys and the first model, even if the model has changed since."""
     algorithm = collecting(task)
     result = simulate(algorithm, data, "host", num_rounds=2)
     init = jax.random.split(jax.random.key(3), 3)[0]
