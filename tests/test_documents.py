@@ -63,6 +63,7 @@ def test_the_example_with_memory_reaches_an_optimum_that_fed_avg_misses():
 
 
 @pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.slow
 def test_the_readmes_example_runs():
     source = "\n".join(python_blocks("README.md"))
     source = source.replace("num_rounds=100", "num_rounds=3").replace("num_rounds=20", "num_rounds=2")

@@ -210,7 +210,8 @@ def test_lanes_and_devices_train_as_numpy_does(name, lanes, devices):
 
 
 @pytest.mark.parametrize(
-    ("name", "lanes", "devices"), [("averaging, dynamic", 4, 2), ("averaging, shared", 3, 1)]
+    ("name", "lanes", "devices"),
+    [("averaging, dynamic", 4, 2), pytest.param("averaging, shared", 3, 1, marks=pytest.mark.slow)],
 )
 def test_lanes_and_devices_change_nothing(name, lanes, devices):
     check_against_one_lane(name, lanes, devices)

@@ -1,10 +1,9 @@
-"""Blocks of rounds, each one compiled program that ends with a row of metrics."""
+"""Blocks of rounds, each one compiled program."""
 
 import dataclasses
 import functools
-import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -12,19 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core import trees
-from fedjax_sim.core.messages import balance, check_counts, check_sizes
+from fedjax_sim.core.messages import check_sizes
 from fedjax_sim.core.types import RUNS, Algorithm, Layout
 from fedjax_sim.engine.placement import EVERYWHERE, of_runs, place, shardings
-from fedjax_sim.runtime.processes import fetch, is_multiprocess, on_first_process
+from fedjax_sim.runtime.processes import fetch, is_multiprocess
 from fedjax_sim.simulation import client_memory, programs
 from fedjax_sim.simulation.cohorts import CohortDraws, Drawn, merged, sampler_state, with_sampler_state
+from fedjax_sim.simulation.rows import check_info
 from fedjax_sim.simulation.sharded_cohorts import send_learners
-from fedjax_sim.simulation.validation import EvaluationFn, as_rates
-
-_OWN = ("train_loss", "finite")  # infos that are neither summed nor averaged over rounds
-_NEEDED = ("train_loss", "examples", "slots")
-_RESERVED = ("round", "seconds", "round_seconds", "messages_up", "messages_down")
-_CUMULATIVE = "cumulative_"  # floats that are summed over rounds, as integers are
+from fedjax_sim.simulation.validation import as_rates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,33 +189,6 @@ class Blocks:
                 raise ValueError(f"round {done + 1 + int(bad[0])}: {message}")
         return {name: info for name, info in infos.items() if name not in errors}
 
-    def first_row(self, sizes: dict[str, int]) -> dict[str, Any]:
-        """Returns the row before the first round, without evaluations; `sizes` as of `message_bytes`."""
-        counts = [f"{what}_{name}" for name in sizes for what in ("messages", "trips")]
-        row = dict.fromkeys(("round", "examples", "slots", *counts), 0)
-        return row | balance(row, sizes) | {"train_loss": None, "round_seconds": None}
-
-    def next_row(
-        self, before: dict, infos: dict[str, np.ndarray], sizes: dict[str, int]
-    ) -> dict[str, Any]:
-        """Returns the row after a block of rounds; totals continue from the row `before`.
-
-        Raises:
-          ValueError: the rounds count other messages than those in `sizes`.
-        """
-        check_counts(infos, sizes)
-        totals = {
-            name: before.get(name, 0) + _total(info) if _adds_up(name, info) else _mean(info)
-            for name, info in infos.items()
-            if name not in _OWN
-        }
-        return {
-            "round": before["round"] + len(infos["train_loss"]),
-            "train_loss": _mean_loss(infos["train_loss"], infos["examples"]),
-            **totals,
-            **balance(totals, sizes),
-        }
-
 
 class RunKeys(NamedTuple):
     """The PRNG keys of a run: for its initial state, cohorts and training."""
@@ -233,62 +201,6 @@ class RunKeys(NamedTuple):
 def split_key(key: jax.Array) -> RunKeys:
     """Splits a run's key into the keys of its parts."""
     return RunKeys(*jax.random.split(key, 3))
-
-
-def first_bad_round(done: int, infos: dict[str, np.ndarray]) -> int | None:
-    """Returns the first round of a block after which a parameter or the loss is not finite, or None."""
-    bad = np.flatnonzero(~infos["finite"])
-    return done + 1 + int(bad[0]) if bad.size else None
-
-
-def evaluate_into(
-    row: dict[str, Any], evaluators: Sequence[EvaluationFn], params: Any, stop_at: float | None
-) -> bool:
-    """Adds the evaluations of `params` to a row.
-
-    Returns:
-      True if all values of the row are finite.
-
-    Raises:
-      ValueError: no evaluation gives the test accuracy that `stop_at` needs, or one gives a name that
-        the row already has.
-    """
-    own = {*row, *_RESERVED}
-    for evaluation in evaluators:
-        found = {name: float(value) for name, value in evaluation(params).items()}
-        taken = sorted(found.keys() & own)
-        if taken:
-            raise ValueError(
-                f"an evaluation gives {taken[0]!r}, a column of every row; wanted another name"
-            )
-        # The first process's values, so that all processes agree on whether to go on.
-        row |= on_first_process(lambda found=found: found)
-    if stop_at is not None and "test_accuracy" not in row:
-        raise ValueError(
-            f"a target accuracy needs an evaluation named test_accuracy; there are {list(row)}"
-        )
-    return all(value is None or math.isfinite(value) for value in row.values())
-
-
-def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:
-    """Returns the mean loss over all examples of some rounds; None if there are no examples."""
-    return float(np.average(losses, weights=examples)) if examples.any() else None
-
-
-def _adds_up(name: str, info: np.ndarray) -> bool:
-    """Returns whether an info is a count or a sum, rather than a rate or another level."""
-    return name.startswith(_CUMULATIVE) or not np.issubdtype(info.dtype, np.floating)
-
-
-def _mean(info: np.ndarray) -> float:
-    """Returns the mean over rounds."""
-    return float(info.mean(dtype=np.float64))
-
-
-def _total(info: np.ndarray) -> int | float:
-    """Returns the sum over rounds, exact for counts."""
-    whole = np.issubdtype(info.dtype, np.integer)
-    return int(info.sum(dtype=np.int64)) if whole else float(info.sum(dtype=np.float64))
 
 
 def _rounds(
@@ -311,7 +223,7 @@ def _rounds(
         key = jax.random.fold_in(train_key, r)
         state, info = client_memory.play(round_fn, key, state, data, cohort)
         info = merged(now.info, info)
-        _check_info(info)
+        check_info(info)
         state = with_sampler_state(state, now.state)
         finite = info["finite"] if "finite" in info else trees.all_finite(state.params)
         finite &= jnp.isfinite(info["train_loss"])
@@ -327,37 +239,6 @@ def _rounds(
     _, shapes = jax.eval_shape(one_round, first, state)
     infos = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), shapes)
     return jax.lax.fori_loop(0, count if trips is None else trips, step, (state, infos))
-
-
-def _check_info(info: Mapping[str, Any]) -> None:
-    """Checks that a round's info can become a row.
-
-    Raises:
-      ValueError: a value that every row needs is missing, another is not a real scalar, or its name is a
-        column of every row.
-    """
-    lacking = [name for name in _NEEDED if name not in info]
-    if lacking:
-        raise ValueError(
-            f"a round's info lacks {', '.join(lacking)}; wanted {', '.join(_NEEDED)} and the counts of "
-            "messages, as fs.algorithms.round_info returns them"
-        )
-    for name, value in info.items():
-        if name in _RESERVED or name.startswith("bytes_"):
-            raise ValueError(
-                f"a round's info holds {name!r}, a column of every row; wanted another name"
-            )
-        dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
-        if shape != () or not (jnp.issubdtype(dtype, jnp.bool_) or _is_real(dtype)):
-            got = type(value).__name__ if dtype is None else f"{dtype} of shape {shape}"
-            raise ValueError(
-                f"a round's info holds {name!r} ({got}); wanted a scalar array of real numbers: keep "
-                "other arrays in the state, or report their mean or sum"
-            )
-
-
-def _is_real(dtype: Any) -> bool:
-    return jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
 
 
 def _begin(program: programs.Program, consts: list[Any], *arguments: Any) -> Any:

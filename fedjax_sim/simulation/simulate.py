@@ -20,8 +20,6 @@ from fedjax_sim.simulation import client_memory
 from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.block import (
     Blocks,
-    evaluate_into,
-    first_bad_round,
     split_key,
 )
 from fedjax_sim.simulation.cohorts import choose_sampler, cohort_draws
@@ -30,6 +28,7 @@ from fedjax_sim.simulation.identity import NOT_COMPARED, check_config, check_eva
 from fedjax_sim.simulation.journal import Journal, memory_file
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import Result
+from fedjax_sim.simulation.rows import evaluate_into, first_bad_round, first_row, next_row
 from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
@@ -204,7 +203,7 @@ def simulate(
                 "least as many, or another workdir"
             )
         if home is not None and journal.rows and not claim.evaluations_known:
-            own = blocks.first_row(sizes).keys() | {"seconds"}
+            own = first_row(sizes).keys() | {"seconds"}
             check_evaluations(evaluators, journal.rows[0], start.params, home, own)
             check_evaluations(evaluators, journal.rows[-1], journal.state.params, home)
         if home is not None:
@@ -226,7 +225,7 @@ def simulate(
                 bar.update(row["round"], row, last=is_last(row))
 
         if not journal.rows:
-            conclude(blocks.first_row(sizes), start)
+            conclude(first_row(sizes), start)
         if not is_last(journal.rows[-1]):
             # An empty block compiles the program, so that other blocks are timed without compilation.
             journal.state, *_ = blocks.run(journal.state, keys, 0, 0)
@@ -238,7 +237,7 @@ def simulate(
             bad = first_bad_round(before["round"], infos)
             if bad is not None:
                 raise divergence(bad, hparams, journal.saved_round)
-            row = blocks.next_row(before, infos, sizes)
+            row = next_row(before, infos, sizes)
             row["round_seconds"] = round(seconds / count, 6)
             conclude(row, state)
         compiling = (compiled.count, compiled.seconds)

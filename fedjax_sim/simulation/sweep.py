@@ -26,6 +26,7 @@ from fedjax_sim.simulation.identity import NOT_COMPARED, check_evaluations, iden
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import SweepResult
+from fedjax_sim.simulation.rows import first_row
 from fedjax_sim.simulation.sweep_runner import RunState, SweepRunner, run_on_cores, run_stacked
 from fedjax_sim.simulation.validation import (
     EvaluationFn,
@@ -201,7 +202,7 @@ def sweep(
             for run in runs:
                 run.keep_in(stack.enter_context(_journal(home, run, len(runs))))
             _check_done(runs, num_rounds, home)
-            own = blocks.first_row(blocks.message_bytes(runs[0].state)).keys() | {"seconds"}
+            own = first_row(blocks.message_bytes(runs[0].state)).keys() | {"seconds"}
             for run, (start, _) in zip(runs, starts, strict=True):
                 if run.rows and not claim.evaluations_known:
                     check_evaluations(evaluators, run.rows[0], start.params, home, own)

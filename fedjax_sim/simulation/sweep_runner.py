@@ -13,14 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.runtime.devices import available_cores
-from fedjax_sim.simulation.block import (
-    Blocks,
-    evaluate_into,
-    first_bad_round,
-)
+from fedjax_sim.simulation.block import Blocks
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import SweepRun
+from fedjax_sim.simulation.rows import evaluate_into, first_bad_round, first_row, next_row
 from fedjax_sim.simulation.simulate import divergence
 from fedjax_sim.simulation.validation import EvaluationFn
 
@@ -138,13 +135,13 @@ class SweepRunner:
     ) -> tuple[dict | None, int | None]:
         """Returns the row after a block of `seconds`, or None and the round in which it diverged."""
         if infos is None:
-            row = self.blocks.first_row(self._sizes)
+            row = first_row(self._sizes)
         else:
             infos = self.blocks.without_errors(run.done, infos)
             bad = first_bad_round(run.done, infos)
             if bad is not None:
                 return None, bad
-            row = self.blocks.next_row(run.rows[-1], infos, self._sizes)
+            row = next_row(run.rows[-1], infos, self._sizes)
             row["round_seconds"] = round(seconds / len(infos["train_loss"]), 6)
         judged = time.perf_counter()
         finite = evaluate_into(row, self._evaluators, state.params, self._stop_at)

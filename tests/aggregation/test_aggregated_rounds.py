@@ -122,6 +122,7 @@ def test_chains_do_the_same_on_other_lanes_and_devices(linear, data, chain, lane
     assert set(told) == set(info)
 
 
+@pytest.mark.slow
 def test_krum_trains_although_an_attacker_has_swapped_labels_and_a_huge_loss(linear):
     """The attacker's rows are so large that its gradient is, too; the mean follows it, Krum does not."""
     honest = toys.federation((20, 20, 20, 20, 20))

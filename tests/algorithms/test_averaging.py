@@ -54,7 +54,7 @@ def promotion():
         yield
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd, optax.adam])
+@pytest.mark.parametrize("optimizer", [optax.sgd, pytest.param(optax.adam, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("promotion")
 def test_delta_zero_is_periodic_averaging(optimizer):
     rate = {optax.sgd: 0.3, optax.adam: 0.01}[optimizer]
@@ -76,7 +76,9 @@ def test_an_infinite_delta_never_sends_anything():
     assert sum("messages" in name for name in infos[0]) == 4
 
 
-@pytest.mark.parametrize("sizes", [(2,) * M, (1, 2, 3, 4, 5, 1, 2, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param((2,) * M, marks=pytest.mark.slow), (1, 2, 3, 4, 5, 1, 2, 3, 4, 5)]
+)
 def test_continuous_averaging_is_serial_descent_with_all_batches(sizes):
     """`w <- w - eta / m * sum of gradients`: the paper's update sums, ours takes means at eta * B."""
     equal, steps, eta = len(set(sizes)) == 1, 4, 0.05
@@ -125,7 +127,9 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize("name", ["dynamic", pytest.param("fed_avg", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("dynamic", "fed_avg")]
+)
 @pytest.mark.usefixtures("promotion")
 def test_lanes_and_devices_change_nothing(name):
     protocol, settings = WHOLE[name]
@@ -141,6 +145,7 @@ def test_lanes_and_devices_change_nothing(name):
     assert np.sum([info["messages_down_model"] for info in infos]) > 0
 
 
+@pytest.mark.slow
 def test_a_protocol_counts_its_messages_in_every_row():
     rounds, data = 3, toy.data()
 

@@ -58,7 +58,7 @@ def test_equal_durations_and_a_full_buffer_are_fed_avg_to_the_bit(task, full):
     assert ours.rows[-1]["mean_lag"] == 0
 
 
-@pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("lanes", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_step_is_the_mean_of_scaled_updates_from_where_they_began(task, full, lanes):
     """Each update is that of a round of FedAvg with this client alone, from the model of its version."""
     rate = optax.exponential_decay(0.3, 1, 0.5)  # of the round in which a client begins
@@ -88,6 +88,7 @@ def test_a_step_is_the_mean_of_scaled_updates_from_where_they_began(task, full, 
         toys.assert_close(state.params, versions[-1])
 
 
+@pytest.mark.slow
 def test_clients_without_data_do_not_count(task, data):
     """Client 2 of the federation is empty."""
     chosen, ids = fed_buff(task), [0, 2, 5]

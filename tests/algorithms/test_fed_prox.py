@@ -9,7 +9,7 @@ import toys
 import fedjax_sim as fs
 
 
-@pytest.mark.parametrize("batch_size", [4, float("inf")])
+@pytest.mark.parametrize("batch_size", [4, pytest.param(float("inf"), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("lanes", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("quick_compilation")
 def test_without_a_pull_it_is_fed_avg_to_the_bit(task, data, lanes, batch_size):
@@ -56,7 +56,7 @@ def test_shares_out_of_range_are_refused(task):
         fs.fed_prox(task, client_lr=0.1, mu=-1, local_epochs=1, batch_size=4)
 
 
-@pytest.mark.parametrize("batch_size", [4, float("inf")])
+@pytest.mark.parametrize("batch_size", [4, pytest.param(float("inf"), marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("quick_compilation")
 def test_a_gradient_of_one_s_own_pulls_as_the_optimizer_does(task, data, batch_size):
     """The proximal term added to gradients of batches, or of pieces of all data, instead."""

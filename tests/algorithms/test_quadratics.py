@@ -71,7 +71,7 @@ def test_fed_nova_weighs_no_client_by_its_steps(eta, published):
         assert ends_at == pytest.approx(number, abs=2e-5)
 
 
-@pytest.mark.parametrize("momentum", [None, 0.5])
+@pytest.mark.parametrize("momentum", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_the_optimum_is_fed_nova_s_limit_where_rates_vanish(momentum):
     """With rates near zero nothing is left of the steps' number; momentum has more weight than steps."""
     task = fs.Task(
@@ -118,8 +118,8 @@ def test_fed_nova_refuses_what_has_no_total_weight(optimizer):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"client_optimizer": optax.sgd, "client_lr": 0.1},
-        {"client_optimizer": optax.sgd(0.1)},
+        pytest.param({"client_optimizer": optax.sgd, "client_lr": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"client_optimizer": optax.sgd(0.1)}, marks=pytest.mark.slow),
         {"client_optimizer": optax.sgd(0.1, momentum=0.5, nesterov=True)},
     ],
     ids=["rate", "built", "nesterov"],
@@ -146,7 +146,7 @@ def simulated_quadratics(gradient):
     [
         pytest.param(2, 1, 5.6e-4, marks=pytest.mark.slow),
         pytest.param(2, 10, 2.0e-2, marks=pytest.mark.slow),
-        (2, 100, 0.24),
+        pytest.param(2, 100, 0.24, marks=pytest.mark.slow),
         pytest.param(10, 1, 1.5e-3, marks=pytest.mark.slow),
         pytest.param(10, 10, 4.7e-2, marks=pytest.mark.slow),
         (10, 100, 0.31),

@@ -76,6 +76,7 @@ def test_positions_may_come_in_any_shape_and_order():
     np.testing.assert_array_equal(permutation(key, jnp.int32(12))(asked), values[np.asarray(asked)])
 
 
+@pytest.mark.slow
 def test_a_traced_size_gives_what_a_known_size_gives():
     sizes = [1, 2, 3, 7, 10, 600, 1000]
     keys = jax.random.split(jax.random.key(5), len(sizes))

@@ -132,7 +132,7 @@ def test_a_round_out_of_memory_says_what_to_lower(task, data):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
-@pytest.mark.parametrize("lanes", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("lanes", [pytest.param(lanes, marks=pytest.mark.slow) for lanes in (1, 3)])
 def test_clients_of_a_device_s_own_learn_the_same(task, data, lanes):
     chosen, layout = algorithm(task), toys.layout(lanes, 2)
     with CohortPrefetcher(

@@ -212,6 +212,7 @@ def test_padding_of_shakespeare_s_roles_stays_below_a_tenth(cohort_size, epochs,
     assert slots / examples - 1 <= 0.1
 
 
+@pytest.mark.slow
 def test_who_has_no_data_sends_what_it_received(task):
     def decaying(rate):
         return optax.chain(optax.add_decayed_weights(0.5), optax.sgd(rate))

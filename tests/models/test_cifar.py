@@ -208,6 +208,7 @@ def test_evaluation_sees_central_crops(params):
     toys.assert_same(evaluated(params, BATCH | {"x": x}, crops)[0], got)
 
 
+@pytest.mark.slow
 def test_lanes_with_weights_of_their_own_equal_each_lane_alone(params):
     def mean_loss(params, batch, key):
         total, count = TASK.loss(params, batch, key)

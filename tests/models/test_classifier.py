@@ -147,7 +147,16 @@ def batch_of(n=16):
     return jax.tree.map(jnp.asarray, toys.dataset(n).examples)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "train", "nnx dropout"])
+DEAR = ("bare", "train", "nnx dropout")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in DEAR else ())
+        for n in (*MODELS, "train", "nnx dropout")
+    ],
+)
 def test_any_model_learns_by_fed_avg(name, data):
     model = {**MODELS, "train": Train(), "nnx dropout": nnx_dropout}[name]
     algorithm = fs.fed_avg(task_of(model), client_lr=0.1, local_epochs=1, batch_size=4, shuffle="never")

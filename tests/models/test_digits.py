@@ -165,7 +165,9 @@ def fans(shape):
     return window * shape[-2], window * shape[-1]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n == "dropout_cnn" else ()) for n in MODELS]
+)
 def test_kernels_start_glorot_uniform_and_biases_zero(name):
     params = MODELS[name][0]().init(jax.random.key(0))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

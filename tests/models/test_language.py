@@ -62,6 +62,7 @@ def test_the_layer_and_its_gradients_are_those_of_the_equations(peepholes):
     toys.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lanes_with_weights_of_their_own_are_separate_layers():
     x, layer = random(3, 2, T, B, INPUTS), LSTM(UNITS)
     both = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params(True))
@@ -185,6 +186,7 @@ def test_no_line_learns_from_a_later_symbol_or_another_line():
         assert total[0] == metrics(start(), b)[name][0][0], name
 
 
+@pytest.mark.slow
 def test_it_learns_a_rule():
     """Each symbol is the one before plus one, modulo eight."""
     rng = np.random.default_rng(0)

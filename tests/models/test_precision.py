@@ -83,7 +83,10 @@ def test_every_product_of_a_loss_and_its_gradient_reads_bfloat16(name):
     assert operands(lanes, *arguments) == {"bf16"}
 
 
-@pytest.mark.parametrize("name", TOLERANCES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ("cnn", "word_lstm") else ()) for n in TOLERANCES],
+)
 def test_the_gradient_is_float32_and_near_that_of_float32(name):
     task, batch = TASKS[name]
 
@@ -127,6 +130,7 @@ def test_small_steps_are_not_lost_between_bfloat16_numbers():
     np.testing.assert_allclose(descend({"w": jnp.ones(1)})["w"], 1 - 4 * EPSILON)
 
 
+@pytest.mark.slow
 def test_fed_avg_learns_in_lanes_with_weights_in_float32(task, data):
     half = fs.models.bfloat16(task)
     assert (half.init, half.metrics) == (task.init, task.metrics)

@@ -21,12 +21,14 @@ def test_a_figure_of_losses_follows_all_train_data(task):
     assert run["full_train_loss"][-1] < run["full_train_loss"][0]
 
 
+@pytest.mark.slow
 def test_lower_rates_are_tried_where_a_loss_diverges(task):
     cell = fedavg.FIGURES[6].cells[0]
     with pytest.raises(fs.DivergenceError, match=r"diverged in round 1 even at rate 2.15e\+29"):
         curves(6, cell, task, 1e30)
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_is_part_of_a_figure_of_accuracies(task):
     cell = fedavg.FIGURES[4].cells[0]
     runs = curves(4, cell, task, 0.1, 1e30, seeds=(0, 1))

@@ -8,6 +8,7 @@ from script_runs import rows_of, train
 LEARNERS = ("--algorithm=dynamic_averaging", "--model=logistic", "--num_rounds=4", "--sync_period=3")
 
 
+@pytest.mark.slow
 def test_learners_that_drift_by_flags(tmp_path):
     flags = ("--delta=0", "--weighting=uniform", "--drift=labels", "--drift_at=6", "--workdir=w")
     summary = json.loads(train(*LEARNERS, *flags, cwd=tmp_path).stdout)

@@ -114,6 +114,7 @@ def test_another_axis_draws_the_same_run_anew(finished):
     assert json.loads(again.stdout)["link_seconds"] == link.seconds(before)[-1]
 
 
+@pytest.mark.slow
 def test_the_target_ends_the_run(tmp_path):
     done = train("--target_accuracy=0.3", "--num_rounds=100", "--workdir=w", cwd=tmp_path)
     summary = json.loads(done.stdout)

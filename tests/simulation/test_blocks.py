@@ -7,7 +7,8 @@ import pytest
 import toys
 
 import fedjax_sim as fs
-from fedjax_sim.simulation.block import Blocks, first_bad_round
+from fedjax_sim.simulation.block import Blocks
+from fedjax_sim.simulation.rows import first_bad_round, first_row, next_row
 from fedjax_sim.simulation.sweep_runner import RunState, SweepRunner
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -75,8 +76,8 @@ def test_a_row_adds_up_all_rounds_so_far():
         "slots": np.array([2**31 - 1, 2**31 - 1], np.int32),
         "finite": np.array([True, True]),
     }
-    before = blocks(2).first_row({}) | {"round": 4, "examples": 100, "slots": 7}
-    row = blocks(2).next_row(before, infos, {})
+    before = first_row({}) | {"round": 4, "examples": 100, "slots": 7}
+    row = next_row(before, infos, {})
     assert row["round"] == 6
     assert row["train_loss"] == 1.5  # by examples
     assert row["examples"] == 140

@@ -160,7 +160,7 @@ def test_two_devices_receive_the_same_cohorts_from_the_host(algorithms, data, na
     toys.assert_same(ours.state, theirs.state)
 
 
-@pytest.mark.parametrize("name", [pytest.param("arrivals", marks=pytest.mark.slow), "poisson"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in SAMPLERS])
 def test_devices_with_rows_of_their_own_draw_the_same_cohorts(algorithms, data, name):
     """As with several processes, each of which reads only the rows of its own clients."""
     layout, key, draws = toys.layout(1, 2), jax.random.key(5), toys.draws(data, SAMPLERS[name])

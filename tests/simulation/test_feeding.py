@@ -64,8 +64,7 @@ def fed_sgd(task):
     [
         (2, "fed_avg"),
         pytest.param(1, "fed_avg", marks=pytest.mark.slow),
-        (1, "fed_sgd"),
-        pytest.param(2, "fed_sgd", marks=pytest.mark.slow),
+        *(pytest.param(n, "fed_sgd", marks=pytest.mark.slow) for n in (1, 2)),
     ],
 )
 def test_a_run_is_the_same_to_the_bit(task, data, name, devices):
@@ -87,6 +86,7 @@ def test_everybody_in_every_round_is_the_same_to_the_bit(data):
     toys.assert_same(on_host.params, on_device.params)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_under_another_placement_to_the_bit(task, data, tmp_path):
     whole = run(task, data, data_placement="device", eval_every=4)
     settings = {"workdir": tmp_path / "run", "checkpoint_seconds": 0.0, "eval_every": 4}

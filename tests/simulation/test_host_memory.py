@@ -134,6 +134,7 @@ def stop_at_call(number):
     return evaluate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", PLACEMENTS)
 def test_a_run_that_ends_far_from_its_checkpoint_resumes_to_the_bit(task, data, tmp_path, first):
     """Also where the other placement continues it."""

@@ -25,6 +25,7 @@ def without_clock(rows):
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_delta_compiles_one_program_and_is_made_of_simulate_s_runs():
     algorithm = toy.algorithm(P.dynamic(delta=0.1, period=2))
     settings = {"num_rounds": 6, "eval_every": 3}

@@ -39,7 +39,9 @@ def stateful(task):
     return fs.sgd(task, batch_size=4, steps_per_round=3, client_lr=0.1)
 
 
-@pytest.mark.parametrize("make", [None, stateful], ids=["fed_avg", "sgd"])
+@pytest.mark.parametrize(
+    "make", [None, pytest.param(stateful, marks=pytest.mark.slow)], ids=["fed_avg", "sgd"]
+)
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 1000.0])
 def test_an_interrupted_run_ends_to_the_bit_as_one_that_was_not(
     task, data, tmp_path, make, checkpoint_seconds

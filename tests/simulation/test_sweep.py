@@ -256,6 +256,7 @@ def test_the_summary_says_what_each_run_reached(task, data):
     assert {(t["rounds_to_target"], t["best_accuracy"]) for t in untold} == {(None, None)}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_alone_has_all_devices(task, data):
     (one,) = sweep(task, data, hparams={"client_lr": [0.1]}, seeds=[3], layout=None).runs
     assert_same_run(one, simulated(task, data, one, layout=fs.runtime.default_layout()))

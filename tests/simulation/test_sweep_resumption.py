@@ -47,7 +47,13 @@ def assert_same_sweep(one, other):
 
 @pytest.mark.parametrize(
     ("cores", "settings", "each"),
-    [(1, PLAIN, 6), (5, RACE, 5), (0, PLAIN, 2), (0, RACE, 2)],
+    [
+        (1, PLAIN, 6),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((5, RACE, 5), (0, PLAIN, 2), (0, RACE, 2))
+        ),
+    ],
     ids=["cores", "cores-race", "stacked", "stacked-race"],
 )
 def test_a_sweep_told_not_to_go_on_continues_where_it_was(
