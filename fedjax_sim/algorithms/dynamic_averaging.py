@@ -238,6 +238,7 @@ def dynamic_averaging(
         check_hparams=check_hparams,
         lane_bytes=functools.partial(lane_bytes, task, make_optimizer, streams.slots),
         num_classes=task.num_classes,
+        model_of=lambda state, own_k, id: jax.tree.map(lambda w: w[id], state.learners),
         parts=functools.partial(parts, task, {"optimizer": make_optimizer}),
     )
 

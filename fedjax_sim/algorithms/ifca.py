@@ -106,4 +106,16 @@ def ifca(
         size = model_exchange(state)["down_model"]
         return {"down_model": size, "up_update": size // k + 4}
 
-    return local.algorithm("ifca", round_fn, settings={"num_clusters": k}, message_bytes=message_bytes)
+    def model_of(state, own_k, id):
+        raise ValueError(
+            "which of the k models a client uses depends on its data; wanted cluster_evaluator, or the "
+            "k models in view.params"
+        )
+
+    return local.algorithm(
+        "ifca",
+        round_fn,
+        settings={"num_clusters": k},
+        message_bytes=message_bytes,
+        model_of=model_of,
+    )

@@ -180,6 +180,11 @@ def _without_lag(cohort: Cohort) -> None:
         )
 
 
+def _shared_model(state: Any, own_k: Any, id: jax.Array) -> Params:
+    """Returns the shared model."""
+    return state.params
+
+
 def _no_parts(examples: Batch) -> dict[str, Any]:
     """Returns no parts."""
     return {}
@@ -220,6 +225,8 @@ class Algorithm(NamedTuple):
       num_classes: see `Task`.
       memory: `memory(key, params) -> row`, what ONE client remembers before it first takes part; the
         simulation keeps the rows of all clients. None for clients without memory.
+      model_of: `model_of(state, own_k, id) -> params`, the model that client `id` uses itself, given its
+        memory, or `()`; see `View.models`. By default the shared one.
       parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that make up the round,
         with the shapes of their arguments. The workdir of another run reports which parts differ.
       cohorts: the `Sampler` of its cohorts, unless `simulate` is given one; None for uniform draws.
@@ -244,6 +251,7 @@ class Algorithm(NamedTuple):
     most_slots: Callable[[Any], Any] | None = None
     num_classes: int | None = None
     memory: Callable[[jax.Array, Params], Any] | None = None
+    model_of: Callable[[Any, Any, jax.Array], Params] = _shared_model
     parts: Callable[[Batch], Mapping[str, tuple]] = _no_parts
     cohorts: Any = None
     check_cohort: Callable[[Cohort], None] = _without_lag

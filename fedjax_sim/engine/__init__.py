@@ -9,6 +9,7 @@ from fedjax_sim.engine.gradients import mean_gradient
 from fedjax_sim.engine.placement import place
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.results import WeightedSum, weigh
+from fedjax_sim.engine.sequence import sequence
 from fedjax_sim.engine.work import ClientWork
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "map_clients",
     "mean_gradient",
     "place",
+    "sequence",
     "train_clients",
     "weigh",
 ]

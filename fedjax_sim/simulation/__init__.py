@@ -10,6 +10,7 @@ from fedjax_sim.simulation.link import Link
 from fedjax_sim.simulation.result import Result, SweepResult, SweepRun, rounds_to_target
 from fedjax_sim.simulation.simulate import DivergenceError, simulate
 from fedjax_sim.simulation.sweep import UnfinishedError, check_sweep, sweep
+from fedjax_sim.simulation.view import View, of_view
 
 __all__ = [
     "DivergenceError",
@@ -18,11 +19,13 @@ __all__ = [
     "SweepResult",
     "SweepRun",
     "UnfinishedError",
+    "View",
     "check_sweep",
     "client_evaluator",
     "cluster_evaluator",
     "each_client_evaluator",
     "evaluator",
+    "of_view",
     "rounds_to_target",
     "simulate",
     "sweep",

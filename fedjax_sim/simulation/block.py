@@ -20,6 +20,7 @@ from fedjax_sim.simulation.cohorts import CohortDraws, Drawn, merged, sampler_st
 from fedjax_sim.simulation.rows import check_info
 from fedjax_sim.simulation.sharded_cohorts import send_learners
 from fedjax_sim.simulation.validation import as_rates
+from fedjax_sim.simulation.view import View, view_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +176,10 @@ class Blocks:
     def message_bytes(self, state: Any) -> dict[str, int]:
         """Returns the size of one message of each kind that the algorithm sends."""
         return check_sizes(self.algorithm.message_bytes(client_memory.server_state(state)))
+
+    def view(self, state: Any, round: int) -> View:
+        """Returns what evaluations see of a run with this state after round `round`."""
+        return view_of(self.algorithm, self.num_clients, self.layout, state, round)
 
     def without_errors(self, done: int, infos: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the infos of rounds after round `done` without the entries that report errors.

@@ -11,6 +11,7 @@ from fedjax_sim.core.types import Algorithm, Layout
 from fedjax_sim.simulation import client_memory, programs
 from fedjax_sim.simulation.cohorts import CohortDraws
 from fedjax_sim.simulation.validation import EvaluationFn, as_rates
+from fedjax_sim.simulation.view import View, results_of
 from fedjax_sim.version import VERSION
 
 # In config.json but not compared: the placement of a run changes only the order of its sums, and its
@@ -97,7 +98,7 @@ def _digest(evaluation: EvaluationFn, params: Any) -> str | None:
 def check_evaluations(
     evaluators: Sequence[EvaluationFn],
     known: Mapping[str, Any],
-    params: Any,
+    view: View,
     where: Any,
     others: Collection[str] | None = None,
 ) -> None:
@@ -108,14 +109,14 @@ def check_evaluations(
     Args:
       evaluators: current evaluations.
       known: row of the run.
-      params: model of that row.
+      view: the run at that row.
       where: workdir, for the error message.
       others: names in the row that no evaluation gives, if known.
 
     Raises:
       ValueError: the values differ from the row's, or have other names.
     """
-    found = {name: float(v) for evaluation in evaluators for name, v in evaluation(params).items()}
+    found = {name: v for e in evaluators for name, v in results_of(e, view).items()}
     names = found.keys() if others is None else found.keys() | known.keys() - set(others)
     for name in sorted(names):
         before, now = known.get(name, "absent"), found.get(name, "absent")
@@ -123,7 +124,7 @@ def check_evaluations(
             raise ValueError(
                 f"{where} belongs to a run of another evaluation: {name} of the model of round "
                 f"{known['round']} is {before} there, {now} now. To continue it, use that evaluation, "
-                "a function of the parameters alone; otherwise choose another workdir."
+                "a function of the parameters, or of a view, alone; otherwise choose another workdir."
             )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_sim.core.messages import balance, check_counts
 from fedjax_sim.runtime.processes import on_first_process
 from fedjax_sim.simulation.validation import EvaluationFn
+from fedjax_sim.simulation.view import View, results_of
 
 _OWN = ("train_loss", "finite")  # infos that are neither summed nor averaged over rounds
 _NEEDED = ("train_loss", "examples", "slots")
@@ -51,9 +52,9 @@ def first_bad_round(done: int, infos: dict[str, np.ndarray]) -> int | None:
 
 
 def evaluate_into(
-    row: dict[str, Any], evaluators: Sequence[EvaluationFn], params: Any, stop_at: float | None
+    row: dict[str, Any], evaluators: Sequence[EvaluationFn], view: View, stop_at: float | None
 ) -> bool:
-    """Adds the evaluations of `params` to a row.
+    """Adds the evaluations of a run to its row.
 
     Returns:
       True if all values of the row are finite.
@@ -64,7 +65,7 @@ def evaluate_into(
     """
     own = {*row, *_RESERVED}
     for evaluation in evaluators:
-        found = {name: float(value) for name, value in evaluation(params).items()}
+        found = results_of(evaluation, view)
         taken = sorted(found.keys() & own)
         if taken:
             raise ValueError(

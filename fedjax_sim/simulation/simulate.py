@@ -41,6 +41,7 @@ from fedjax_sim.simulation.validation import (
     check_one_run,
     merge_hparams,
 )
+from fedjax_sim.simulation.view import is_of_view
 
 
 class DivergenceError(ArithmeticError):
@@ -90,9 +91,9 @@ def simulate(
         `cohorts=participation.uniform(C)`.
       cohorts: sampler of each round's clients, such as `participation.poisson(q, most)`. By default the
         algorithm's own, if it has one, else `uniform(0.1)`.
-      evaluate: functions of `params` that return dicts of floats for the rows. `stop_at`, the summary
-        and the plots use the name "test_accuracy". With several processes, each calls the functions, at
-        the same time.
+      evaluate: functions of `params` that return dicts of floats for the rows; for functions that see
+        the state or clients' own models, see `of_view`. `stop_at`, the summary and the plots use the
+        name "test_accuracy". With several processes, each calls the functions, at the same time.
       eval_every: rounds between evaluations; there is one before the first round and one at the end.
       stop_at: "test_accuracy" that ends the run, at the first evaluation that reaches it.
       hparams: values in place of the algorithm's defaults.
@@ -203,9 +204,11 @@ def simulate(
                 "least as many, or another workdir"
             )
         if home is not None and journal.rows and not claim.evaluations_known:
-            own = first_row(sizes).keys() | {"seconds"}
-            check_evaluations(evaluators, journal.rows[0], start.params, home, own)
-            check_evaluations(evaluators, journal.rows[-1], journal.state.params, home)
+            # Clients' memory on the host is that of the last row by now, so no view shows the first.
+            first = [e for e in evaluators if not (on_host and is_of_view(e))]
+            own = first_row(sizes).keys() | {"seconds"} if len(first) == len(evaluators) else None
+            check_evaluations(first, journal.rows[0], blocks.view(start, 0), home, own)
+            check_evaluations(evaluators, journal.rows[-1], blocks.view(journal.state, done), home)
         if home is not None:
             files.confirm(home, claim)
         bar = stack.enter_context(Progress(num_rounds, done)) if progress and is_first() else None
@@ -217,7 +220,7 @@ def simulate(
             return reached or row["round"] == num_rounds
 
         def conclude(row: dict, state: Any) -> None:
-            if not evaluate_into(row, evaluators, state.params, stop_at):
+            if not evaluate_into(row, evaluators, blocks.view(state, row["round"]), stop_at):
                 raise divergence(row["round"], hparams, journal.saved_round)
             row["seconds"] = round(earlier + time.perf_counter() - started, 6)
             journal.record(row, state, last=is_last(row))

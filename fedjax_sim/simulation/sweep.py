@@ -205,7 +205,7 @@ def sweep(
             own = first_row(blocks.message_bytes(runs[0].state)).keys() | {"seconds"}
             for run, (start, _) in zip(runs, starts, strict=True):
                 if run.rows and not claim.evaluations_known:
-                    check_evaluations(evaluators, run.rows[0], start.params, home, own)
+                    check_evaluations(evaluators, run.rows[0], blocks.view(start, 0), home, own)
             files.confirm(home, claim)
         total, done = num_rounds * len(runs), sum(run.done for run in runs)
         bar = stack.enter_context(Progress(total, done)) if progress and processes.is_first() else None

@@ -144,7 +144,8 @@ class SweepRunner:
             row = next_row(run.rows[-1], infos, self._sizes)
             row["round_seconds"] = round(seconds / len(infos["train_loss"]), 6)
         judged = time.perf_counter()
-        finite = evaluate_into(row, self._evaluators, state.params, self._stop_at)
+        view = self.blocks.view(state, row["round"])
+        finite = evaluate_into(row, self._evaluators, view, self._stop_at)
         if not finite and infos is None:
             raise divergence(0, run.hparams, None)
         run.seconds += seconds + time.perf_counter() - judged

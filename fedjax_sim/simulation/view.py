@@ -1,0 +1,136 @@
+"""What evaluations see of a run: its model, or a view with the state and each client's model."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from fedjax_sim.core.types import Algorithm, Layout, Params
+from fedjax_sim.engine.client_rows import take_rows
+from fedjax_sim.engine.placement import EVERYWHERE, place, shardings
+from fedjax_sim.simulation.client_memory import WithMemory, server_state
+from fedjax_sim.simulation.host_memory import HostMemory
+from fedjax_sim.simulation.validation import EvaluationFn
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A run between two rounds, as evaluations `of_view` see it.
+
+    Attributes:
+      round: number of completed rounds.
+      state: the algorithm's state, without clients' memory.
+      num_clients: `N`.
+    """
+
+    round: int
+    state: Any
+    num_clients: int
+    _models: Callable[[np.ndarray], Params] = dataclasses.field(repr=False)
+
+    @property
+    def params(self) -> Params:
+        """The model that other evaluations see."""
+        return self.state.params
+
+    def models(self, ids: Any) -> Params:
+        """Returns the models that clients use themselves, such as personalized ones; else copies of the
+        shared one.
+
+        All of them are on the devices at once, so ask for as many as fit there. With several processes,
+        all must ask together.
+
+        Args:
+          ids: `[n]`, indices into the federation.
+
+        Returns:
+          Parameters with a leading axis of clients, `[n, ...]`.
+
+        Raises:
+          ValueError: an id is not a client's, or the algorithm cannot tell a client's model.
+        """
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"ids is {ids.dtype}{list(ids.shape)}; wanted integers [n]")
+        strange = ids[(ids < 0) | (ids >= self.num_clients)]
+        if strange.size:
+            raise ValueError(f"ids holds {strange[0]}; wanted 0 to {self.num_clients - 1}")
+        return self._models(ids.astype(np.int32))
+
+
+class _OfView:
+    """An evaluation of a `View`."""
+
+    def __init__(self, evaluate: Callable[[View], Mapping[str, float]]):
+        self._evaluate = evaluate
+
+    def __call__(self, view: View) -> Mapping[str, float]:
+        return self._evaluate(view)
+
+
+def of_view(evaluate: Callable[[View], Mapping[str, float]]) -> EvaluationFn:
+    """Marks an evaluation that takes a `View` in place of params. A decorator.
+
+    For example, the mean distance of ten clients' own models from the shared one:
+
+        @fs.simulation.of_view
+        def spread(view):
+            models = view.models(range(10))
+            squares = jax.tree.map(lambda w_k, w: ((w_k - w) ** 2).sum() / 10, models, view.params)
+            return {"spread": sum(jax.tree.leaves(squares))}
+
+    Args:
+      evaluate: function of a `View` that returns a dict of floats.
+
+    Returns:
+      An evaluation for `simulate` and `sweep`.
+    """
+    return _OfView(evaluate)
+
+
+def is_of_view(evaluation: EvaluationFn) -> bool:
+    """Returns whether an evaluation takes a `View`."""
+    return isinstance(evaluation, _OfView)
+
+
+def results_of(evaluation: EvaluationFn, view: View) -> dict[str, float]:
+    """Returns what an evaluation says of a run."""
+    results = evaluation(view if is_of_view(evaluation) else view.params)
+    return {name: float(value) for name, value in results.items()}
+
+
+def view_of(algorithm: Algorithm, num_clients: int, layout: Layout, state: Any, round: int) -> View:
+    """Returns the view of a run.
+
+    Args:
+      algorithm: algorithm that runs.
+      num_clients: `N`.
+      layout: devices that hold the state.
+      state: the state, with clients' memory if there is any.
+      round: number of completed rounds.
+    """
+    server = server_state(state)
+
+    def models(ids: np.ndarray) -> Params:
+        ids = place(ids, layout)
+        of_clients = jax.jit(_models, static_argnums=0, out_shardings=shardings(layout, EVERYWHERE))
+        return of_clients(algorithm.model_of, server, _own(state, ids, num_clients, layout), ids)
+
+    return View(round, server, num_clients, models)
+
+
+def _own(state: Any, ids: jax.Array, num_clients: int, layout: Layout) -> Any:
+    """Returns the memory of clients `[n]`, `[n, ...]`."""
+    if not isinstance(state, WithMemory):
+        return ()
+    if isinstance(state.clients, HostMemory):
+        return state.clients.take(*state.clients.send(np.asarray(ids)))
+    take = jax.jit(take_rows, static_argnums=(2, 3))
+    return take(state.clients, ids, num_clients, layout)
+
+
+def _models(model_of: Callable, server: Any, own: Any, ids: jax.Array) -> Params:
+    return jax.vmap(functools.partial(model_of, server))(own, ids)
