@@ -22,6 +22,7 @@ from fedjax_sim import (
     participation,
     reporting,
     runtime,
+    simulation,
 )
 from fedjax_sim.aggregation import aggregate
 from fedjax_sim.algorithms import (
@@ -45,20 +46,12 @@ from fedjax_sim.core.types import (
     Layout,
     Task,
 )
-from fedjax_sim.engine import full_gradient, local_training, map_clients, train_clients
-from fedjax_sim.participation import cohort_size
-from fedjax_sim.runtime import OutOfMemoryError, ProcessLostError, use_all_cores
+from fedjax_sim.engine import local_training, train_clients
+from fedjax_sim.runtime import use_all_cores
 from fedjax_sim.simulation import (
     DivergenceError,
-    Link,
     Result,
     SweepResult,
-    SweepRun,
-    UnfinishedError,
-    check_sweep,
-    client_evaluator,
-    cluster_evaluator,
-    each_client_evaluator,
     evaluator,
     rounds_to_target,
     simulate,
@@ -75,26 +68,16 @@ __all__ = [
     "Cohort",
     "DivergenceError",
     "Layout",
-    "Link",
-    "OutOfMemoryError",
-    "ProcessLostError",
     "Result",
     "SweepResult",
-    "SweepRun",
     "Task",
-    "UnfinishedError",
     "aggregate",
     "aggregation",
     "algorithms",
-    "check_sweep",
     "checks",
-    "client_evaluator",
-    "cluster_evaluator",
-    "cohort_size",
     "compression",
     "data",
     "dynamic_averaging",
-    "each_client_evaluator",
     "engine",
     "evaluator",
     "fed_avg",
@@ -102,10 +85,8 @@ __all__ = [
     "fed_nova",
     "fed_prox",
     "fed_sgd",
-    "full_gradient",
     "ifca",
     "local_training",
-    "map_clients",
     "messages",
     "models",
     "participation",
@@ -116,6 +97,7 @@ __all__ = [
     "scaffold",
     "sgd",
     "simulate",
+    "simulation",
     "sweep",
     "train_clients",
     "use_all_cores",

@@ -16,8 +16,8 @@ _EXPECTED = (
     OSError,
     ImportError,
     fs.DivergenceError,
-    fs.OutOfMemoryError,
-    fs.ProcessLostError,
+    fs.runtime.OutOfMemoryError,
+    fs.runtime.ProcessLostError,
 )
 # How to save memory; no script has all of these flags.
 _LESS = (

@@ -154,7 +154,7 @@ def _reproduce() -> None:
         elif named:
             try:
                 (_run_figure if own_runs else _run)(named, records, seeds, asked)
-            except fs.UnfinishedError as reason:
+            except fs.simulation.UnfinishedError as reason:
                 left = [name for name in named if records.load(name) is None]
                 time_budget.leave_the_rest(reason, len(named), left)
             say("all done")

@@ -134,7 +134,7 @@ def _sweep() -> None:
     evaluate = fs.evaluator(task, test, layout=fs.Layout())
     _check_cells(cells, clients, task, evaluate, rates, seeds)
     most = max(cell.client_fraction for cell in cells)
-    say_idle_lanes(fs.cohort_size(clients.num_clients, most))
+    say_idle_lanes(fs.participation.cohort_size(clients.num_clients, most))
     if fs.runtime.is_first():
         say(f"{clients.describe()}\nWriting to {workdir}")
     records = fs.reporting.Records(workdir)
@@ -164,7 +164,7 @@ def _sweep() -> None:
 def _check_cells(cells, clients, task, evaluate, rates, seeds) -> None:
     """Checks every cell, so that a mistake in the last one shows before anything is written."""
     for cell in cells:
-        fs.check_sweep(
+        fs.simulation.check_sweep(
             workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0),
             clients,
             hparams={"client_lr": rates},
@@ -268,7 +268,7 @@ class _Clock:
         self._ahead = sum(map(self._work, cells))
 
     def _work(self, cell: Cell) -> int:
-        return cell.local_epochs * fs.cohort_size(self._num_clients, cell.client_fraction)
+        return cell.local_epochs * fs.participation.cohort_size(self._num_clients, cell.client_fraction)
 
     def skip(self, cell: Cell) -> None:
         self._ahead -= self._work(cell)

@@ -168,7 +168,7 @@ def _train() -> None:
         evaluate = _evaluations(task, clients, test, layout)
 
     if _ALGORITHM.value in ("fed_avg", "fed_sgd"):
-        say_idle_lanes(fs.cohort_size(clients.num_clients, _CLIENT_FRACTION.value))
+        say_idle_lanes(fs.participation.cohort_size(clients.num_clients, _CLIENT_FRACTION.value))
     if fs.runtime.is_first():
         say(f"{clients.describe()}\nWriting to {workdir}")
     result = fs.simulate(
@@ -208,7 +208,7 @@ def _evaluations(task, clients, test, layout) -> list:
     if _EVAL_TRAIN.value:
         evaluate.append(fs.evaluator(task, clients, prefix="full_train", layout=layout))
     if _EVAL_CLIENTS.value:
-        evaluate.append(fs.client_evaluator(task, clients, layout=layout))
+        evaluate.append(fs.simulation.client_evaluator(task, clients, layout=layout))
     return evaluate
 
 
@@ -228,7 +228,7 @@ def _fed_sgd(task, clients, width) -> fs.Algorithm:
 
 def _sgd(task, clients, width) -> fs.Algorithm:
     # A round trains on as many examples as a cohort would, so that rounds cost the same.
-    cohort = fs.cohort_size(clients.num_clients, _CLIENT_FRACTION.value)
+    cohort = fs.participation.cohort_size(clients.num_clients, _CLIENT_FRACTION.value)
     share = cohort / clients.num_clients * len(clients.examples["y"])
     steps = math.ceil(_LOCAL_EPOCHS.value * share / width)
     if steps * width > kinds.LARGEST:

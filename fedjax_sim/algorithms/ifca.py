@@ -38,7 +38,7 @@ def ifca(
 
     Clients choose anew in every round, by their loss on all of their examples before training. A
     cluster that nobody chooses keeps its model. `state.params` holds the k models, `[k, ...]`; see
-    `fs.cluster_evaluator`. A client receives all models, and sends one and its choice.
+    `fs.simulation.cluster_evaluator`. A client receives all models, and sends one and its choice.
 
     Args:
       num_clusters: `k`. 1 is FedAvg.

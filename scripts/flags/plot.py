@@ -7,7 +7,7 @@ from absl import flags
 import fedjax_sim as fs
 from flags.kinds import define, number
 
-_DEFAULT = fs.Link()
+_DEFAULT = fs.simulation.Link()
 # Wide enough for any network, and narrow enough that no time overflows.
 _MBPS = number(1e-6, 1e12)
 _PLOT_AXIS = flags.DEFINE_enum(
@@ -45,5 +45,5 @@ NAMES = tuple(flag.name for flag in (_PLOT_AXIS, _UP_MBPS, _DOWN_MBPS, _LATENCY_
 
 def chosen() -> dict[str, Any]:
     """Returns the axis and the link, as `fedjax_sim.reporting.x_axis` takes them."""
-    link = fs.Link(_UP_MBPS.value, _DOWN_MBPS.value, _LATENCY_MS.value, _LINK_SPREAD.value)
+    link = fs.simulation.Link(_UP_MBPS.value, _DOWN_MBPS.value, _LATENCY_MS.value, _LINK_SPREAD.value)
     return {"axis": _PLOT_AXIS.value, "link": link}

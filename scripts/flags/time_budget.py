@@ -52,7 +52,7 @@ class Budget:
         """
         for name in names:
             if self._is_over():
-                raise fs.UnfinishedError("no cell is under way")
+                raise fs.simulation.UnfinishedError("no cell is under way")
             yield name
 
     def _is_over(self) -> bool:
@@ -60,7 +60,7 @@ class Budget:
         return self._begun and time.monotonic() - _STARTED >= limit
 
 
-def leave_the_rest(reason: fs.UnfinishedError, count: int, left: list[str]) -> None:
+def leave_the_rest(reason: fs.simulation.UnfinishedError, count: int, left: list[str]) -> None:
     """Ends the script with the status for unfinished work, and says what is left.
 
     Args:

@@ -159,7 +159,7 @@ def check_training(
         DATASET.value not in catalogue.WITH_CLIENTS and PARTITION.value in ("iid", "shards", "lognormal")
     )
     for local_epochs, batch_size, fraction in works:
-        clients = fs.cohort_size(_NUM_CLIENTS.value, fraction) if everybody_has_some else 1
+        clients = fs.participation.cohort_size(_NUM_CLIENTS.value, fraction) if everybody_has_some else 1
         limits.check_work(local_epochs, batch_size, clients)
 
 

@@ -118,7 +118,9 @@ def test_cohorts_that_do_not_fit_are_refused(task, full, cohorts, message):
     with pytest.raises(ValueError, match=message):
         run(fed_buff(task), full, cohorts=cohorts)
     with pytest.raises(ValueError, match=message):
-        fs.check_sweep(fed_buff(task), full, hparams={"client_lr": [0.1]}, num_rounds=1, cohorts=cohorts)
+        fs.simulation.check_sweep(
+            fed_buff(task), full, hparams={"client_lr": [0.1]}, num_rounds=1, cohorts=cohorts
+        )
 
 
 @pytest.mark.parametrize(

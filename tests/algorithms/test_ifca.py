@@ -82,7 +82,7 @@ def test_clusters_of_a_linear_mixture_are_found_from_a_warm_start(linear):
         num_rounds=30,
         eval_every=30,
         client_fraction=0.5,
-        evaluate=fs.cluster_evaluator(linear, test),
+        evaluate=fs.simulation.cluster_evaluator(linear, test),
         initial_params=jnp.asarray(start),
     )
     assert np.linalg.norm(start - THETA, axis=1).min() > 1
@@ -106,7 +106,7 @@ def test_a_cluster_that_nobody_chooses_keeps_its_model(linear):
 def test_each_client_is_judged_by_the_model_that_fits_it(linear):
     test = mixture(5, 30, seed=2)
     models = np.stack([THETA[1], THETA[0], 0 * THETA[0]])
-    found = fs.cluster_evaluator(linear, test, prefix="held_out")(jnp.asarray(models))
+    found = fs.simulation.cluster_evaluator(linear, test, prefix="held_out")(jnp.asarray(models))
     errors = (test.examples["x"] @ models.T - test.examples["y"][:, None]) ** 2
     assert found == {"held_out_loss": pytest.approx(errors.reshape(5, 30, 3).mean(1).min(1).mean())}
     with pytest.raises(ValueError, match=r"shapes \(3, 12\); wanted one model.*cluster_evaluator"):

@@ -121,7 +121,7 @@ def test_sequential_sgd_sends_nothing(task, data):
     rows = fs.simulate(algorithm, data, key=jax.random.key(0), num_rounds=2).rows
     nothing = dict.fromkeys(("bytes_up", "bytes_down", "messages_up", "messages_down"), 0)
     assert [ledger_of(row) for row in rows] == [nothing] * 3
-    assert fs.Link().seconds(rows).tolist() == [0, 0, 0]
+    assert fs.simulation.Link().seconds(rows).tolist() == [0, 0, 0]
 
 
 def test_a_sweep_counts_what_simulate_counts(task, data):

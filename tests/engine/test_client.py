@@ -103,7 +103,7 @@ def test_slots_count_whole_batches(batch_size, epochs):
 
 def test_slots_of_a_full_gradient_are_pieces_the_largest_first():
     assert PIECES == (200, 50, 10)
-    slots = fs.full_gradient(LINEAR).slots(
+    slots = fs.engine.full_gradient(LINEAR).slots(
         jnp.array([0, 1, 50, 51, 199, 200, 430, 600], jnp.int32), None
     )
     expected = [
@@ -173,7 +173,9 @@ def test_the_key_picks_the_order_only_where_one_is_drawn(shuffle):
 def test_micro_batches_add_up_to_the_gradient_of_all_examples(size):
     x, terms = ROWS["x"][3 : 3 + size], ROWS["terms"][3 : 3 + size]
     params = LINEAR.init(jax.random.key(0))
-    gradient, losses = jax.jit(fs.full_gradient(LINEAR).run)(params, client(size), jax.random.key(0))
+    gradient, losses = jax.jit(fs.engine.full_gradient(LINEAR).run)(
+        params, client(size), jax.random.key(0)
+    )
     np.testing.assert_allclose(gradient["w"], x.sum() / max(terms.sum(), 1), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(losses.total, x.sum(), rtol=1e-4, atol=1e-5)
     assert losses.count == terms.sum()

@@ -85,7 +85,7 @@ def test_rows_stand_in_the_order_of_the_cohort_and_messages_keep_their_type(data
     @jax.jit
     def run(own, data, cohort):
         key = jax.random.key(0)
-        return fs.map_clients(client, (), data, cohort, key=key, work=work, own=own)
+        return fs.engine.map_clients(client, (), data, cohort, key=key, work=work, own=own)
 
     where = toys.layout(lanes, devices)
     ids = jnp.array([9, fs.engine.ABSENT, 3, 0, 5], jnp.int32)
@@ -108,7 +108,7 @@ def test_other_memory_than_was_given_is_refused(data):
 
     cohort = fs.Cohort(jnp.arange(3, dtype=jnp.int32))
     with pytest.raises(ValueError, match=r"received state float32\[2\] but returned int32\[2\]"):
-        fs.map_clients(
+        fs.engine.map_clients(
             client,
             (),
             data,

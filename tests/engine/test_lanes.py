@@ -95,7 +95,7 @@ def test_clients_are_summed_with_their_weights(data, lanes, devices):
             return 2 * sizes[:, None]
 
         key = jax.random.key(0)
-        return fs.map_clients(client, jnp.float32(10), data, cohort, key=key, work=work)
+        return fs.engine.map_clients(client, jnp.float32(10), data, cohort, key=key, work=work)
 
     where = toys.layout(lanes, devices)
     cohort = fs.Cohort(fs.engine.place(jnp.array(ids, jnp.int32), where), where)
@@ -121,7 +121,7 @@ def test_a_client_without_weight_adds_nothing_whatever_it_computes(data, lanes):
     @jax.jit
     def run(data, cohort):
         key = jax.random.key(0)
-        return fs.map_clients(
+        return fs.engine.map_clients(
             client, jnp.float32(2), data, cohort, key=key, work=lambda sizes, keys: sizes[:, None]
         )
 

@@ -176,7 +176,7 @@ def test_what_train_accepts_the_library_accepts(train, algorithm, given):
         return
     # As small as clients may be, which is what a script assumes before it has read any data.
     clients = toys.federation((1,) * 10)
-    fs.check_sweep(
+    fs.simulation.check_sweep(
         train._ALGORITHMS[algorithm](TASK, clients, checked.width),
         clients,
         hparams={},

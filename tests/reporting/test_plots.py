@@ -30,7 +30,7 @@ SENT = dict.fromkeys(("trips_down_model", "trips_up_update"), ROUNDS)
 SENT |= dict.fromkeys(("messages_down_model", "messages_up_update"), 10 * ROUNDS)
 SENT |= dict.fromkeys(("bytes_down", "bytes_down_model"), 10_000_000 * ROUNDS)
 SENT |= dict.fromkeys(("bytes_up", "bytes_up_update"), 5_000_000 * ROUNDS)
-LINK = fs.Link(up_mbps=2, down_mbps=8, latency_ms=500)
+LINK = fs.simulation.Link(up_mbps=2, down_mbps=8, latency_ms=500)
 SPREAD = {f"client_accuracy_{name}": CURVE["test_accuracy"] - 0.02 for name in ("median", "p10", "p90")}
 
 
@@ -107,9 +107,9 @@ def test_a_curve_runs_over_rounds_bytes_or_seconds(tmp_path, figures, axis, alon
 
 def test_by_default_the_link_is_the_usual_one_and_a_spread_is_said():
     values, label = x_axis(CURVE | SENT, "seconds")
-    np.testing.assert_array_equal(values, fs.Link().seconds(SENT))
+    np.testing.assert_array_equal(values, fs.simulation.Link().seconds(SENT))
     assert "spread" not in label
-    _, label = x_axis(CURVE | SENT, "seconds", fs.Link(spread=0.25))
+    _, label = x_axis(CURVE | SENT, "seconds", fs.simulation.Link(spread=0.25))
     assert label.endswith("at 8 Mbit/s up, 24 down, 50 ms, spread 0.25")
 
 

@@ -142,7 +142,9 @@ def widened(monkeypatch):
                 curve += [(math.ceil(reached), 0.9)] if share == 1 else []
             rest = {"train_loss": None, "seconds": 0.0}
             rows = [{"round": n, "test_accuracy": accuracy} | rest for n, accuracy in curve]
-            return fs.SweepRun({"client_lr": rate}, seed, rows, None, 1 if reached is None else None)
+            return fs.simulation.SweepRun(
+                {"client_lr": rate}, seed, rows, None, 1 if reached is None else None
+            )
 
         def sweep(algorithm, data, *, hparams, seeds, num_rounds, stop_at, eval_every, workdir):
             assert eval_every == 5

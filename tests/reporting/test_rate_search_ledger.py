@@ -19,7 +19,7 @@ def run_of(rounds, accuracies, up, down, messages):
         rows[-1] |= {"bytes_up": sent_up, "bytes_down": sent_down}
         rows[-1] |= {f"bytes_{kind}": sent for kind, sent in kinds.items()}
         rows[-1] |= {f"{what}_{kind}": count for what in ("messages", "trips") for kind in kinds}
-    return fs.SweepRun({"client_lr": 0.1}, 0, rows, None, None)
+    return fs.simulation.SweepRun({"client_lr": 0.1}, 0, rows, None, None)
 
 
 STEADY = run_of([0, 4, 6], [0.1, 0.5, 0.9], [0, 80, 120], [0, 40, 60], [0, 8, 12])
@@ -45,7 +45,7 @@ def test_a_described_run_keeps_its_ledger_in_few_numbers():
         for name, column in kept.items():
             assert column.dtype == np.float64
             np.testing.assert_array_equal(column, whole[name])
-        link = fs.Link(spread=0.5)
+        link = fs.simulation.Link(spread=0.5)
         np.testing.assert_array_equal(link.seconds(kept), link.seconds(whole))
 
 
@@ -75,6 +75,6 @@ def test_the_envelope_runs_over_bytes_and_seconds_too():
     megabytes, best = fs.reporting.envelope(runs, 0, "bytes")
     np.testing.assert_allclose(megabytes, [0, 120e-6, 150e-6, 180e-6])
     np.testing.assert_allclose(best, [0.1, 0.5, 0.9, 0.9])
-    link = fs.Link(latency_ms=1000)
+    link = fs.simulation.Link(latency_ms=1000)
     seconds, _ = fs.reporting.envelope(runs[:1], 0, "seconds", link)
     np.testing.assert_allclose(seconds, [0, 16, 24], rtol=1e-4)  # two trips for each two messages

@@ -126,7 +126,7 @@ def test_a_run_is_described_in_few_digits():
         {"round": 0, "test_accuracy": 0.1234567, "train_loss": None, "seconds": 0.0},
         {"round": 5, "test_accuracy": 0.7123456, "train_loss": 0.01234567, "seconds": 1.23456},
     ]
-    run = fs.SweepRun({"client_lr": 0.1, "lr_decay": 1.0}, 3, rows, None, 7)
+    run = fs.simulation.SweepRun({"client_lr": 0.1, "lr_decay": 1.0}, 3, rows, None, 7)
     expected = {"rate": 0.1, "seed": 3, "rounds_to_target": 3.2, "best_accuracy": 0.71234}
     expected |= {"seconds": 1.23, "diverged": 7, "rounds": [0, 5]}
     expected |= {"accuracy": [0.12345, 0.71234], "train_loss": [None, 0.012346]}
@@ -142,7 +142,7 @@ def of_accuracies(*accuracies):
         {"round": n, "test_accuracy": accuracy, "train_loss": None, "seconds": 0.0}
         for n, accuracy in enumerate(accuracies)
     ]
-    return fs.SweepRun({"client_lr": 0.1}, 0, rows, None, None)
+    return fs.simulation.SweepRun({"client_lr": 0.1}, 0, rows, None, None)
 
 
 @pytest.mark.parametrize(

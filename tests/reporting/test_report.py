@@ -17,14 +17,16 @@ def result(task, data):
 
 
 def test_the_summary_tells_the_link_and_its_seconds(tmp_path, result):
-    link = fs.Link(up_mbps=1, latency_ms=20, spread=0.5)
+    link = fs.simulation.Link(up_mbps=1, latency_ms=20, spread=0.5)
     summary = fs.reporting.write_report(result, tmp_path, link=link)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     assert summary["link"] == {"up_mbps": 1, "down_mbps": 24, "latency_ms": 20, "spread": 0.5}
     assert summary["link_seconds"] == link.seconds(result.history())[-1] > 4 * 0.02
     assert summary["bytes_up"] == result.rows[-1]["bytes_up"]
     usual = fs.reporting.write_report(result, tmp_path)
-    assert usual["link_seconds"] == fs.Link().seconds(result.rows)[-1] != summary["link_seconds"]
+    assert (
+        usual["link_seconds"] == fs.simulation.Link().seconds(result.rows)[-1] != summary["link_seconds"]
+    )
 
 
 def test_another_axis_draws_another_picture(tmp_path, result):

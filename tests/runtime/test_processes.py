@@ -235,7 +235,7 @@ def test_a_lost_process_is_told_apart_from_other_errors(monkeypatch):
     lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer")
     monkeypatch.setattr(processes, "is_multiprocess", lambda: True)
     continued = "continues from its last checkpoint"
-    with pytest.raises(fs.ProcessLostError, match=continued), processes.watched():
+    with pytest.raises(fs.runtime.ProcessLostError, match=continued), processes.watched():
         raise lost
     monkeypatch.setattr(processes, "is_multiprocess", lambda: False)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Gloo"), processes.watched():

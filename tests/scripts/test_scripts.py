@@ -110,7 +110,7 @@ def test_another_axis_draws_the_same_run_anew(finished):
     again = train(*flags, "--plot_axis=seconds", "--up_mbps=1", "--link_spread=0.5", cwd=workdir.parent)
     assert rows_of(workdir) == before
     assert (workdir / "curve.png").read_bytes() != picture
-    link = fs.Link(up_mbps=1, spread=0.5)
+    link = fs.simulation.Link(up_mbps=1, spread=0.5)
     assert json.loads(again.stdout)["link_seconds"] == link.seconds(before)[-1]
 
 

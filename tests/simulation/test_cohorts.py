@@ -268,7 +268,7 @@ def counting():
 
     def round_fn(key, state, own, data, cohort):
         work = lambda sizes, keys: jnp.ones((sizes.size, 1), jnp.int32)  # noqa: E731
-        result = fs.map_clients(client, (), data, cohort, key=key, work=work, own=own)
+        result = fs.engine.map_clients(client, (), data, cohort, key=key, work=work, own=own)
         info = {"train_loss": jnp.float32(0), "slots": result.slots} | result.metrics
         return state._replace(params=state.params + result.message), result.own, info
 

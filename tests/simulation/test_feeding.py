@@ -45,7 +45,7 @@ def adding():
         return sizes[:, None]
 
     def round_fn(key, state, own, data, cohort):
-        sums = fs.map_clients(client, (), data, cohort, key=key, work=work)
+        sums = fs.engine.map_clients(client, (), data, cohort, key=key, work=work)
         info = {"train_loss": sums.message, "slots": sums.slots} | sums.metrics
         return state._replace(params=state.params + sums.message), own, info
 

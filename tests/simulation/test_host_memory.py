@@ -47,7 +47,7 @@ def collecting(task):
         return fs.ClientOutput(draw, {"examples": client.size}, own=own)
 
     def round_fn(key, state, own, data, cohort):
-        result = fs.map_clients(
+        result = fs.engine.map_clients(
             client, state.params, data, cohort, key=key, work=lambda s, k: s[:, None], own=own
         )
         params = jax.tree.map(lambda w: w + result.message, state.params)

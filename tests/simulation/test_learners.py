@@ -113,7 +113,7 @@ def test_drifts_beyond_the_end_are_refused():
     with pytest.raises(ValueError, match="a drift is due at step 12, but the run ends after step 11"):
         simulate(algorithm, num_rounds=6)
     with pytest.raises(ValueError, match="a drift is due at step 12"):
-        fs.check_sweep(algorithm, toy.data(), hparams={}, num_rounds=6)
+        fs.simulation.check_sweep(algorithm, toy.data(), hparams={}, num_rounds=6)
     simulate(algorithm, num_rounds=7)
     two = toy.algorithm(P.none(), drift=fs.data.label_drift((1,), num_classes=2))
     with pytest.raises(ValueError, match="the drift permutes 2 classes, but the data has 3"):

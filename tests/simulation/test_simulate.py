@@ -101,7 +101,7 @@ def test_evaluation_masks_its_padding(task, data):
 
 def test_accuracy_of_each_client(task, data):
     params = task.init(jax.random.key(0))
-    values = fs.each_client_evaluator(task, data, layout=toys.layout(1, 2))(params)
+    values = fs.simulation.each_client_evaluator(task, data, layout=toys.layout(1, 2))(params)
     correct = np.asarray(task.metrics(params, data.examples)["accuracy"][0])
     for k, size in enumerate(toys.SIZES):
         rows = slice(int(data.offsets[k]), int(data.offsets[k + 1]))
@@ -109,7 +109,7 @@ def test_accuracy_of_each_client(task, data):
             assert values[k] == pytest.approx(correct[rows].mean())
         else:
             assert np.isnan(values[k])
-    spread = fs.client_evaluator(task, data, layout=toys.layout())(params)
+    spread = fs.simulation.client_evaluator(task, data, layout=toys.layout())(params)
     assert spread["client_accuracy_min"] == pytest.approx(np.nanmin(values))
     assert spread["client_accuracy_median"] == pytest.approx(np.nanmedian(values))
 
@@ -199,11 +199,17 @@ def test_a_federation_without_data_is_refused(task):
 
 
 def test_cohort_size_is_max_of_c_k_and_1():
-    assert [fs.cohort_size(100, c) for c in (0, 0.005, 0.1, 0.29, 1)] == [1, 1, 10, 29, 100]
-    assert fs.cohort_size(539, 0.1) == 53
-    assert fs.cohort_size(10, 0.3) == 3
+    assert [fs.participation.cohort_size(100, c) for c in (0, 0.005, 0.1, 0.29, 1)] == [
+        1,
+        1,
+        10,
+        29,
+        100,
+    ]
+    assert fs.participation.cohort_size(539, 0.1) == 53
+    assert fs.participation.cohort_size(10, 0.3) == 3
     with pytest.raises(ValueError, match="no clients"):
-        fs.cohort_size(0, 0.5)
+        fs.participation.cohort_size(0, 0.5)
 
 
 @pytest.mark.parametrize(

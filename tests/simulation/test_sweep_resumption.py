@@ -33,7 +33,7 @@ def in_parts(task, data, each, **settings):
     for parts in range(99):
         try:
             return sweep(task, data, go_on=blocks(each), **settings), parts
-        except fs.UnfinishedError:
+        except fs.simulation.UnfinishedError:
             continue
     raise AssertionError("it never ends")
 
@@ -97,7 +97,7 @@ def test_a_killed_sweep_ends_to_the_bit_as_one_that_was_not(
 
 def test_a_sweep_that_may_not_begin_trains_nothing_and_keeps_its_settings(task, data, tmp_path):
     home = tmp_path / "sweep"
-    with pytest.raises(fs.UnfinishedError, match="0 of at most 32 rounds are done; repeat"):
+    with pytest.raises(fs.simulation.UnfinishedError, match="0 of at most 32 rounds are done; repeat"):
         sweep(task, data, workdir=home, go_on=blocks(0), evaluate=killed_after(task, 0), **PLAIN)
     assert sorted(path.name for path in home.iterdir() if path.is_dir()) == sorted(NAMES)
     for change, message in (

@@ -10,7 +10,8 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from fedjax_sim import checks, cohort_size
+from fedjax_sim import checks
+from fedjax_sim.participation import cohort_size
 from fedjax_sim.reporting import best_of_each_seed, envelope, plot_curves
 from papers.fedavg.cells import USUAL_FRACTION, PublishedCell, choose_rows, choose_target
 from papers.fedavg.published import published
