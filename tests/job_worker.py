@@ -1,4 +1,4 @@
-"""One process of a job of two, or a process alone, that runs sweeps, learners and samplers on two
+"""One process of a job of two, or a process alone, that runs sweeps, learners and a sampler on two
 devices in all.
 
     python job_worker.py FOLDER DEVICES [COORDINATOR PROCESS]
@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 import fedjax_sim as fs
-from fedjax_sim.runtime import processes
 
 
 def main():
@@ -59,34 +58,16 @@ def main():
     found["mean"] = taught.params
     found["bytes"] = taught.rows[-1]["bytes_up"]
 
-    remembering = fs.scaffold(task, client_lr=0.1, local_epochs=1, batch_size=4)
-    for placement in ("device", "host"):
-        for num_rounds in (2, 4):  # the second call continues from the checkpoint of the first
-            trained = fs.simulate(
-                remembering,
-                data,
-                key=jax.random.key(0),
-                num_rounds=num_rounds,
-                client_fraction=0.75,
-                data_placement=placement,
-                workdir=pathlib.Path(folder) / placement,
-            )
-        clients = trained.state.clients
-        found[placement] = clients.rows(range(4)) if placement == "host" else processes.fetch(clients)
-
-    buffered = fs.fed_buff(
-        task, concurrency=3, buffer=2, client_lr=0.1, local_epochs=1, batch_size=4
-    )  # draws its own cohorts
-    for name, chosen, cohorts in (
-        ("buffered", buffered, None),
-        ("poisson", algorithm, fs.participation.poisson(0.4, 4)),
-    ):
-        drawn = fs.simulate(
-            chosen, data, key=jax.random.key(1), num_rounds=6, eval_every=3, cohorts=cohorts
-        )
-        found[name] = drawn.params
-        found[f"{name} messages"] = drawn.rows[-1]["messages_up"]
-        found[f"{name} seconds"] = drawn.rows[-1].get("cumulative_virtual_seconds", 0.0)
+    drawn = fs.simulate(
+        algorithm,
+        data,
+        key=jax.random.key(1),
+        num_rounds=6,
+        eval_every=3,
+        cohorts=fs.participation.poisson(0.4, 4),
+    )
+    found["poisson"] = drawn.params
+    found["poisson messages"] = drawn.rows[-1]["messages_up"]
 
     if fs.runtime.is_first():
         named = jax.tree_util.tree_leaves_with_path(found)

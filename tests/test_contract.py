@@ -9,33 +9,11 @@ import numpy as np
 import optax
 import pytest
 import toys
+from contract_cases import ALGORITHMS
 
 import fedjax_sim as fs
 from fedjax_sim.algorithms.common import server_step, start_server
 from fedjax_sim.core.messages import check_sizes
-
-ALGORITHMS = {
-    "dynamic_averaging": lambda task: fs.dynamic_averaging(
-        task,
-        fs.protocols.dynamic(delta=0.5, period=3),
-        num_learners=len(toys.SIZES),
-        batch_size=4,
-        client_lr=0.1,
-        stream="shared",
-    ),
-    "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4),
-    "fed_buff": lambda task: fs.fed_buff(
-        task, concurrency=6, buffer=3, client_lr=0.1, local_epochs=1, batch_size=4
-    ),
-    "fed_nova": lambda task: fs.fed_nova(task, client_lr=0.1, local_epochs=1, batch_size=4),
-    "fed_prox": lambda task: fs.fed_prox(
-        task, client_lr=0.1, mu=0.5, local_epochs=2, batch_size=4, stragglers=0.5
-    ),
-    "ifca": lambda task: fs.ifca(task, num_clusters=2, client_lr=0.1, local_epochs=1, batch_size=4),
-    "scaffold": lambda task: fs.scaffold(task, client_lr=0.1, local_epochs=2, batch_size=4),
-    "fed_sgd": lambda task: fs.fed_sgd(task, client_lr=0.1),
-    "sgd": lambda task: fs.sgd(task, client_lr=0.1, batch_size=4, steps_per_round=5),
-}
 
 
 def test_the_table_is_complete():

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from contract_cases import CASES
 from script_runs import ROOT, rows_of, train
 
 import fedjax_sim as fs
@@ -132,23 +133,56 @@ def test_a_killed_process_ends_the_job_which_others_finish_as_one_process_would(
         assert (tmp_path / "job" / name).exists()
 
 
-@pytest.mark.slow
-def test_two_processes_sweep_remember_and_teach_learners_as_one_does(tmp_path):
-    worker, address = ROOT / "tests" / "job_worker.py", f"127.0.0.1:{free_port()}"
-    for name in ("alone", "job"):
-        (tmp_path / name).mkdir()
-    commands = [(tmp_path / "alone", "2")]
-    commands += [(tmp_path / "job", "1", address, str(i)) for i in range(2)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, worker, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for command in commands
-    ]
-    codes, told = finish(running)
+def work(worker, folder, *job):
+    """A process of a worker on two devices, or of two that have one each."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, ROOT / "tests" / worker, folder, "1" if job else "2", *job]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def found_alone_and_by_two(worker, folder):
+    """What a worker finds in one process, and in two."""
+    address = f"127.0.0.1:{free_port()}"
+    running = [work(worker, folder / "alone")]
+    running += [work(worker, folder / "job", address, str(i)) for i in range(2)]
+    codes, told = finish(running, timeout=500)
     assert codes == [0, 0, 0], told
-    alone, job = (np.load(tmp_path / name / "found.npz") for name in ("alone", "job"))
-    assert len(alone.files) == len(job.files) > 20
+    return tuple(np.load(folder / name / "found.npz") for name in ("alone", "job"))
+
+
+@pytest.mark.slow
+def test_the_contract_holds_for_two_processes_and_after_kill_9(tmp_path):
+    """Every algorithm, and chains drawn at random; see `test_contract_table.py`."""
+    alone, job = found_alone_and_by_two("table_worker.py", tmp_path)
+    assert set(alone.files) == set(job.files)
+    assert {name.split(" [")[0] for name in alone.files} == {*CASES}
+    for name in alone.files:
+        if "slots" not in name:  # each device pads its own clients
+            np.testing.assert_allclose(job[name], alone[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+    draw, killed = random.Random(0), tmp_path / "killed"
+    for case in sorted(draw.sample(range(len(CASES)), 4)):
+        metrics, rows = killed / list(CASES)[case] / "metrics.jsonl", draw.randint(0, 3)
+        running, deadline = work("table_worker.py", killed), time.monotonic() + 200
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= rows):
+            if running.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(str(finish([running], timeout=1)))
+            time.sleep(0.01)
+        time.sleep(0.3 * draw.random())
+        running.send_signal(signal.SIGKILL)
+        assert running.wait() == -signal.SIGKILL
+    codes, told = finish([work("table_worker.py", killed)], timeout=500)
+    assert codes == [0], told
+    after = np.load(killed / "found.npz")
+    assert set(after.files) == set(alone.files)
+    for name in alone.files:
+        np.testing.assert_array_equal(after[name], alone[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_sweep_and_teach_learners_as_one_does(tmp_path):
+    alone, job = found_alone_and_by_two("job_worker.py", tmp_path)
+    assert len(alone.files) == len(job.files) > 12
     for name in alone.files:
         np.testing.assert_allclose(job[name], alone[name], rtol=2e-5, atol=1e-6, err_msg=name)
 

@@ -1,0 +1,114 @@
+"""What the contract holds for: every algorithm, and chains of stages drawn at random."""
+
+import random
+
+import ditto
+import jax
+import numpy as np
+import toys
+
+import fedjax_sim as fs
+from fedjax_sim import aggregation, compression
+from fedjax_sim.runtime import processes
+
+ALGORITHMS = {
+    "dynamic_averaging": lambda task: fs.dynamic_averaging(
+        task,
+        fs.protocols.dynamic(delta=0.5, period=3),
+        num_learners=len(toys.SIZES),
+        batch_size=4,
+        client_lr=0.1,
+        stream="shared",
+    ),
+    "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4),
+    "fed_buff": lambda task: fs.fed_buff(
+        task, concurrency=6, buffer=3, client_lr=0.1, local_epochs=1, batch_size=4
+    ),
+    "fed_nova": lambda task: fs.fed_nova(task, client_lr=0.1, local_epochs=1, batch_size=4),
+    "fed_prox": lambda task: fs.fed_prox(
+        task, client_lr=0.1, mu=0.5, local_epochs=2, batch_size=4, stragglers=0.5
+    ),
+    "ifca": lambda task: fs.ifca(task, num_clusters=2, client_lr=0.1, local_epochs=1, batch_size=4),
+    "scaffold": lambda task: fs.scaffold(task, client_lr=0.1, local_epochs=2, batch_size=4),
+    "fed_sgd": lambda task: fs.fed_sgd(task, client_lr=0.1),
+    "sgd": lambda task: fs.sgd(task, client_lr=0.1, batch_size=4, steps_per_round=5),
+}
+
+_CODECS = (
+    lambda: compression.top_k(0.2),
+    lambda: compression.quantize(6),
+    lambda: compression.top_k(0.2) >> compression.quantize(6),
+)
+_STAGES = (
+    lambda draw: aggregation.clip(0.2),
+    lambda draw: aggregation.clip(0.2, adaptive=0.5),
+    lambda draw: aggregation.gaussian(0.3),
+    lambda draw: draw.choice(_CODECS)(),
+    lambda draw: aggregation.error_feedback(draw.choice(_CODECS)()),
+)
+_ENDS = (
+    lambda: aggregation.mean("uniform"),
+    lambda: aggregation.mean("examples"),
+    aggregation.median,
+    lambda: aggregation.trimmed_mean(0.2),
+    lambda: aggregation.krum(num_byzantine=1),
+)
+
+
+def drawn_chain(task, seed):
+    """FedAvg with the first chain of stages, of those that this seed draws, that makes sense."""
+    draw = random.Random(seed)
+    while True:
+        stages = [draw.choice(_STAGES)(draw) for _ in range(draw.randint(1, 3))]
+        try:
+            aggregator = fs.aggregate(*stages, end=draw.choice(_ENDS)())
+            return fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4, aggregator=aggregator)
+        except ValueError:
+            continue
+
+
+CASES = (
+    ALGORITHMS
+    | {"ditto": lambda task: ditto.ditto(task, client_lr=0.1, pull=0.5, local_epochs=1, batch_size=4)}
+    | {f"chain {seed}": lambda task, seed=seed: drawn_chain(task, seed) for seed in range(6)}
+)
+SEED, NUM_ROUNDS = 3, 4
+SETTINGS = {"client_fraction": 0.5, "eval_every": 2}
+
+
+def linear():
+    """Logistic regression, which compiles quickly."""
+    return fs.models.classifier(fs.models.MLP((toys.CLASSES,)), (toys.FEATURES,))
+
+
+def settings_of(algorithm):
+    """How a case is run, whatever the layout."""
+    own_cohorts = algorithm.cohorts is not None
+    return {
+        name: value for name, value in SETTINGS.items() if name != "client_fraction" or not own_cohorts
+    }
+
+
+def run(algorithm, data, num_rounds=NUM_ROUNDS, **settings):
+    """Runs a case."""
+    key = jax.random.key(SEED)
+    return fs.simulate(
+        algorithm, data, key=key, num_rounds=num_rounds, **(settings_of(algorithm) | settings)
+    )
+
+
+def outcome(state, rows, num_clients):
+    """What a run has learned, remembered and counted, as arrays by name."""
+    clients = getattr(state, "clients", ())
+    if hasattr(clients, "rows"):
+        clients = clients.rows(range(num_clients))
+    counted = [
+        {
+            name: np.nan if value is None else value
+            for name, value in row.items()
+            if "seconds" not in name
+        }
+        for row in rows
+    ]
+    named = jax.tree_util.tree_leaves_with_path((state.params, clients, counted))
+    return {jax.tree_util.keystr(path): processes.fetch(leaf) for path, leaf in named}
