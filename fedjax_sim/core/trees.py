@@ -8,6 +8,11 @@ import jax.numpy as jnp
 Tree = Any
 
 
+def is_key(leaf: jax.Array) -> bool:
+    """Returns whether an array holds PRNG keys."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def add(a: Tree, b: Tree) -> Tree:
     """Returns `a + b`, leaf by leaf."""
     return jax.tree.map(jnp.add, a, b)

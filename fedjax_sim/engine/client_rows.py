@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from fedjax_sim.core import trees
 from fedjax_sim.core.types import ABSENT, CLIENTS, Layout
 from fedjax_sim.engine.collectives import sum_over_devices
 from fedjax_sim.engine.placement import EVERYWHERE, SPREAD
@@ -92,7 +93,7 @@ def _places(ids: jax.Array, share: int) -> jax.Array:
 
 def _to_bits(leaf: jax.Array) -> jax.Array:
     """Returns an array's bits as uint32, with one more axis for wide dtypes and keys."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if trees.is_key(leaf):
         return jax.random.key_data(leaf)
     if leaf.dtype == bool:
         return leaf.astype(jnp.uint32)
@@ -102,7 +103,7 @@ def _to_bits(leaf: jax.Array) -> jax.Array:
 
 
 def _from_bits(bits: jax.Array, like: jax.Array) -> jax.Array:
-    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+    if trees.is_key(like):
         return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(like))
     if like.dtype == bool:
         return bits.astype(bool)

@@ -127,7 +127,7 @@ def sum_over_devices(tree: Any) -> Any:
     exact on up to 512 devices.
     """
     given, structure = jax.tree.flatten(tree)
-    leaves = [leaf.astype(jnp.int32) if leaf.dtype == bool else leaf for leaf in given]
+    leaves = [_summable(leaf) for leaf in given]
     packs: dict[Any, list[jax.Array]] = {}
     for leaf in leaves:
         if leaf.dtype == jnp.int32:
@@ -148,8 +148,21 @@ def sum_over_devices(tree: Any) -> Any:
         high, low = take(jnp.dtype(jnp.float32), 2 * leaf.size).reshape(2, *leaf.shape).astype(jnp.int32)
         return (high << _HALF) + low
 
-    sums_of = [unpack(leaf).astype(before.dtype) for leaf, before in zip(leaves, given, strict=True)]
+    sums_of = [_as_before(unpack(leaf), before) for leaf, before in zip(leaves, given, strict=True)]
     return jax.tree.unflatten(structure, sums_of)
+
+
+def _summable(leaf: jax.Array) -> jax.Array:
+    """Returns flags as counts and PRNG keys as their data."""
+    if trees.is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf.astype(jnp.int32) if leaf.dtype == bool else leaf
+
+
+def _as_before(leaf: jax.Array, before: jax.Array) -> jax.Array:
+    if trees.is_key(before):
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(before))
+    return leaf.astype(before.dtype)
 
 
 def choose_rows(chosen: jax.Array, new: Any, old: Any) -> Any:

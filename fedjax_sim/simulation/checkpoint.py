@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core import trees
 from fedjax_sim.runtime import processes
 from fedjax_sim.simulation.workdir import full_disk_explained, write_json
 
@@ -190,7 +190,7 @@ def zeros_like(state: Any) -> dict[str, np.ndarray]:
 def _numbered(convert: Callable[[jax.Array], np.ndarray], state: Any) -> dict[str, np.ndarray]:
     leaves = {}
     for i, leaf in enumerate(jax.tree.leaves(state)):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        is_key = trees.is_key(leaf)
         leaves[f"{i:05d}"] = convert(jax.random.key_data(leaf) if is_key else leaf)
     return leaves
 
@@ -200,7 +200,7 @@ def from_numpy(leaves: dict[str, np.ndarray], template: Any) -> Any:
 
     def restore(i, like):
         value = leaves[f"{i:05d}"]
-        if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        if trees.is_key(like):
             value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
         return processes.put(value, like.sharding)
 

@@ -136,14 +136,18 @@ def _check_returned(own: Any, returned: Any) -> None:
 
 def without_keys(rows: Any) -> Any:
     """Returns rows with the data of PRNG keys in place of keys."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, rows)
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if trees.is_key(leaf) else leaf, rows)
 
 
 def with_keys(rows: Any, like: Any) -> Any:
     """Returns the rows of which `without_keys` made `rows`, with the kinds of keys of `like`."""
 
     def restore(leaf, like):
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+        return (
+            jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
+            if trees.is_key(like)
+            else leaf
+        )
 
     return jax.tree.map(restore, rows, like)
 
@@ -250,7 +254,3 @@ def _on_devices(
         return share, room
     here = min(devices * layout.num_parts, len(jax.local_devices()))
     return share * here, machine_bytes()
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core import trees
 from fedjax_sim.core.types import Algorithm, Cohort
 from fedjax_sim.engine.placement import EVERYWHERE
 from fedjax_sim.participation import Sampler, uniform
@@ -121,7 +122,7 @@ def _check_drawn(shapes: Drawn, size: int, state: Any) -> None:
                 f"the sampler draws {name} as {leaf.dtype}{list(leaf.shape)}; wanted "
                 f"int32{list(wanted)}, as its most gives {size} places"
             )
-    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(state)):
+    if any(trees.is_key(leaf) for leaf in jax.tree.leaves(state)):
         raise ValueError(
             "the sampler's state holds a PRNG key; wanted numbers, as each draw has a key of its own"
         )
@@ -150,6 +151,12 @@ def choose_sampler(
     if cohorts is None:
         cohorts = uniform(_DEFAULT_FRACTION if client_fraction is None else client_fraction)
     return cohorts
+
+
+def own_state(state: Any) -> Any:
+    """Returns the algorithm's own state, without clients' memory and without a sampler's state."""
+    server = server_state(state)
+    return server.algorithm if isinstance(server, WithSampler) else server
 
 
 def sampler_state(state: Any) -> Any:

@@ -33,6 +33,7 @@ from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
     as_rates,
+    check_begins,
     check_cohort,
     check_counters,
     check_data,
@@ -145,7 +146,7 @@ def simulate(
     check_initial_params(algorithm, hparams, initial_params)
     layout = layout or layout_for(algorithm, data)
     check_layout(algorithm, layout)
-    check_counters(algorithm, data, draws.size, layout)
+    check_counters(algorithm, draws, layout)
     check_one_run(algorithm.num_learners or draws.size, layout)
     rates = as_rates(hparams)
     on_host = stays_on_host(data_placement, algorithm, data, layout, rates)
@@ -195,6 +196,7 @@ def simulate(
         else:
             blocks = Blocks.on_devices(algorithm, data, draws, layout, capacity)
         ((start, keys),) = blocks.starts([(key, hparams)], initial_params)
+        check_begins(start.params, initial_params)
         sizes = blocks.message_bytes(start)
         journal = stack.enter_context(Journal(home, start, checkpoint_seconds))
         done = journal.rows[-1]["round"] if journal.rows else 0

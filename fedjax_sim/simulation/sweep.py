@@ -32,6 +32,7 @@ from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
     as_rates,
+    check_begins,
     check_cohort,
     check_counters,
     check_data,
@@ -148,7 +149,7 @@ def sweep(
     cohorts = choose_sampler(algorithm, client_fraction, cohorts)
     draws = cohort_draws(cohorts, data, jax.random.key(0))
     algorithm = draws.extended(algorithm)
-    check_counters(algorithm, data, draws.size, layout)
+    check_counters(algorithm, draws, layout)
     rates = as_rates(combinations[0][0])
     # Stacked runs lie there as they begin, side by side, and each by itself when it is judged; others as
     # they are and, in a race, as they were.
@@ -194,6 +195,7 @@ def sweep(
         starts = blocks.starts(
             [(jax.random.key(seed), values) for values, seed in combinations], initial_params
         )
+        check_begins(starts[0][0].params, initial_params)
         runs = [
             RunState(*combination, *start)
             for combination, start in zip(combinations, starts, strict=True)
@@ -292,7 +294,7 @@ def check_sweep(
     check_data(algorithm, data, num_rounds)
     draws = cohort_draws(cohorts, data, jax.random.key(0))
     check_cohort(algorithm, draws.shapes.cohort)
-    check_counters(algorithm, data, draws.size, Layout())
+    check_counters(algorithm, draws, Layout())
     combinations = [
         merge_hparams(algorithm, dict(zip(hparams, values, strict=True)))
         for values in itertools.product(*grids)

@@ -10,6 +10,8 @@ import numpy as np
 
 from fedjax_sim.core.checks import as_float
 from fedjax_sim.core.types import Algorithm, Cohort, Layout
+from fedjax_sim.runtime.processes import fetch
+from fedjax_sim.simulation.cohorts import CohortDraws
 
 EvaluationFn = Callable[[Any], Mapping[str, float]]
 
@@ -91,13 +93,13 @@ def check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:
         )
 
 
-def check_counters(algorithm: Algorithm, data: Any, size: int, layout: Layout) -> None:
+def check_counters(algorithm: Algorithm, draws: CohortDraws, layout: Layout) -> None:
     """Refuses rounds with more example slots than their counters hold.
 
     Args:
       algorithm: algorithm to run.
-      data: a `FederatedData`.
-      size: `K`, clients per round; the largest may be drawn together.
+      draws: how cohorts are drawn; the largest clients may be drawn together, and with a lag the
+        largest one may take all places.
       layout: lanes and devices; all lanes may last as long as the longest.
 
     Raises:
@@ -105,8 +107,11 @@ def check_counters(algorithm: Algorithm, data: Any, size: int, layout: Layout) -
     """
     if algorithm.most_slots is None:
         return
-    sizes = np.diff(np.asarray(data.offsets, np.int64))
-    largest = np.partition(sizes, len(sizes) - size)[len(sizes) - size :]
+    sizes, size = draws.sizes, draws.size
+    if draws.shapes.cohort.lag is None:
+        largest = np.partition(sizes, len(sizes) - size)[len(sizes) - size :]
+    else:
+        largest = np.full(size, sizes.max())
     slots = algorithm.most_slots(np.maximum(largest, 1))  # an empty client takes a step as well
     most = _IDLE * slots.sum() + layout.lanes * layout.num_devices * slots.max()
     if most >= _MOST_SLOTS:
@@ -149,6 +154,27 @@ def check_initial_params(
                 f"initial_params holds a NaN or an infinity at {jax.tree_util.keystr(path)}; wanted "
                 "finite numbers"
             )
+
+
+def check_begins(params: Any, initial_params: Any) -> None:
+    """Refuses an algorithm whose `init` ignores the parameters that it was given.
+
+    Args:
+      params: parameters of its first state.
+      initial_params: what `init` was given, or None.
+
+    Raises:
+      ValueError: they differ by more than rounding.
+    """
+    if initial_params is None:
+        return
+    trees = (jax.tree.leaves(fetch(tree)) for tree in (params, initial_params))
+    pairs = zip(*(map(np.float64, leaves) for leaves in trees), strict=True)
+    if not all(np.allclose(got, wanted, rtol=1e-3, atol=1e-6) for got, wanted in pairs):
+        raise ValueError(
+            "initial_params is given, but the state that the algorithm's init returns has other params; "
+            "wanted an init that begins with its `params`, unless they are None"
+        )
 
 
 def _paths(tree: Any) -> dict[str, str]:

@@ -11,7 +11,8 @@ import numpy as np
 from fedjax_sim.core.types import Algorithm, Layout, Params
 from fedjax_sim.engine.client_rows import take_rows
 from fedjax_sim.engine.placement import EVERYWHERE, place, shardings
-from fedjax_sim.simulation.client_memory import WithMemory, server_state
+from fedjax_sim.simulation.client_memory import WithMemory
+from fedjax_sim.simulation.cohorts import own_state
 from fedjax_sim.simulation.host_memory import HostMemory
 from fedjax_sim.simulation.validation import EvaluationFn
 
@@ -112,7 +113,7 @@ def view_of(algorithm: Algorithm, num_clients: int, layout: Layout, state: Any, 
       state: the state, with clients' memory if there is any.
       round: number of completed rounds.
     """
-    server = server_state(state)
+    server = own_state(state)
 
     def models(ids: np.ndarray) -> Params:
         ids = place(ids, layout)

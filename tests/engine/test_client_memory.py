@@ -121,6 +121,31 @@ def test_other_memory_than_was_given_is_refused(data):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
+def test_clients_may_remember_prng_keys(data):
+    def client(shared, own_k, client, key):
+        return fs.ClientOutput((), (), own=jax.random.fold_in(own_k, client.id))
+
+    keys = jax.random.split(jax.random.key(0), 5)
+    cohorts = [
+        fs.Cohort(jnp.array([4, 2, 0, fs.engine.ABSENT, 9], jnp.int32), toys.layout(lanes, devices))
+        for lanes, devices in ((1, 1), (2, 1), (1, 2))
+    ]
+    own = [
+        fs.engine.map_clients(
+            client, (), data, cohort, key=keys[0], work=lambda s, k: s[:, None], own=keys
+        ).own
+        for cohort in cohorts
+    ]
+    expected = [
+        key if id == fs.engine.ABSENT else jax.random.fold_in(key, id)
+        for key, id in zip(keys, [4, 2, 0, fs.engine.ABSENT, 9], strict=True)
+    ]
+    for found in own:
+        toys.assert_same(jax.random.key_data(found), jax.random.key_data(jnp.stack(expected)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 def test_stacked_sweeps_and_threads_remember_alike(task, data):
     settings = {"hparams": {"client_lr": [0.05, 0.2]}, "seeds": [0, 1], "num_rounds": 3}
     settings |= {"client_fraction": 0.5, "eval_every": 3, "layout": fs.Layout()}

@@ -1,6 +1,7 @@
 """What a run cannot do right, it refuses before any training."""
 
 import errno
+import functools
 import math
 import multiprocessing
 import os
@@ -55,6 +56,16 @@ def test_rounds_beyond_their_counters_are_refused(task, settings, run):
     }
     with pytest.raises(ValueError, match=r"may execute .* example slots, padding included; wanted"):
         run(settings.pop("algorithm"), data, num_rounds=1, client_fraction=1.0, **settings)
+
+
+def test_one_client_may_take_all_places_of_an_asynchronous_round(task):
+    """Of 8 updates, all may be those of the large client, and its rounds are counted 8 times."""
+    data, settings = toys.federation((1,) * 19 + (2**10,)), {"local_epochs": 2**17, "batch_size": 1}
+    check = functools.partial(fs.simulation.check_sweep, data=data, hparams={}, num_rounds=1)
+    check(fed_avg(task, **settings), client_fraction=0.4)
+    buffered = fs.fed_buff(task, concurrency=8, buffer=8, client_lr=0.1, **settings)
+    with pytest.raises(ValueError, match=r"a round of 8 clients, .* example slots, padding included"):
+        check(buffered)
 
 
 def test_rounds_that_their_counters_hold_are_counted(task):
@@ -205,6 +216,10 @@ def test_parameters_for_an_algorithm_that_takes_none_are_refused(task, data):
         ValueError, match=r"init takes none; wanted init\(key, hparams, num_clients, params=None\)"
     ):
         simulate(plain, data, initial_params=task.init(jax.random.key(0)))
+    deaf = algorithm._replace(init=lambda key, hparams, n, params=None: algorithm.init(key, hparams, n))
+    for run, more in ((simulate, {}), (fs.sweep, {"hparams": {}, "num_rounds": 1})):
+        with pytest.raises(ValueError, match="the algorithm's init returns has other params"):
+            run(deaf, data, initial_params=task.init(jax.random.key(5)), **more)
 
 
 def test_a_block_is_no_longer_than_the_run(task, data):
