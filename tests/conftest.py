@@ -1,6 +1,8 @@
 """Two CPU devices and strict types for all tests, and a small ragged federation."""
 
 import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -28,6 +30,24 @@ LONGEST_FIRST = (
     "test_fed_prox.py",
     "test_quadratics.py",
 )
+
+
+def pytest_configure(config):
+    """Without XLA's fusion emitters, programs compile in half the time.
+
+    Slow tests keep them, and so does `XLA_FLAGS= pytest`, by which CI tests other versions of JAX.
+    """
+    quick = "--xla_cpu_use_fusion_emitters=false"
+    if "XLA_FLAGS" not in os.environ and config.option.markexpr == "not slow" and _is_known(quick):
+        os.environ["XLA_FLAGS"] = quick  # workers and scripts inherit it
+
+
+def _is_known(flag):
+    """Whether this version of XLA has a flag; others would end the process."""
+    command = [sys.executable, "-c", "import jax; jax.devices()"]
+    return not subprocess.run(
+        command, env=os.environ | {"XLA_FLAGS": flag}, capture_output=True
+    ).returncode
 
 
 def pytest_collection_modifyitems(items):

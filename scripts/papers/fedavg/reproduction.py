@@ -17,7 +17,6 @@ from fedjax_sim import (
     DivergenceError,
     Layout,
     Task,
-    UnfinishedError,
     evaluator,
     fed_avg,
     fed_sgd,
@@ -25,6 +24,7 @@ from fedjax_sim import (
 )
 from fedjax_sim.data import Dataset, FederatedData, federate, load
 from fedjax_sim.reporting import MOST_RATES, neighbour, provenance, sweep_rates, write_json
+from fedjax_sim.simulation import UnfinishedError
 from papers.fedavg.cells import PublishedCell
 from papers.fedavg.figures import FIGURES, LOSS, figure_rounds
 from papers.fedavg.published import PARTS, published
