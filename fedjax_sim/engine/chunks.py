@@ -4,6 +4,7 @@ The only vmaps over clients are here, in `queues.py`, where a lane trains one cl
 in `learners.py`, where clients keep their models.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,7 @@ def map_clients(
         is_mine = (owner == device) & (cost >= 0)
         mine = jnp.argsort(~is_mine, stable=True)
 
+        @functools.partial(jax.jit, inline=True)  # traced once, for shapes and for the loop
         def one_client(member, own):
             k = jnp.minimum(member, share.ids.size - 1)
             client, there = share.client(k), None

@@ -219,6 +219,7 @@ def _rounds(
     """
     cohort_key, train_key = keys
 
+    @functools.partial(jax.jit, inline=True)  # traced once, for shapes and for the loop
     def one_round(r, state):
         now = drawn
         if now is None:
