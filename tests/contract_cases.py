@@ -1,5 +1,6 @@
 """What the contract holds for: every algorithm, and chains of stages drawn at random."""
 
+import contextlib
 import random
 
 import ditto
@@ -10,6 +11,8 @@ import toys
 import fedjax_sim as fs
 from fedjax_sim import aggregation, compression
 from fedjax_sim.runtime import processes
+from fedjax_sim.simulation import client_memory
+from fedjax_sim.simulation.cohorts import own_state
 
 ALGORITHMS = {
     "dynamic_averaging": lambda task: fs.dynamic_averaging(
@@ -55,22 +58,29 @@ _ENDS = (
 )
 
 
-def drawn_chain(task, seed):
-    """FedAvg with the first chain of stages, of those that this seed draws, that makes sense."""
-    draw = random.Random(seed)
-    while True:
+def _drawn_chains(count, seed):
+    """The first chains of stages, of those that this seed draws, that make sense and differ."""
+    draw, chains = random.Random(seed), {}
+    for _ in range(100):
         stages = [draw.choice(_STAGES)(draw) for _ in range(draw.randint(1, 3))]
-        try:
+        with contextlib.suppress(ValueError):
             aggregator = fs.aggregate(*stages, end=draw.choice(_ENDS)())
-            return fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4, aggregator=aggregator)
-        except ValueError:
-            continue
+            chains.setdefault(str(aggregator.settings), aggregator)
+        if len(chains) == count:
+            return list(chains.values())
+    raise AssertionError(f"of 100 chains only {list(chains)} make sense")
+
+
+def _through(aggregator):
+    return lambda task: fs.fed_avg(
+        task, client_lr=0.1, local_epochs=1, batch_size=4, aggregator=aggregator
+    )
 
 
 CASES = (
     ALGORITHMS
     | {"ditto": lambda task: ditto.ditto(task, client_lr=0.1, pull=0.5, local_epochs=1, batch_size=4)}
-    | {f"chain {seed}": lambda task, seed=seed: drawn_chain(task, seed) for seed in range(6)}
+    | {f"chain {i}": _through(chain) for i, chain in enumerate(_drawn_chains(5, seed=2))}
 )
 SEED, NUM_ROUNDS = 3, 4
 SETTINGS = {"client_fraction": 0.5, "eval_every": 2}
@@ -110,5 +120,6 @@ def outcome(state, rows, num_clients):
         }
         for row in rows
     ]
-    named = jax.tree_util.tree_leaves_with_path((state.params, clients, counted))
+    kept = client_memory.without_keys((own_state(state), clients))
+    named = jax.tree_util.tree_leaves_with_path((kept, counted))
     return {jax.tree_util.keystr(path): processes.fetch(leaf) for path, leaf in named}

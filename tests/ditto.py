@@ -25,6 +25,7 @@ def ditto(task, *, local_epochs, batch_size, client_lr, pull, shuffle="each_epoc
 
     personal = fs.local_training(task, lambda rate: optax.sgd(rate[0]), gradient=gradient, **settings)
     work = fs.engine.sequence(local.work, personal)
+    one = fs.fed_avg(task, client_lr=client_lr, **settings)
 
     def enter(shared, v_k, client, key):
         w, eta, pull = shared
@@ -50,4 +51,6 @@ def ditto(task, *, local_epochs, batch_size, client_lr, pull, shuffle="each_epoc
         extra=lambda params, num_clients: (),
         memory=lambda key, params: params,
         model_of=lambda state, v_k, id: v_k,
+        most_slots=lambda sizes: 2 * one.most_slots(sizes),
+        lane_bytes=lambda examples: 2 * one.lane_bytes(examples),
     )

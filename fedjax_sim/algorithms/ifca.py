@@ -108,8 +108,8 @@ def ifca(
 
     def model_of(state, own_k, id):
         raise ValueError(
-            "which of the k models a client uses depends on its data; wanted cluster_evaluator, or the "
-            "k models in view.params"
+            "which of the k models a client uses depends on its data; wanted "
+            "fs.simulation.cluster_evaluator, or the k models in `view.params`"
         )
 
     return local.algorithm(

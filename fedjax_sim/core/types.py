@@ -225,8 +225,8 @@ class Algorithm(NamedTuple):
       num_classes: see `Task`.
       memory: `memory(key, params) -> row`, what ONE client remembers before it first takes part; the
         simulation keeps the rows of all clients. None for clients without memory.
-      model_of: `model_of(state, own_k, id) -> params`, the model that client `id` uses itself, given its
-        memory, or `()`; see `View.models`. By default the shared one.
+      model_of: `model_of(state, own_k, id) -> params`, the model that client `id` uses itself. `own_k`
+        is its memory, `()` without one. By default the shared model; see `View.models`.
       parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that make up the round,
         with the shapes of their arguments. The workdir of another run reports which parts differ.
       cohorts: the `Sampler` of its cohorts, unless `simulate` is given one; None for uniform draws.

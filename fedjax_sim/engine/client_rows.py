@@ -1,5 +1,6 @@
 """Rows of all clients on the devices: one share on each device if they divide evenly, else one copy."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,11 @@ def put_rows(rows: Any, ids: jax.Array, new: Any, num_clients: int, layout: Layo
         return put(rows, _places(ids, num_clients // layout.num_devices), new)
 
     return _on_shares(put_mine, layout, (SPREAD, EVERYWHERE, EVERYWHERE), SPREAD)(rows, ids, new)
+
+
+def map_rows(fn: Callable[[Any, Any, jax.Array], Any], shared: Any, rows: Any, ids: jax.Array) -> Any:
+    """Returns `fn(shared, row, id)` of clients `[n]`, given their rows `[n, ...]`, as `[n, ...]`."""
+    return jax.vmap(functools.partial(fn, shared))(rows, ids)
 
 
 def _on_shares(fn: Callable, layout: Layout, in_specs: Any, out_specs: Any) -> Callable:

@@ -28,7 +28,8 @@ def sequence(
 
     Lanes start and end each work together, so they wait for the longest client of a chunk; see
     `map_clients`. If lanes were in different works at the same time, each would execute both at every
-    step.
+    step. An algorithm that uses this work gives `most_slots` and `lane_bytes` of both works; those of
+    `local_sgd` are of one.
 
     Args:
       first: work such as `local_training` returns.

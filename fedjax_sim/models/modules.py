@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from fedjax_sim.core import trees
 from fedjax_sim.core.types import Params
 
 _FLAGS = ("train", "training", "is_training", "is_train", "deterministic")
@@ -193,9 +194,7 @@ def _fresh_streams(streams: nnx.State, key: jax.Array | None) -> nnx.State:
     leaves, structure = jax.tree.flatten(streams)
     key = jax.random.key(0) if key is None else key
     fresh = [
-        jax.random.fold_in(key, i)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else jnp.zeros(leaf.shape, leaf.dtype)
+        jax.random.fold_in(key, i) if trees.is_key(leaf) else jnp.zeros(leaf.shape, leaf.dtype)
         for i, leaf in enumerate(leaves)
     ]
     return jax.tree.unflatten(structure, fresh)

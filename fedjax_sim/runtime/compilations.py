@@ -1,5 +1,7 @@
-"""A counter of JAX's compilations and the time they take."""
+"""Compiled programs: a counter, and a limit to how many stay in memory."""
 
+import logging
+import pathlib
 from typing import Self
 
 import jax
@@ -10,6 +12,36 @@ _STAGES = (
     "/jax/core/compile/jaxpr_to_mlir_module_duration",
     _COMPILE,
 )
+
+_MAPPINGS = pathlib.Path("/proc/self/maps")
+_MOST_MAPPINGS = pathlib.Path("/proc/sys/vm/max_map_count")
+_SHARE = 0.5  # of the system's limit; the other half is more than one run adds
+
+
+def drop_programs_if_many() -> None:
+    """Drops all compiled programs, the caller's own as well, before their memory mappings run out.
+
+    On a CPU the programs of one run take some 400 mappings, and beyond vm.max_map_count, 65530 on most
+    Linux systems, the process crashes. Programs that are needed again are compiled again.
+    """
+    try:
+        most = _SHARE * int(_MOST_MAPPINGS.read_text())
+        if _num_mappings() <= most:
+            return
+        jax.clear_caches()
+        left = _num_mappings()
+    except OSError:  # another system than Linux, or one that tells nothing
+        return
+    if left > most:
+        logging.getLogger(__name__).warning(
+            "This process has %d memory mappings without any compiled program; beyond "
+            "vm.max_map_count it crashes, so raise that limit (sysctl vm.max_map_count).",
+            left,
+        )
+
+
+def _num_mappings() -> int:
+    return _MAPPINGS.read_bytes().count(b"\n")
 
 
 class CompilationCounter:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+
+from fedjax_sim.core import trees
 
 # A process that is silent for so long is lost, and with it the job.
 _SILENT_SECONDS = 30
@@ -134,7 +135,7 @@ def local(leaf: Any) -> Any:
 
 def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     """Shards an array that every process has; each process reads only what its devices need."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if trees.is_key(leaf):
         data = put(jax.random.key_data(leaf), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     is_shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable

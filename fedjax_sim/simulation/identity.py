@@ -100,7 +100,7 @@ def check_evaluations(
     known: Mapping[str, Any],
     view: View,
     where: Any,
-    others: Collection[str] | None = None,
+    names: Collection[str] = (),
 ) -> None:
     """Refuses to continue a run with evaluations that differ from those it began with.
 
@@ -111,20 +111,20 @@ def check_evaluations(
       known: row of the run.
       view: the run at that row.
       where: workdir, for the error message.
-      others: names in the row that no evaluation gives, if known.
+      names: names in the row that evaluations gave, as far as they are known.
 
     Raises:
       ValueError: the values differ from the row's, or have other names.
     """
     found = {name: v for e in evaluators for name, v in results_of(e, view).items()}
-    names = found.keys() if others is None else found.keys() | known.keys() - set(others)
-    for name in sorted(names):
+    for name in sorted(found.keys() | set(names)):
         before, now = known.get(name, "absent"), found.get(name, "absent")
         if "absent" in (before, now) or not _is_close(before, now):
             raise ValueError(
                 f"{where} belongs to a run of another evaluation: {name} of the model of round "
                 f"{known['round']} is {before} there, {now} now. To continue it, use that evaluation, "
-                "a function of the parameters, or of a view, alone; otherwise choose another workdir."
+                "which may depend on nothing but the parameters or the view; otherwise choose another "
+                "workdir."
             )
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
+from fedjax_sim.core import trees
+
 _CALLS = ("jit", "pjit")
 
 
@@ -128,7 +130,7 @@ def _add(whole: Any, value: Any) -> None:
         _say(whole, len(value))
         for item in value:
             _add(whole, item)
-    elif isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+    elif isinstance(value, jax.Array) and trees.is_key(value):
         _say(whole, jax.random.key_impl(value))
         _add(whole, jax.random.key_data(value))
     elif isinstance(value, jax.Array | np.ndarray | np.generic):

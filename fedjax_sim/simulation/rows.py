@@ -25,6 +25,11 @@ def first_row(sizes: dict[str, int]) -> dict[str, Any]:
     return row | balance(row, sizes) | {"train_loss": None, "round_seconds": None}
 
 
+def evaluated_names(row: dict[str, Any], sizes: dict[str, int]) -> set[str]:
+    """Returns the names in a run's first recorded row that evaluations gave."""
+    return row.keys() - first_row(sizes).keys() - {"seconds"}
+
+
 def next_row(before: dict, infos: dict[str, np.ndarray], sizes: dict[str, int]) -> dict[str, Any]:
     """Returns the row after a block of rounds; totals continue from the row `before`.
 

@@ -12,7 +12,7 @@ import numpy as np
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.types import Algorithm, Layout
 from fedjax_sim.participation import Sampler
-from fedjax_sim.runtime.compilations import CompilationCounter
+from fedjax_sim.runtime.compilations import CompilationCounter, drop_programs_if_many
 from fedjax_sim.runtime.devices import layout_for
 from fedjax_sim.runtime.errors import device_errors_explained
 from fedjax_sim.runtime.processes import agree, is_first, is_multiprocess
@@ -28,7 +28,13 @@ from fedjax_sim.simulation.identity import NOT_COMPARED, check_config, check_eva
 from fedjax_sim.simulation.journal import Journal, memory_file
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import Result
-from fedjax_sim.simulation.rows import evaluate_into, first_bad_round, first_row, next_row
+from fedjax_sim.simulation.rows import (
+    evaluate_into,
+    evaluated_names,
+    first_bad_round,
+    first_row,
+    next_row,
+)
 from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
@@ -187,6 +193,7 @@ def simulate(
                     allow_version_change=allow_version_change,
                 )
             )
+        drop_programs_if_many()
         compiled = stack.enter_context(CompilationCounter())
         if on_host:
             feed = CohortPrefetcher(data, split_key(key).cohorts, draws, layout, num_rounds)
@@ -207,10 +214,13 @@ def simulate(
             )
         if home is not None and journal.rows and not claim.evaluations_known:
             # Clients' memory on the host is that of the last row by now, so no view shows the first.
-            first = [e for e in evaluators if not (on_host and is_of_view(e))]
-            own = first_row(sizes).keys() | {"seconds"} if len(first) == len(evaluators) else None
-            check_evaluations(first, journal.rows[0], blocks.view(start, 0), home, own)
-            check_evaluations(evaluators, journal.rows[-1], blocks.view(journal.state, done), home)
+            is_late = on_host and algorithm.memory is not None
+            first = [e for e in evaluators if not (is_late and is_of_view(e))]
+            names = evaluated_names(journal.rows[0], sizes)
+            known = names if len(first) == len(evaluators) else ()
+            check_evaluations(first, journal.rows[0], blocks.view(start, 0), home, known)
+            last = (journal.rows[-1], blocks.view(journal.state, done))
+            check_evaluations(evaluators, *last, home, names)
         if home is not None:
             files.confirm(home, claim)
         bar = stack.enter_context(Progress(num_rounds, done)) if progress and is_first() else None

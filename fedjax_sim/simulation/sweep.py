@@ -15,7 +15,7 @@ from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.types import Algorithm, Layout
 from fedjax_sim.participation import Sampler
 from fedjax_sim.runtime import processes
-from fedjax_sim.runtime.compilations import CompilationCounter
+from fedjax_sim.runtime.compilations import CompilationCounter, drop_programs_if_many
 from fedjax_sim.runtime.devices import layout_for, with_fewer_parts
 from fedjax_sim.runtime.errors import device_errors_explained
 from fedjax_sim.simulation import client_memory
@@ -26,7 +26,7 @@ from fedjax_sim.simulation.identity import NOT_COMPARED, check_evaluations, iden
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import SweepResult
-from fedjax_sim.simulation.rows import first_row
+from fedjax_sim.simulation.rows import evaluated_names
 from fedjax_sim.simulation.sweep_runner import RunState, SweepRunner, run_on_cores, run_stacked
 from fedjax_sim.simulation.validation import (
     EvaluationFn,
@@ -189,6 +189,7 @@ def sweep(
                     allow_version_change=allow_version_change,
                 )
             )
+        drop_programs_if_many()
         compiled = stack.enter_context(CompilationCounter())
         capacity = min(int(eval_every), num_rounds)
         blocks = Blocks.on_devices(algorithm, data, draws, layout, capacity)
@@ -204,10 +205,11 @@ def sweep(
             for run in runs:
                 run.keep_in(stack.enter_context(_journal(home, run, len(runs))))
             _check_done(runs, num_rounds, home)
-            own = first_row(blocks.message_bytes(runs[0].state)).keys() | {"seconds"}
+            sizes = blocks.message_bytes(runs[0].state)
             for run, (start, _) in zip(runs, starts, strict=True):
                 if run.rows and not claim.evaluations_known:
-                    check_evaluations(evaluators, run.rows[0], blocks.view(start, 0), home, own)
+                    names = evaluated_names(run.rows[0], sizes)
+                    check_evaluations(evaluators, run.rows[0], blocks.view(start, 0), home, names)
             files.confirm(home, claim)
         total, done = num_rounds * len(runs), sum(run.done for run in runs)
         bar = stack.enter_context(Progress(total, done)) if progress and processes.is_first() else None

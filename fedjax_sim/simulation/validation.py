@@ -112,7 +112,8 @@ def check_counters(algorithm: Algorithm, draws: CohortDraws, layout: Layout) -> 
         largest = np.partition(sizes, len(sizes) - size)[len(sizes) - size :]
     else:
         largest = np.full(size, sizes.max())
-    slots = algorithm.most_slots(np.maximum(largest, 1))  # an empty client takes a step as well
+    # An empty client takes a step as well.
+    slots = algorithm.most_slots(np.maximum(largest, 1).astype(np.float64))
     most = _IDLE * slots.sum() + layout.lanes * layout.num_devices * slots.max()
     if most >= _MOST_SLOTS:
         raise ValueError(

@@ -1,7 +1,6 @@
 """What evaluations see of a run: its model, or a view with the state and each client's model."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_sim.core.types import Algorithm, Layout, Params
-from fedjax_sim.engine.client_rows import take_rows
+from fedjax_sim.engine.client_rows import map_rows, take_rows
 from fedjax_sim.engine.placement import EVERYWHERE, place, shardings
 from fedjax_sim.simulation.client_memory import WithMemory
 from fedjax_sim.simulation.cohorts import own_state
@@ -19,7 +18,9 @@ from fedjax_sim.simulation.validation import EvaluationFn
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A run between two rounds, as evaluations `of_view` see it.
+    """What an evaluation marked `of_view` sees of a run.
+
+    It is valid during the evaluation alone: the next round overwrites its arrays, so copy what you keep.
 
     Attributes:
       round: number of completed rounds.
@@ -38,8 +39,10 @@ class View:
         return self.state.params
 
     def models(self, ids: Any) -> Params:
-        """Returns the models that clients use themselves, such as personalized ones; else copies of the
-        shared one.
+        """Returns the model that each client uses itself, as `Algorithm.model_of` says.
+
+        By default that is the shared one. A client that has not taken part yet has its first memory: in
+        Ditto, for example, the initial model.
 
         All of them are on the devices at once, so ask for as many as fit there. With several processes,
         all must ask together.
@@ -54,8 +57,8 @@ class View:
           ValueError: an id is not a client's, or the algorithm cannot tell a client's model.
         """
         ids = np.asarray(ids)
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"ids is {ids.dtype}{list(ids.shape)}; wanted integers [n]")
+        if ids.ndim != 1 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"ids is {ids.dtype}{list(ids.shape)}; wanted integers [n], at least one")
         strange = ids[(ids < 0) | (ids >= self.num_clients)]
         if strange.size:
             raise ValueError(f"ids holds {strange[0]}; wanted 0 to {self.num_clients - 1}")
@@ -117,7 +120,7 @@ def view_of(algorithm: Algorithm, num_clients: int, layout: Layout, state: Any, 
 
     def models(ids: np.ndarray) -> Params:
         ids = place(ids, layout)
-        of_clients = jax.jit(_models, static_argnums=0, out_shardings=shardings(layout, EVERYWHERE))
+        of_clients = jax.jit(map_rows, static_argnums=0, out_shardings=shardings(layout, EVERYWHERE))
         return of_clients(algorithm.model_of, server, _own(state, ids, num_clients, layout), ids)
 
     return View(round, server, num_clients, models)
@@ -131,7 +134,3 @@ def _own(state: Any, ids: jax.Array, num_clients: int, layout: Layout) -> Any:
         return state.clients.take(*state.clients.send(np.asarray(ids)))
     take = jax.jit(take_rows, static_argnums=(2, 3))
     return take(state.clients, ids, num_clients, layout)
-
-
-def _models(model_of: Callable, server: Any, own: Any, ids: jax.Array) -> Params:
-    return jax.vmap(functools.partial(model_of, server))(own, ids)

@@ -11,6 +11,7 @@ import pytest
 import toys
 
 import fedjax_sim as fs
+from fedjax_sim.runtime import compilations
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -45,6 +46,16 @@ def test_rounds_in_blocks_are_the_same_rounds(task, data):
     toys.assert_same(one_block.params, blocks.params)
     toys.assert_same(one_block.params, uneven.params)
     assert [row["round"] for row in uneven.rows] == [0, 4, 6]
+
+
+def test_programs_are_dropped_before_their_mappings_run_out(task, data, monkeypatch, tmp_path):
+    for limit, compiled in (("1000000", False), ("200", True)):
+        (tmp_path / "limit").write_text(f"{limit}\n")
+        monkeypatch.setattr(compilations, "_MOST_MAPPINGS", tmp_path / "limit")
+        run(task, data)
+        with fs.runtime.CompilationCounter() as counter:
+            run(task, data)
+        assert bool(counter.count) == compiled
 
 
 @pytest.mark.slow

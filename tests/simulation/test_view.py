@@ -87,8 +87,15 @@ def test_a_longer_run_continues_with_its_view(algorithm, data, tmp_path, placeme
     def other(view):
         return {name: 2 * value for name, value in own_models(view).items()}
 
-    with pytest.raises(ValueError, match="a run of another evaluation: norm_0 of the model of round"):
+    with pytest.raises(ValueError, match="another evaluation: norm_0 of the model of round"):
         run(algorithm, data, num_rounds=5, data_placement=placement, workdir=tmp_path, evaluate=other)
+
+    @fs.simulation.of_view
+    def fewer(view):
+        return {name: value for name, value in own_models(view).items() if name != "norm_0"}
+
+    with pytest.raises(ValueError, match=r"a run of another evaluation: norm_0 .* absent now"):
+        run(algorithm, data, num_rounds=5, data_placement=placement, workdir=tmp_path, evaluate=fewer)
     result = run(algorithm, data, num_rounds=5, data_placement=placement, workdir=tmp_path)
     np.testing.assert_array_equal(norms(result.rows), norms(expected.rows))
 
@@ -135,10 +142,12 @@ def test_bad_ids_are_refused(task, data):
     fed_avg = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)
     with pytest.raises(ValueError, match="ids holds 10; wanted 0 to 9"):
         asked(fed_avg, [0, 10])
-    with pytest.raises(ValueError, match=r"ids is float64\[1\]; wanted integers \[n\]"):
+    with pytest.raises(ValueError, match=r"ids is float64\[1\]; wanted integers \[n\], at least one"):
         asked(fed_avg, [0.5])
-    with pytest.raises(ValueError, match=r"ids is int64\[\]; wanted integers \[n\]"):
+    with pytest.raises(ValueError, match=r"ids is int64\[\]; wanted integers \[n\], at least one"):
         asked(fed_avg, 3)
     clustered = fs.ifca(task, num_clusters=2, client_lr=0.1, local_epochs=1, batch_size=4)
-    with pytest.raises(ValueError, match="depends on its data; wanted cluster_evaluator"):
+    with pytest.raises(
+        ValueError, match=r"depends on its data; wanted fs\.simulation\.cluster_evaluator"
+    ):
         asked(clustered, [0])
