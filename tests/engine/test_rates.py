@@ -64,7 +64,13 @@ SCHEDULE = optax.piecewise_constant_schedule(0.1, {3: 0.5})
         optax.sgd(SCHEDULE),
         optax.chain(optax.clip(1.0), optax.masked(optax.sgd(SCHEDULE), True)),
         optax.inject_hyperparams(optax.sgd)(learning_rate=SCHEDULE),
-        optax.chain(optax.add_decayed_weights(SCHEDULE), optax.sgd(0.1)),
+        pytest.param(
+            optax.chain(optax.add_decayed_weights(SCHEDULE), optax.sgd(0.1)),
+            marks=pytest.mark.skipif(
+                not jax.tree.leaves(optax.add_decayed_weights(SCHEDULE).init(jnp.zeros(1))),
+                reason="this version of optax takes no schedule of weight decay",
+            ),
+        ),
     ],
     ids=["plain", "inside others", "injected", "weight decay"],
 )
