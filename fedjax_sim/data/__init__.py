@@ -1,9 +1,11 @@
 """Data: named sets, partitions among clients, and the federation that simulations take."""
 
+from fedjax_sim.data.clients import from_clients, from_frame, split
 from fedjax_sim.data.dataset import Dataset, from_arrays
 from fedjax_sim.data.description import Description, Spread
 from fedjax_sim.data.drift import Drift, drift_steps, label_drift, rotation_drift
-from fedjax_sim.data.federated import FederatedData, federate
+from fedjax_sim.data.federate import federate
+from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.partition import (
     Assignment,
     Partition,
@@ -36,6 +38,8 @@ __all__ = [
     "drift_steps",
     "federate",
     "from_arrays",
+    "from_clients",
+    "from_frame",
     "iid",
     "label_drift",
     "load",
@@ -48,6 +52,7 @@ __all__ = [
     "rotation_drift",
     "save_federated",
     "shards",
+    "split",
     "synthetic",
     "synthetic_logistic",
 ]

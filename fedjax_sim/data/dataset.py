@@ -63,6 +63,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.examples["x"])
 
+    def __repr__(self) -> str:
+        kinds = [f"{name} {c.dtype}{list(c.shape[1:])}" for name, c in self.examples.items()]
+        columns, keys = ", ".join(kinds), "".join(f", by {key}" for key in self.keys)
+        return f"<{self.name}: {len(self):,} examples of {columns}, {self.num_classes} classes{keys}>"
+
 
 def from_arrays(
     x: np.ndarray,

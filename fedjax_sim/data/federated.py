@@ -8,9 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fedjax_sim.data.dataset import Dataset
 from fedjax_sim.data.description import Description, Spread
-from fedjax_sim.data.partition import Assignment, Partition
 from fedjax_sim.data.storage import mapped
 from fedjax_sim.data.validation import check_examples, check_values, checked_offsets
 
@@ -39,6 +37,7 @@ class FederatedData:
       client_ids: NumPy array `[N]`, the data set's name for each client.
       num_classes: number of labels.
       name: name shown in descriptions.
+      label_names: name of each label, `num_classes` strings, or None.
 
     Raises:
       ValueError: the offsets are not ascending 32-bit integers from 0 to at most n, columns differ in
@@ -51,11 +50,17 @@ class FederatedData:
     client_ids: np.ndarray | None = None
     num_classes: int | None = None
     name: str | None = None
+    label_names: tuple[str, ...] | None = None
 
     def __post_init__(self):
         # Offsets on devices may be tracers, or the concatenated offsets of several devices.
         if isinstance(self.offsets, np.ndarray | Sequence):
             object.__setattr__(self, "offsets", checked_offsets(*self._all()))
+        if self.label_names is not None and len(self.label_names) != self.num_classes:
+            raise ValueError(
+                f"{self.name or 'data'}: there are {len(self.label_names)} label_names for "
+                f"{self.num_classes} classes; wanted one for each."
+            )
 
     def tree_flatten_with_keys(self):
         key = jax.tree_util.GetAttrKey
@@ -72,6 +77,30 @@ class FederatedData:
     @property
     def num_clients(self) -> int:
         return self.offsets.shape[0] - 1
+
+    def __len__(self) -> int:
+        return self.num_clients
+
+    def __getitem__(self, client: int) -> dict[str, Any]:
+        """Returns the examples of one client, column name -> `[n_k, ...]`; for several see `select`."""
+        if not -self.num_clients <= client < self.num_clients:
+            raise IndexError(f"there is no client {client}; wanted 0 to {self.num_clients - 1}")
+        start, end = map(int, self.offsets[client % self.num_clients :][:2])
+        return {name: column[start:end] for name, column in self.examples.items()}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[client] for client in range(self.num_clients))
+
+    def __repr__(self) -> str:
+        leaves = (self.offsets, *self.examples.values())
+        if not all(hasattr(leaf, "shape") for leaf in leaves):  # one of JAX's placeholders
+            return f"<data: {leaves}>"
+        rows = {name: f"{c.dtype}{list(c.shape[1:])}" for name, c in self.examples.items()}
+        columns = ", ".join(f"{name} {kind}" for name, kind in rows.items())
+        labels = "" if self.num_classes is None else f", {self.num_classes} classes"
+        length = len(next(iter(self.examples.values())))
+        title = self.name or "data"
+        return f"<{title}: {self.num_clients:,} clients, {length:,} examples of {columns}{labels}>"
 
     @property
     def sizes(self):
@@ -266,63 +295,3 @@ class FederatedData:
             clients = np.repeat(clients, labels[:1].size)
             yield first, last, clients * num_classes + labels.reshape(-1)
             first = last
-
-
-def federate(
-    dataset: Dataset, partition: Partition | Assignment | Sequence[np.ndarray]
-) -> FederatedData:
-    """Gathers the rows of a data set client by client.
-
-    Args:
-      dataset: data set to divide.
-      partition: a partition of this package, such as `iid(num_clients=100)`; any function from a
-        `Dataset` to an `Assignment` or to one array of row numbers per client; or such an assignment
-        or arrays directly. Rows that no client owns are left out.
-
-    Returns:
-      A `FederatedData` of NumPy arrays. Within a client, rows keep the order of the partition.
-
-    Raises:
-      ValueError: a row is out of range or owned twice, no client owns a row, or there are more rows
-        than 32-bit offsets can count.
-    """
-    owned = partition(dataset) if callable(partition) else partition
-    if not isinstance(owned, Assignment):
-        owned = Assignment.from_lists(owned)
-    _check_assignment(dataset, owned)
-    return FederatedData(
-        examples={name: column[owned.rows] for name, column in dataset.examples.items()},
-        offsets=owned.offsets.astype(np.int32),
-        client_ids=owned.client_ids,
-        num_classes=dataset.num_classes,
-        name=dataset.name,
-    )
-
-
-def _check_assignment(dataset: Dataset, owned: Assignment) -> None:
-    limit = np.iinfo(np.int32).max
-    if len(owned.rows) > limit:
-        raise ValueError(
-            f"the clients own {len(owned.rows)} rows; 32-bit offsets count to {limit}: take fewer."
-        )
-    if len(owned.rows) == 0:
-        raise ValueError(f"none of the {len(owned.client_ids)} clients owns a row; at least one must.")
-    outside = (owned.rows < 0) | (owned.rows >= len(dataset))
-    if outside.any():
-        raise ValueError(
-            f"client {_owner_of(owned, outside)} owns row {owned.rows[np.argmax(outside)]}; "
-            f"{dataset.name} has rows 0 to {len(dataset) - 1}."
-        )
-    times = np.bincount(owned.rows, minlength=len(dataset))
-    if times.max() > 1:
-        row = int(np.argmax(times > 1))
-        raise ValueError(
-            f"row {row} is owned {times[row]} times, first by client "
-            f"{_owner_of(owned, owned.rows == row)}; a row has one owner: list it once."
-        )
-
-
-def _owner_of(owned: Assignment, marked: np.ndarray) -> Any:
-    """Returns the id of the client that owns the first row marked True in `marked` `[total]`."""
-    client = np.searchsorted(owned.offsets, np.argmax(marked), side="right") - 1
-    return owned.client_ids[client]

@@ -132,25 +132,31 @@ def _check_drawn(shapes: Drawn, size: int, state: Any) -> None:
 
 
 def choose_sampler(
-    algorithm: Algorithm, client_fraction: float | None, cohorts: Sampler | None
+    algorithm: Algorithm,
+    client_fraction: float | None,
+    clients_per_round: int | None,
+    cohorts: Sampler | None,
 ) -> Sampler:
     """Returns the sampler of a run; see `simulate`.
 
     Raises:
-      ValueError: both a fraction and a sampler are given, or a sampler for learners.
+      ValueError: two of the arguments are given, or one is given for learners.
     """
-    if cohorts is not None and client_fraction is not None:
+    known = {"client_fraction": client_fraction, "clients_per_round": clients_per_round}
+    given = [f"{name} is {value}" for name, value in known.items() if value is not None]
+    given += [] if cohorts is None else ["cohorts is given"]
+    if len(given) > 1:
         raise ValueError(
-            f"client_fraction is {client_fraction} and cohorts is given as well; wanted one of them: "
-            "client_fraction=C stands for cohorts=fs.participation.uniform(C)"
+            f"{' and '.join(given)}; wanted one of them: client_fraction=C stands for "
+            "cohorts=fs.participation.uniform(C), clients_per_round=K for uniform(clients_per_round=K)"
         )
     if cohorts is not None and algorithm.num_learners is not None:
         raise ValueError("cohorts is given, but all learners take part in every round; leave it out")
-    if cohorts is None and client_fraction is None:
-        cohorts = algorithm.cohorts
-    if cohorts is None:
-        cohorts = uniform(_DEFAULT_FRACTION if client_fraction is None else client_fraction)
-    return cohorts
+    if clients_per_round is not None:
+        return uniform(clients_per_round=clients_per_round)
+    if client_fraction is not None:
+        return uniform(client_fraction)
+    return cohorts or algorithm.cohorts or uniform(_DEFAULT_FRACTION)
 
 
 def own_state(state: Any) -> Any:

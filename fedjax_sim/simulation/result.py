@@ -13,6 +13,8 @@ from fedjax_sim.core import trees
 from fedjax_sim.core.types import Layout
 from fedjax_sim.simulation.client_memory import server_state
 
+_MOST_RUNS = 12  # lines of a sweep that is printed
+_COUNTS = ("round", "examples", "slots", "seconds", "round_seconds")  # of a row, beside its measures
 _TOTALS = ("cumulative_", "bytes_", "messages_", "trips_")  # prefixes of columns of totals
 
 
@@ -61,6 +63,14 @@ def accuracy_curve(rows: list[dict]) -> tuple[list[int], list[float]]:
     return [row["round"] for row in judged], [row["test_accuracy"] for row in judged]
 
 
+def _measures(row: Mapping[str, Any]) -> str:
+    """Returns the losses, accuracies and other measures of a row in a few words."""
+    known = {
+        k: v for k, v in row.items() if v is not None and k not in _COUNTS and k not in ledger_of(row)
+    }
+    return ", ".join(f"{name} {value:.4g}" for name, value in known.items())
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """A finished run.
@@ -87,6 +97,10 @@ class Result:
     compile_seconds: float
     gather_seconds: float = 0.0
     waited_seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        last = self.rows[-1]
+        return f"<Result of {last['round']} rounds in {last['seconds']:.3g} s: {_measures(last)}>"
 
     @property
     def params(self) -> Any:
@@ -149,6 +163,17 @@ class SweepRun:
     state: Any
     diverged: int | None
 
+    def __repr__(self) -> str:
+        return f"<SweepRun {self._told()}>"
+
+    def _told(self) -> str:
+        settings = ", ".join(f"{k}={v:g}" for k, v in self.hparams.items())
+        if self.diverged is not None:
+            return f"{settings}, seed={self.seed}: diverged in round {self.diverged}"
+        return (
+            f"{settings}, seed={self.seed}: {self.rows[-1]['round']} rounds, {_measures(self.rows[-1])}"
+        )
+
     def history(self) -> dict[str, np.ndarray]:
         """Returns the rows as columns, name -> `[evaluations]`."""
         return columns(self.rows)
@@ -180,6 +205,14 @@ class SweepResult:
     seconds: float
     compilations: int
     compile_seconds: float
+
+    def __repr__(self) -> str:
+        runs = sorted(self.runs, key=lambda run: -(run.best_accuracy or 0))
+        lines = [f"<SweepResult of {len(runs)} runs in {self.seconds:.3g} s, best test accuracy first:"]
+        lines += [f"  {run._told()}" for run in runs[:_MOST_RUNS]]
+        if len(runs) > _MOST_RUNS:
+            lines.append(f"  and {len(runs) - _MOST_RUNS} more, see summary()")
+        return "\n".join(lines) + ">"
 
     def summary(self) -> list[dict[str, Any]]:
         """Returns a dict per run: its hyper-parameters, seed and result, ready for JSON."""

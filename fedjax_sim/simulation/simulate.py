@@ -70,6 +70,7 @@ def simulate(
     key: jax.Array,
     num_rounds: int,
     client_fraction: float | None = None,
+    clients_per_round: int | None = None,
     cohorts: Sampler | None = None,
     evaluate: EvaluationFn | Sequence[EvaluationFn] = (),
     eval_every: int = 1,
@@ -96,6 +97,7 @@ def simulate(
       num_rounds: `R`, number of rounds to run.
       client_fraction: `C`; each round draws a new cohort of `cohort_size(N, C)` clients; short for
         `cohorts=participation.uniform(C)`.
+      clients_per_round: `K`, in place of `client_fraction`.
       cohorts: sampler of each round's clients, such as `participation.poisson(q, most)`. By default the
         algorithm's own, if it has one, else `uniform(0.1)`.
       evaluate: functions of `params` that return dicts of floats for the rows; for functions that see
@@ -140,7 +142,7 @@ def simulate(
       OutOfMemoryError: a device's memory does not hold the lanes.
       ProcessLostError: another process of the job has ended.
     """
-    cohorts = choose_sampler(algorithm, client_fraction, cohorts)
+    cohorts = choose_sampler(algorithm, client_fraction, clients_per_round, cohorts)
     evaluators = as_evaluators(evaluate, stop_at)
     hparams = merge_hparams(algorithm, hparams or {})
     num_rounds = check_count("num_rounds", num_rounds)

@@ -57,6 +57,7 @@ def sweep(
     seeds: Sequence[int] = (0,),
     num_rounds: int,
     client_fraction: float | None = None,
+    clients_per_round: int | None = None,
     cohorts: Sampler | None = None,
     evaluate: EvaluationFn | Sequence[EvaluationFn] = (),
     eval_every: int = 1,
@@ -85,8 +86,7 @@ def sweep(
       hparams: name -> values to try; other hyper-parameters keep the algorithm's defaults.
       seeds: seeds of the runs, each combined with every setting of the hyper-parameters.
       num_rounds: `R`, number of rounds of every run.
-      client_fraction: `C`, see `simulate`.
-      cohorts: see `simulate`.
+      client_fraction: `C`, see `simulate`; likewise `clients_per_round` and `cohorts`.
       evaluate: see `simulate`. On a CPU, several threads call it, which JAX's context managers do not
         reach; an evaluation made with `layout=Layout()` stays on the core of its run.
       eval_every: rounds between evaluations.
@@ -126,6 +126,7 @@ def sweep(
         seeds=seeds,
         num_rounds=num_rounds,
         client_fraction=client_fraction,
+        clients_per_round=clients_per_round,
         cohorts=cohorts,
         evaluate=evaluators,
         eval_every=eval_every,
@@ -146,7 +147,7 @@ def sweep(
         layout = layout_for(algorithm, data, num_runs=len(combinations)) if alone else Layout()
     layout = with_fewer_parts(layout, len(combinations))
     check_layout(algorithm, layout)
-    cohorts = choose_sampler(algorithm, client_fraction, cohorts)
+    cohorts = choose_sampler(algorithm, client_fraction, clients_per_round, cohorts)
     draws = cohort_draws(cohorts, data, jax.random.key(0))
     algorithm = draws.extended(algorithm)
     check_counters(algorithm, draws, layout)
@@ -269,6 +270,7 @@ def check_sweep(
     seeds: Sequence[int] = (0,),
     num_rounds: int,
     client_fraction: float | None = None,
+    clients_per_round: int | None = None,
     cohorts: Sampler | None = None,
     evaluate: EvaluationFn | Sequence[EvaluationFn] = (),
     eval_every: int = 1,
@@ -284,7 +286,7 @@ def check_sweep(
     Raises:
       ValueError: a setting is out of range, or a grid is empty or repeats a value.
     """
-    cohorts = choose_sampler(algorithm, client_fraction, cohorts)
+    cohorts = choose_sampler(algorithm, client_fraction, clients_per_round, cohorts)
     as_evaluators(evaluate, stop_at)
     grids = [_check_grid(name, grid, numbers.Real) for name, grid in hparams.items()]
     seeds = _check_grid("seeds", seeds, numbers.Integral)

@@ -86,9 +86,10 @@ def test_a_fraction_is_a_uniform_sampler_and_compiles_nothing_new(algorithms, da
     uniform = fs.participation.uniform
     again = run(algorithms["poisson"], data, cohorts=uniform(0.4), **settings)  # finds its workdir
     assert again.rows == by_fraction.rows
-    by_number = run(algorithms["poisson"], data, cohorts=uniform(clients_per_round=4), num_rounds=5)
-    assert by_number.compilations == 0
-    toys.assert_same(by_number.params, by_fraction.params)
+    for choice in ({"cohorts": uniform(clients_per_round=4)}, {"clients_per_round": 4}):
+        by_number = run(algorithms["poisson"], data, num_rounds=5, **choice)
+        assert by_number.compilations == 0
+        toys.assert_same(by_number.params, by_fraction.params)
 
 
 def test_another_rate_duration_or_seed_compiles_nothing(whole, algorithms, data):
@@ -219,6 +220,8 @@ def draws_badly(**cohort):
     ("name", "settings", "message"),
     [
         ("poisson", {"cohorts": SAMPLERS["poisson"], "client_fraction": 0.1}, "wanted one of them"),
+        ("poisson", {"clients_per_round": 3, "client_fraction": 0.1}, "0.1 and clients_per_round is 3;"),
+        ("poisson", {"clients_per_round": 11}, "clients_per_round is 11; wanted at most"),
         ("poisson", {"cohorts": SAMPLERS["arrivals"]}, "trains every client from the current model"),
         ("poisson", {"cohorts": fs.participation.poisson(0.5, 5)}, "most is 5, but 10 clients with q"),
         (

@@ -48,6 +48,23 @@ def test_rounds_in_blocks_are_the_same_rounds(task, data):
     assert [row["round"] for row in uneven.rows] == [0, 4, 6]
 
 
+def test_results_print_in_a_few_lines(task, data):
+    result = run(task, data)
+    last = result.rows[-1]
+    told = f"<Result of 6 rounds in {last['seconds']:.3g} s: train_loss {last['train_loss']:.4g}, "
+    assert repr(result).startswith(told)
+    assert repr(result).endswith(f"test_accuracy {last['test_accuracy']:.4g}>")
+    rates = [0.01 * i for i in range(1, 16)]
+    evaluate = fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
+    settings = {"num_rounds": 1, "evaluate": evaluate, "client_fraction": 0.4}
+    swept = fs.sweep(algorithm(task), data, hparams={"client_lr": rates}, **settings)
+    lines = repr(swept).splitlines()
+    assert lines[0].startswith("<SweepResult of 15 runs in ")
+    assert len(lines) == 14
+    assert lines[-1] == "  and 3 more, see summary()>"
+    assert "client_lr=0.01, lr_decay=1, server_lr=1, seed=0: 1 rounds, train_loss" in repr(swept.runs[0])
+
+
 def test_programs_are_dropped_before_their_mappings_run_out(task, data, monkeypatch, tmp_path):
     for limit, compiled in (("1000000", False), ("200", True)):
         (tmp_path / "limit").write_text(f"{limit}\n")
