@@ -113,7 +113,8 @@ def _federation(
         label_names=label_names,
     )
     data.check()
-    return dataclasses.replace(data, examples={k: _in_32_bits(v) for k, v in examples.items()})
+    stored = {column: _in_32_bits(name, column, values) for column, values in examples.items()}
+    return dataclasses.replace(data, examples=stored)
 
 
 def split(
@@ -228,7 +229,12 @@ def _numbered(name: str, labels: np.ndarray) -> tuple[tuple[str, ...], np.ndarra
     return tuple(names.tolist()), numbers.reshape(labels.shape).astype(np.int32)
 
 
-def _in_32_bits(column: np.ndarray) -> np.ndarray:
-    if column.dtype.itemsize <= 4:
-        return column
-    return column.astype(np.float32 if column.dtype.kind == "f" else np.int32)
+def _in_32_bits(name: str, column: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.itemsize <= 4:
+        return values
+    is_float = values.dtype.kind == "f"
+    with np.errstate(over="ignore"):
+        stored = values.astype(np.float32 if is_float else np.int32)
+    if not (np.isfinite(stored).all() if is_float else (stored == values).all()):  # in x64 mode alone
+        raise ValueError(f"{name}: column {column!r} holds numbers that do not fit 32 bits")
+    return stored
