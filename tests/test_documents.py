@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING show is run as it stands there."""
+"""What documents show is run as it stands there, and their links lead somewhere."""
 
 import pathlib
 import re
@@ -62,18 +62,61 @@ def test_the_example_with_memory_reaches_an_optimum_that_fed_avg_misses():
     assert fed_dyn.message_bytes(toys.init(fed_dyn).server) == {"down_model": 4, "up_update": 4}
 
 
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.slow
-def test_the_readmes_example_runs():
-    source = "\n".join(python_blocks("README.md"))
+def run_short(document):
+    """Runs all Python of a document in a few rounds."""
+    source = "\n".join(python_blocks(document))
     source = source.replace("num_rounds=100", "num_rounds=3").replace("num_rounds=20", "num_rounds=2")
     source = source.replace("eval_every=20", "eval_every=2")
     names = {}
     with jax.numpy_dtype_promotion("standard"):
-        exec(compile(source, "README.md", "exec"), names)
+        exec(compile(source, document, "exec"), names)
+    return names
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.slow
+def test_the_readmes_examples_run(task, data):
+    names = run_short("README.md")
+    assert names["result"].rows[-1]["round"] == 3
+    settings = {"local_epochs": 2, "batch_size": 4, "client_lr": 0.2}
+    ours, _ = toys.play(fs.fed_avg(task, **settings), data, rounds=2)
+    yours, _ = toys.play(names["my_fed_avg"](task, **settings), data, rounds=2)
+    toys.assert_same(ours.params, yours.params)
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.slow
+def test_the_examples_of_the_python_page_run():
+    names = run_short("docs/python.md")
     assert names["result"].rows[-1]["round"] == 3
     sent = [run.rows[-1]["bytes_up"] for run in names["thrifty"].runs]
     assert sent[0] > sent[1] >= sent[2] == 0
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def anchor(heading):
+    """The name under which a page's heading can be linked."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for glob in ("*.md", "[a-z]*/*.md") for path in ROOT.glob(glob)
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        if not link.startswith("http"):
+            path, _, name = link.partition("#")
+            target = (ROOT / page).parent / path if path else ROOT / page
+            assert target.exists(), link
+            if name:
+                headings = re.findall(r"(?m)^#+ (.*)$", target.read_text())
+                assert name in map(anchor, headings), link
 
 
 def test_the_examples_of_tests_are_there():
