@@ -14,7 +14,7 @@ from fedjax_sim.aggregation.aggregator import View, as_aggregator
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.messages import exchange, model_exchange
-from fedjax_sim.core.types import Algorithm, Batch, Client, Cohort, Params, Task
+from fedjax_sim.core.types import Algorithm, Batch, Client, ClientOutput, Cohort, Params, Task
 from fedjax_sim.engine.client import local_training, most_slots
 from fedjax_sim.engine.collectives import CohortResult
 from fedjax_sim.engine.memory import lane_bytes
@@ -26,6 +26,7 @@ from fedjax_sim.engine.optimizers import (
     rate_in_round,
     rate_of,
 )
+from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.work import ClientWork
 
 
@@ -174,6 +175,27 @@ class LocalSGD(NamedTuple):
     def client_rate(self, state: ServerState) -> jax.Array:
         """Returns the clients' learning rate in this round."""
         return client_rate(state.hparams, state.round, self.client_lr)
+
+    def round(
+        self, leave: Callable[..., ClientOutput], rate: Callable[[ServerState], Any] | None = None
+    ) -> Callable[..., Any]:
+        """Returns a round whose clients send updates through the aggregator, see `Algorithm.round`.
+
+        Args:
+          leave: see `train_clients`; `shared` is `(w, rate, view)`, and clients start from `w`.
+          rate: function from the state to the clients' rate; by default `client_rate`.
+        """
+
+        def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
+            view = view_of(self.aggregator, state)
+            shared = (state.params, (rate or self.client_rate)(state), view)
+            result = train_clients(self.work, shared, data, cohort, key=key, leave=leave, own=own)
+            received = self.aggregator.receive(view, result.message, result.rows, key)
+            state = self.server_step(state, received.update, received.weight)
+            info = round_info(result, cohort) | received.report
+            return state._replace(extra=received.states), result.own, info
+
+        return round_fn
 
     def server_step(self, state: ServerState, mean: Params, weight: jax.Array) -> ServerState:
         """Returns the state after a step along a cohort's mean update, of total weight `weight`."""

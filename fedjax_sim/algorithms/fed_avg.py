@@ -7,15 +7,13 @@ with the weights of arXiv version 4: n_k over the examples of the SELECTED clien
 
 from typing import Any
 
-import jax
 import optax
 
 from fedjax_sim.aggregation import Aggregator
-from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info, view_of
+from fedjax_sim.algorithms.common import local_sgd
 from fedjax_sim.core import trees
-from fedjax_sim.core.types import Algorithm, Cohort, Task
+from fedjax_sim.core.types import Algorithm, Task
 from fedjax_sim.engine.optimizers import Rate
-from fedjax_sim.engine.queues import train_clients
 
 
 def fed_avg(
@@ -77,13 +75,4 @@ def fed_avg(
         update, weight = trees.subtract(w_k, w), local.weight_of(client.size)
         return local.aggregator.send(view, own_k, update, weight, losses, key)
 
-    def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
-        view = view_of(local.aggregator, state)
-        shared = (state.params, local.client_rate(state), view)
-        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave, own=own)
-        received = local.aggregator.receive(view, result.message, result.rows, key)
-        state = local.server_step(state, received.update, received.weight)
-        info = round_info(result, cohort) | received.report
-        return state._replace(extra=received.states), result.own, info
-
-    return local.algorithm("fed_avg", round_fn)
+    return local.algorithm("fed_avg", local.round(leave))

@@ -14,9 +14,8 @@ from fedjax_sim.aggregation import Aggregator
 from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info, view_of
 from fedjax_sim.core import trees
 from fedjax_sim.core.types import Algorithm, Cohort, Task
-from fedjax_sim.engine.optimizers import Rate, as_factory
-from fedjax_sim.engine.queues import train_clients
-from fedjax_sim.engine.results import weigh
+from fedjax_sim.engine import train_clients, weigh
+from fedjax_sim.engine.optimizers import Rate, as_factory, check_linear, total_weight
 
 
 def fed_nova(
@@ -50,19 +49,10 @@ def fed_nova(
     """
     make_client = as_factory(client_optimizer)
     check_linear(make_client, jax.eval_shape(task.init, jax.random.key(0)))
-    local = local_sgd(
-        task,
-        client_optimizer,
-        server_optimizer,
-        local_epochs=local_epochs,
-        batch_size=batch_size,
-        client_lr=client_lr,
-        server_lr=server_lr,
-        lr_decay=lr_decay,
-        weighting=weighting,
-        shuffle=shuffle,
-        aggregator=aggregator,
-    )
+    training = {"local_epochs": local_epochs, "batch_size": batch_size, "shuffle": shuffle}
+    rates = {"client_lr": client_lr, "server_lr": server_lr, "lr_decay": lr_decay}
+    means = {"weighting": weighting, "aggregator": aggregator}
+    local = local_sgd(task, client_optimizer, server_optimizer, **training, **rates, **means)
 
     def leave(shared, own_k, client, trained, key):
         (w, _, view), (w_k, losses) = shared, trained
@@ -84,48 +74,3 @@ def fed_nova(
         return state._replace(extra=received.states), result.own, info
 
     return local.algorithm("fed_nova", round_fn)
-
-
-def total_weight(make_optimizer: Any, steps: jax.Array) -> jax.Array:
-    """Returns how far `steps` `[]` gradients of 1 move a number that starts at 0, at rate 1."""
-    optimizer = make_optimizer(1.0)
-
-    def step(_, carry):
-        moved, state = carry
-        update, state = optimizer.update(jnp.ones(()), state, moved)
-        return moved + update, state
-
-    start = jnp.zeros(())
-    return -jax.lax.fori_loop(0, steps, step, (start, optimizer.init(start)))[0]
-
-
-def check_linear(make_optimizer: Any, params: Any) -> None:
-    """Refuses an optimizer that is not linear in its gradients.
-
-    Args:
-      make_optimizer: function from a rate to it.
-      params: the model, shapes and dtypes alone.
-
-    Raises:
-      ValueError: in some steps the update is not proportional to the gradients.
-    """
-
-    def update_for(size):
-        optimizer, w = make_optimizer(1.0), jax.tree.map(lambda p: jnp.ones(p.shape, p.dtype), params)
-        state, sums = optimizer.init(w), []
-        for factor in (1, 3, 2, 1, 5):
-            gradient = jax.tree.map(lambda p, factor=factor: factor * size.astype(p.dtype) * p, w)
-            update, state = optimizer.update(gradient, state, w)
-            sums += [leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(update)]
-        return jnp.stack(sums)
-
-    with jax.numpy_dtype_promotion("standard"):  # these numbers are not part of the user's program
-        nothing, once, *more = (jax.jit(update_for)(jnp.float32(g)) for g in (0, 1, 2, 1000))
-    linear = not nothing.any()
-    for factor, update in zip((2, 1000), more, strict=True):
-        linear &= bool(jnp.allclose(update, factor * once, rtol=1e-2, atol=1e-30))
-    if not linear:
-        raise ValueError(
-            "the client optimizer is not linear in its gradients, so FedNova's a_k is undefined; "
-            "wanted SGD, with or without momentum"
-        )

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.aggregation import Aggregator
-from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info, view_of
+from fedjax_sim.algorithms.common import ServerState, local_sgd
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_shares
-from fedjax_sim.core.types import Algorithm, Cohort, Task
-from fedjax_sim.engine.optimizers import Rate
-from fedjax_sim.engine.queues import train_clients
+from fedjax_sim.core.types import Algorithm, Task
+from fedjax_sim.engine.optimizers import Rate, with_changed_gradients
 
 
 def fed_prox(
@@ -64,32 +63,15 @@ def fed_prox(
         some = jax.random.randint(count, (), 1, local_epochs)
         return jnp.where(jax.random.bernoulli(which, stragglers), some, local_epochs)
 
-    def proximal(make_optimizer):
-        def make(rate):
-            eta, mu, w = rate
+    def pull(rate, gradient, w_k):
+        _, mu, w = rate
+        return jax.tree.map(lambda g, a, b: g + (mu * (a - b)).astype(g.dtype), gradient, w_k, w)
 
-            def pull(gradient, w_k):
-                return jax.tree.map(lambda g, a, b: g + (mu * (a - b)).astype(g.dtype), gradient, w_k, w)
-
-            return optax.chain(optax.stateless(pull), make_optimizer(eta))
-
-        return make
-
-    local = local_sgd(
-        task,
-        client_optimizer,
-        server_optimizer,
-        local_epochs=local_epochs,
-        batch_size=batch_size,
-        client_lr=client_lr,
-        server_lr=server_lr,
-        lr_decay=lr_decay,
-        weighting=weighting,
-        shuffle=shuffle,
-        aggregator=aggregator,
-        wrap=proximal,
-        epochs=epochs if stragglers else None,
-    )
+    training = {"local_epochs": local_epochs, "batch_size": batch_size, "shuffle": shuffle}
+    rates = {"client_lr": client_lr, "server_lr": server_lr, "lr_decay": lr_decay}
+    means = {"weighting": weighting, "aggregator": aggregator}
+    work = {"wrap": with_changed_gradients(pull), "epochs": epochs if stragglers else None}
+    local = local_sgd(task, client_optimizer, server_optimizer, **training, **rates, **means, **work)
 
     def leave(shared, own_k, client, trained, key):
         (w, _, view), (w_k, losses) = shared, trained
@@ -99,14 +81,8 @@ def fed_prox(
         update = trees.subtract(w_k, w)
         return local.aggregator.send(view, own_k, update, weight, losses, key)
 
-    def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
-        w, view = state.params, view_of(local.aggregator, state)
-        shared = (w, (local.client_rate(state), state.hparams["mu"], w), view)
-        result = train_clients(local.work, shared, data, cohort, key=key, leave=leave, own=own)
-        received = local.aggregator.receive(view, result.message, result.rows, key)
-        state = local.server_step(state, received.update, received.weight)
-        info = round_info(result, cohort) | received.report
-        return state._replace(extra=received.states), result.own, info
+    def rate(state: ServerState):
+        return local.client_rate(state), state.hparams["mu"], state.params
 
     settings = {"stragglers": stragglers, "drop_stragglers": drop_stragglers}
-    return local.algorithm("fed_prox", round_fn, hparams={"mu": mu}, settings=settings)
+    return local.algorithm("fed_prox", local.round(leave, rate), hparams={"mu": mu}, settings=settings)

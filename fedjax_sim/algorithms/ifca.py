@@ -15,11 +15,8 @@ from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.messages import model_exchange
 from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
-from fedjax_sim.engine.chunks import map_clients
-from fedjax_sim.engine.full_data import full_loss
+from fedjax_sim.engine import full_loss, map_clients, train_clients, weigh
 from fedjax_sim.engine.optimizers import Rate
-from fedjax_sim.engine.queues import train_clients
-from fedjax_sim.engine.results import weigh
 
 
 def ifca(
@@ -54,19 +51,10 @@ def ifca(
     def init_params(key):
         return jax.vmap(task.init)(jnp.stack([key, *jax.random.split(key, k - 1)]))
 
-    local = local_sgd(
-        task,
-        client_optimizer,
-        optax.sgd,
-        local_epochs=local_epochs,
-        batch_size=batch_size,
-        client_lr=client_lr,
-        server_lr=None,
-        lr_decay=lr_decay,
-        weighting=weighting,
-        shuffle=shuffle,
-        init_params=init_params,
-    )
+    training = {"local_epochs": local_epochs, "batch_size": batch_size, "shuffle": shuffle}
+    rates = {"client_lr": client_lr, "lr_decay": lr_decay}
+    more = {"weighting": weighting, "init_params": init_params}
+    local = local_sgd(task, client_optimizer, **training, **rates, **more)
     loss = full_loss(task)
 
     def choose(models, own_k, client, key):
@@ -87,16 +75,8 @@ def ifca(
     def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
         models, eta = state.params, local.client_rate(state)
         chosen = map_clients(choose, models, data, cohort, key=key, work=loss.slots)
-        result = train_clients(
-            local.work,
-            (models, eta),
-            data,
-            cohort,
-            key=key,
-            enter=enter,
-            leave=leave,
-            own=chosen.rows,
-        )
+        clients = {"enter": enter, "leave": leave, "own": chosen.rows}
+        result = train_clients(local.work, (models, eta), data, cohort, key=key, **clients)
         updates = result.message
         mean = jax.vmap(lambda update: update.mean())(updates)
         state = local.server_step(state, mean, updates.weight.sum())
@@ -106,16 +86,5 @@ def ifca(
         size = model_exchange(state)["down_model"]
         return {"down_model": size, "up_update": size // k + 4}
 
-    def model_of(state, own_k, id):
-        raise ValueError(
-            "which of the k models a client uses depends on its data; wanted "
-            "fs.simulation.cluster_evaluator, or the k models in `view.params`"
-        )
-
-    return local.algorithm(
-        "ifca",
-        round_fn,
-        settings={"num_clusters": k},
-        message_bytes=message_bytes,
-        model_of=model_of,
-    )
+    fields = {"settings": {"num_clusters": k}, "message_bytes": message_bytes, "model_of": None}
+    return local.algorithm("ifca", round_fn, **fields)

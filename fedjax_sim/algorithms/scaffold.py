@@ -15,9 +15,8 @@ from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info
 from fedjax_sim.core import trees
 from fedjax_sim.core.messages import model_exchange
 from fedjax_sim.core.types import Algorithm, ClientOutput, Cohort, Task
-from fedjax_sim.engine.optimizers import Rate
-from fedjax_sim.engine.queues import train_clients
-from fedjax_sim.engine.results import weigh
+from fedjax_sim.engine import train_clients, weigh
+from fedjax_sim.engine.optimizers import Rate, with_changed_gradients
 
 
 def scaffold(
@@ -36,12 +35,10 @@ def scaffold(
 
     Clients run plain SGD, so `(x - y) / (K eta)` is the mean of a client's corrected gradients. Its
     control variate `c_k` is client state, initially zero. A message holds a model and a control variate.
-    It takes no aggregator: clipping, noise or a median of the models alone would leave the control
-    variates open to attackers and to whoever reads them.
+    It takes no aggregator, which would see the models but not the control variates.
 
     Args:
-      client_lr: `eta`, the clients' learning rate.
-      server_lr: `eta_g`, the server's learning rate; by default 1 for `optax.sgd`.
+      client_lr, server_lr: `eta` and `eta_g`; `server_lr` is 1 by default for `optax.sgd`.
       weighting: weights of the mean update: "uniform", as in the paper, or "examples". The mean of the
         control variates is always uniform.
 
@@ -51,27 +48,13 @@ def scaffold(
       ValueError: a setting is out of its range, or a rate is given twice or not at all.
     """
 
-    def corrected(make_optimizer):
-        def make(rate):
-            eta, correction = rate
-            add = optax.stateless(lambda gradient, _: trees.add(gradient, correction))
-            return optax.chain(add, make_optimizer(eta))
+    def corrected(rate, gradient, y):
+        return trees.add(gradient, rate[1])
 
-        return make
-
-    local = local_sgd(
-        task,
-        optax.sgd,
-        server_optimizer,
-        local_epochs=local_epochs,
-        batch_size=batch_size,
-        client_lr=client_lr,
-        server_lr=server_lr,
-        lr_decay=lr_decay,
-        weighting=weighting,
-        shuffle=shuffle,
-        wrap=corrected,
-    )
+    training = {"local_epochs": local_epochs, "batch_size": batch_size, "shuffle": shuffle}
+    rates = {"client_lr": client_lr, "server_lr": server_lr, "lr_decay": lr_decay}
+    more = {"weighting": weighting, "wrap": with_changed_gradients(corrected)}
+    local = local_sgd(task, optax.sgd, server_optimizer, **training, **rates, **more)
 
     def enter(shared, c_k, client, key):
         x, c, eta = shared
@@ -79,38 +62,29 @@ def scaffold(
 
     def leave(shared, c_k, client, trained, key):
         (x, c, eta), (y, losses) = shared, trained
-        steps = local.num_steps(client).astype(jnp.float32)  # the paper's K for this client
-        moved = steps * eta  # zero for an empty client or a zero rate, which say nothing of gradients
+        moved = local.num_steps(client).astype(jnp.float32) * eta  # K eta; 0 tells no gradient
         scale = 1 / jnp.maximum(moved, 1e-30)
 
-        def drift_of(x, y, c):
-            return jnp.where(moved > 0, scale * (x - y) - c, 0).astype(c.dtype)
-
-        drift = jax.tree.map(drift_of, x, y, c)
+        drift = jax.tree.map(
+            lambda x, y, c: jnp.where(moved > 0, scale * (x - y) - c, 0).astype(c.dtype), x, y, c
+        )
         update = weigh(trees.subtract(y, x), local.weight_of(client.size))
         return ClientOutput((update, drift), losses, own=trees.add(c_k, drift))
 
     def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
         c, num_clients = state.extra
         shared = (state.params, c, local.client_rate(state))
-        result = train_clients(
-            local.work, shared, data, cohort, key=key, enter=enter, leave=leave, own=own
-        )
+        clients = {"enter": enter, "leave": leave, "own": own}
+        result = train_clients(local.work, shared, data, cohort, key=key, **clients)
         update, drift = result.message
         state = local.server_step(state, update.mean(), update.weight)
         c = jax.tree.map(lambda c, d: c + (d / num_clients).astype(c.dtype), c, drift)
         return state._replace(extra=(c, num_clients)), result.own, round_info(result, cohort)
 
-    def zeros(params):
-        return jax.tree.map(jnp.zeros_like, params)
-
-    def message_bytes(state: ServerState) -> dict[str, int]:
-        return {name: 2 * size for name, size in model_exchange(state).items()}
-
     return local.algorithm(
         "scaffold",
         round_fn,
-        extra=lambda params, num_clients: (zeros(params), jnp.float32(num_clients)),
-        memory=lambda key, params: zeros(params),
-        message_bytes=message_bytes,
+        extra=lambda params, num_clients: (trees.zeros_like(params), jnp.float32(num_clients)),
+        memory=lambda key, params: trees.zeros_like(params),
+        message_bytes=lambda state: {name: 2 * n for name, n in model_exchange(state).items()},
     )

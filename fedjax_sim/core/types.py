@@ -226,7 +226,8 @@ class Algorithm(NamedTuple):
       memory: `memory(key, params) -> row`, what ONE client remembers before it first takes part; the
         simulation keeps the rows of all clients. None for clients without memory.
       model_of: `model_of(state, own_k, id) -> params`, the model that client `id` uses itself. `own_k`
-        is its memory, `()` without one. By default the shared model; see `View.models`.
+        is its memory, `()` without one. By default the shared model; None if only the client's data
+        tells. See `View.models`.
       parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that make up the round,
         with the shapes of their arguments. The workdir of another run reports which parts differ.
       cohorts: the `Sampler` of its cohorts, unless `simulate` is given one; None for uniform draws.
@@ -251,7 +252,7 @@ class Algorithm(NamedTuple):
     most_slots: Callable[[Any], Any] | None = None
     num_classes: int | None = None
     memory: Callable[[jax.Array, Params], Any] | None = None
-    model_of: Callable[[Any, Any, jax.Array], Params] = _shared_model
+    model_of: Callable[[Any, Any, jax.Array], Params] | None = _shared_model
     parts: Callable[[Batch], Mapping[str, tuple]] = _no_parts
     cohorts: Any = None
     check_cohort: Callable[[Cohort], None] = _without_lag

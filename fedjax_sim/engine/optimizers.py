@@ -1,5 +1,6 @@
 """User-supplied optimizers: optax optimizers, or functions from a learning rate to one."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -121,3 +122,69 @@ def one_update(make_optimizer: OptimizerFactory, rate: Any, params: Any) -> tupl
     """
     optimizer = make_optimizer(rate)
     return optimizer.update(params, optimizer.init(params), params)
+
+
+def with_changed_gradients(
+    change: Callable[[Any, Any, Any], Any],
+) -> Callable[[OptimizerFactory], OptimizerFactory]:
+    """Returns a `wrap` for `local_sgd`: an optimizer that first changes the gradient.
+
+    Its rate is a tuple, of which the wrapped optimizer takes the first entry.
+
+    Args:
+      change: `change(rate, gradient, params) -> gradient`.
+    """
+
+    def wrap(make: OptimizerFactory) -> OptimizerFactory:
+        def changed(rate: tuple) -> optax.GradientTransformation:
+            first = optax.stateless(functools.partial(change, rate))
+            return optax.chain(first, make(rate[0]))
+
+        return changed
+
+    return wrap
+
+
+def total_weight(make_optimizer: OptimizerFactory, steps: jax.Array) -> jax.Array:
+    """Returns how far `steps` `[]` gradients of 1 move a number that starts at 0, at rate 1."""
+    optimizer = make_optimizer(1.0)
+
+    def step(_, carry):
+        moved, state = carry
+        update, state = optimizer.update(jnp.ones(()), state, moved)
+        return moved + update, state
+
+    start = jnp.zeros(())
+    return -jax.lax.fori_loop(0, steps, step, (start, optimizer.init(start)))[0]
+
+
+def check_linear(make_optimizer: OptimizerFactory, params: Any) -> None:
+    """Refuses an optimizer that is not linear in its gradients.
+
+    Args:
+      make_optimizer: function from a rate to it.
+      params: the model, shapes and dtypes alone.
+
+    Raises:
+      ValueError: in some steps the update is not proportional to the gradients.
+    """
+
+    def update_for(size):
+        optimizer, w = make_optimizer(1.0), jax.tree.map(lambda p: jnp.ones(p.shape, p.dtype), params)
+        state, sums = optimizer.init(w), []
+        for factor in (1, 3, 2, 1, 5):
+            gradient = jax.tree.map(lambda p, factor=factor: factor * size.astype(p.dtype) * p, w)
+            update, state = optimizer.update(gradient, state, w)
+            sums += [leaf.astype(jnp.float32).sum() for leaf in jax.tree.leaves(update)]
+        return jnp.stack(sums)
+
+    with jax.numpy_dtype_promotion("standard"):  # these numbers are not part of the user's program
+        nothing, once, *more = (jax.jit(update_for)(jnp.float32(g)) for g in (0, 1, 2, 1000))
+    linear = not nothing.any()
+    for factor, update in zip((2, 1000), more, strict=True):
+        linear &= bool(jnp.allclose(update, factor * once, rtol=1e-2, atol=1e-30))
+    if not linear:
+        raise ValueError(
+            "the client optimizer is not linear in its gradients, so FedNova's a_k is undefined; "
+            "wanted SGD, with or without momentum"
+        )

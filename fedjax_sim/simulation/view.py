@@ -119,6 +119,11 @@ def view_of(algorithm: Algorithm, num_clients: int, layout: Layout, state: Any, 
     server = own_state(state)
 
     def models(ids: np.ndarray) -> Params:
+        if algorithm.model_of is None:
+            raise ValueError(
+                "which model a client uses depends on its data; wanted an evaluation of all models, as "
+                "by fs.simulation.cluster_evaluator"
+            )
         ids = place(ids, layout)
         of_clients = jax.jit(map_rows, static_argnums=0, out_shardings=shardings(layout, EVERYWHERE))
         return of_clients(algorithm.model_of, server, _own(state, ids, num_clients, layout), ids)
