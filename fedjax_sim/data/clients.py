@@ -1,24 +1,37 @@
 """Federations from each client's own arrays, and their split into examples to train and to test on."""
 
 import dataclasses
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.storage import mapped
+
+_UNSIGNED = "unsigned integers of 64 bits"
+_KINDS = types.MappingProxyType(
+    {"b": "booleans", "i": "integers", "u": "integers", "f": "floats", "U": "strings"}
+)
 
 
 def from_clients(
-    clients: Mapping[Any, Any], *, num_classes: int | None = None, name: str = "clients"
+    clients: Mapping[Any, Any],
+    *,
+    num_classes: int | None = None,
+    label_names: Sequence[str] | None = None,
+    name: str = "clients",
 ) -> FederatedData:
     """Makes a federation from the arrays of each client.
 
     Args:
       clients: id -> `(x [n_k, ...], y [n_k])`, or id -> column name -> `[n_k, ...]`, in the order of the
-        federation. Ids are integers or strings. A client may have no examples. Labels `y` may be
-        strings; they are numbered in the order of their names, see `FederatedData.label_names`.
+        federation. Ids are integers or strings. A client may have no examples. Models divide integers
+        in `x` by 255, as pixels; give floats for anything else.
       num_classes: number of labels; by default the largest one plus one, if `y` holds integers.
+      label_names: names of the labels, if `y` holds strings; by default those that occur, in order. If
+        you make data to train and to test on apart, give the second the `label_names` of the first.
       name: name shown in descriptions and errors.
 
     Returns:
@@ -29,9 +42,10 @@ def from_clients(
         unusable; the error names the client.
     """
     if not isinstance(clients, Mapping) or not clients:
+        got = "an empty dict" if isinstance(clients, Mapping) else type(clients).__name__
         raise ValueError(
-            f"{name}: clients is {type(clients).__name__} of {len(clients)}; wanted a dict from ids to "
-            "arrays of at least one client: for a list, write dict(enumerate(clients))"
+            f"{name}: clients is {got}; wanted a dict from ids to arrays of at least one client: for a "
+            "list, write dict(enumerate(clients))"
         )
     ids = _as_ids(name, clients)
     columns = {id: _as_columns(name, id, own) for id, own in clients.items()}
@@ -42,7 +56,7 @@ def from_clients(
     _check_alike(name, used)
     first = next(iter(used.values()))
     examples = {column: np.concatenate([own[column] for own in used.values()]) for column in first}
-    return _federation(name, examples, sizes, ids, num_classes)
+    return _federation(name, examples, sizes, ids, num_classes, label_names)
 
 
 def from_frame(
@@ -52,6 +66,7 @@ def from_frame(
     label: str,
     features: Sequence[str] | None = None,
     num_classes: int | None = None,
+    label_names: Sequence[str] | None = None,
     name: str = "frame",
 ) -> FederatedData:
     """Makes a federation from a table, such as a pandas data frame.
@@ -59,9 +74,9 @@ def from_frame(
     Args:
       frame: table with named columns.
       client: column of integers or strings; each value is a client, in ascending order.
-      label: column of `y`. Strings are numbered as by `from_clients`.
-      features: columns of numbers, which become `x [n, len(features)]`; by default all others.
-      num_classes: see `from_clients`.
+      label: column of `y`, integers or strings.
+      features: columns of numbers, which become floats `x [n, len(features)]`; by default all others.
+      num_classes: see `from_clients`; likewise `label_names`.
       name: name shown in descriptions and errors.
 
     Returns:
@@ -70,7 +85,14 @@ def from_frame(
     Raises:
       ValueError: a column is missing or holds unusable values.
     """
+    if not hasattr(frame, "columns") or isinstance(features, str):
+        got = f"frame is a {type(frame).__name__}" if features is None else f"features is {features!r}"
+        raise ValueError(f"{name}: {got}; wanted a table with named columns, and a list of their names")
     known = list(frame.columns)
+    twice = [column for i, column in enumerate(known) if column in known[:i]]
+    if twice or not len(frame):
+        what = f"has the column {twice[0]!r} twice" if twice else "has no rows"
+        raise ValueError(f"{name}: the frame {what}")
     features = [c for c in known if c not in (client, label)] if features is None else list(features)
     missing = [column for column in (client, label, *features) if column not in known]
     if missing or not features:
@@ -83,12 +105,17 @@ def from_frame(
                 f"{name}: column {column!r} holds {table[column].dtype}; wanted numbers: encode it, or "
                 "name the columns to read by features="
             )
+        if table[column].dtype.kind in "iu" and np.abs(table[column].astype(np.float64)).max() > 2**24:
+            raise ValueError(
+                f"{name}: column {column!r} holds integers beyond 2**24, which floats of 32 bits round; "
+                "drop or rescale it"
+            )
     _as_ids(name, table[client].tolist())
     ids, owner = np.unique(table[client], return_inverse=True)
     order = np.argsort(owner, kind="stable")
     x = np.stack([np.asarray(table[column], np.float64) for column in features], axis=1)
     examples = {"x": x[order], "y": table[label][order]}
-    return _federation(name, examples, np.bincount(owner), ids, num_classes)
+    return _federation(name, examples, np.bincount(owner), ids, num_classes, label_names)
 
 
 def _federation(
@@ -97,11 +124,16 @@ def _federation(
     sizes: np.ndarray,
     ids: np.ndarray,
     num_classes: int | None,
+    label_names: Sequence[str] | None,
 ) -> FederatedData:
     """Returns a checked federation, with labels as numbers and columns in 32 bits."""
-    label_names, labels = None, examples.get("y")
+    labels = examples.get("y")
     if labels is not None and labels.dtype.kind in "OU":
-        label_names, examples["y"] = _numbered(name, labels)
+        label_names, examples["y"] = _numbered(name, labels, label_names)
+    elif label_names is not None:
+        raise ValueError(f"{name}: label_names is given, but 'y' holds no strings; leave it out")
+    if labels is not None and labels.dtype.kind == "b":
+        examples["y"], num_classes = labels.astype(np.int32), num_classes or 2
     if num_classes is None and "y" in examples and examples["y"].dtype.kind in "iu":
         num_classes = max(int(examples["y"].max()), 0) + 1 if label_names is None else len(label_names)
     data = FederatedData(
@@ -123,8 +155,8 @@ def split(
     """Divides each client's examples at random into some to train and some to test on.
 
     Both parts hold all clients, in the same order and with the same ids. A client keeps at least one
-    example to train on, so one with a single example has none to test on. Within a client, examples
-    keep their order.
+    example to train on, and one with fewer than `0.5 / test` examples has none to test on. Within a
+    client, examples keep their order.
 
     Args:
       clients: federation on the host.
@@ -156,6 +188,8 @@ def split(
 
 def _part(clients: FederatedData, rows: np.ndarray, owner: np.ndarray) -> FederatedData:
     sizes = np.bincount(owner[rows], minlength=clients.num_clients)
+    for column in clients.examples.values():
+        mapped.verify(column)
     return dataclasses.replace(
         clients,
         examples={name: np.asarray(column)[rows] for name, column in clients.examples.items()},
@@ -165,12 +199,17 @@ def _part(clients: FederatedData, rows: np.ndarray, owner: np.ndarray) -> Federa
 
 def _as_ids(name: str, ids: Iterable[Any]) -> np.ndarray:
     ids = list(ids)
-    if all(isinstance(id, int | np.integer) and not isinstance(id, bool) for id in ids):
+
+    def is_integer(id: Any) -> bool:
+        return isinstance(id, int | np.integer) and not isinstance(id, bool) and abs(int(id)) < 2**63
+
+    if all(map(is_integer, ids)):
         return np.array(ids, np.int64)
     strange = [id for id in ids if not isinstance(id, str)]
     if strange:
         raise ValueError(
-            f"{name}: a client's id is {strange[0]!r}; wanted integers alone, or strings alone"
+            f"{name}: a client's id is {strange[0]!r}; wanted integers of 64 bits alone, or strings "
+            "alone"
         )
     return np.array(ids, object)
 
@@ -184,7 +223,7 @@ def _as_columns(name: str, id: Any, own: Any) -> dict[str, np.ndarray]:
                 "columns"
             )
         own = dict(zip("xy", own, strict=True))
-    columns = {column: np.asarray(values) for column, values in own.items()}
+    columns = {column: _as_array(name, id, column, values) for column, values in own.items()}
     lengths = {column: len(values) if values.ndim else None for column, values in columns.items()}
     if not columns or len(set(lengths.values())) > 1 or None in lengths.values():
         raise ValueError(
@@ -192,6 +231,19 @@ def _as_columns(name: str, id: Any, own: Any) -> dict[str, np.ndarray]:
             "each"
         )
     return columns
+
+
+def _as_array(name: str, id: Any, column: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        array = np.array(None)  # rows of different lengths
+    if np.ma.isMaskedArray(values) or (_kind(array) not in (*_KINDS.values(), _UNSIGNED) and array.size):
+        raise ValueError(
+            f"{name}: column {column!r} of client {id!r} is {array.dtype}, masked or ragged; wanted "
+            "booleans, integers, floats, or strings alone, with equally long rows"
+        )
+    return array
 
 
 def _check_alike(name: str, used: Mapping[Any, Mapping[str, np.ndarray]]) -> None:
@@ -214,19 +266,27 @@ def _check_alike(name: str, used: Mapping[Any, Mapping[str, np.ndarray]]) -> Non
 
 
 def _kind(values: np.ndarray) -> str:
-    """Returns whether an array holds "booleans", "integers", "floats" or "strings"."""
-    names = {"b": "booleans", "i": "integers", "u": "integers", "f": "floats", "U": "strings"}
+    """Returns what an array holds, one of `_KINDS`, or its dtype."""
     if values.dtype.kind == "O" and all(isinstance(value, str) for value in values.flat):
         return "strings"
-    return names.get(values.dtype.kind, str(values.dtype))
+    if values.dtype == np.uint64:  # beside signed integers, NumPy would make it floats
+        return _UNSIGNED
+    return _KINDS.get(values.dtype.kind, str(values.dtype))
 
 
-def _numbered(name: str, labels: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
-    """Returns the names of labels in order, and the labels as numbers, int32."""
+def _numbered(
+    name: str, labels: np.ndarray, names: Sequence[str] | None
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns the names of labels, and the labels as numbers, int32."""
     if _kind(labels) != "strings":
-        raise ValueError(f"{name}: column 'y' holds other objects than strings; wanted labels")
-    names, numbers = np.unique(labels.astype(str), return_inverse=True)
-    return tuple(names.tolist()), numbers.reshape(labels.shape).astype(np.int32)
+        raise ValueError(f"{name}: column 'y' holds {labels.dtype}; wanted strings alone, or integers")
+    found, numbers = np.unique(labels.astype(str), return_inverse=True)
+    names = tuple(found.tolist()) if names is None else tuple(names)
+    unknown = [label for label in found.tolist() if label not in names]
+    if unknown:
+        raise ValueError(f"{name}: the label {unknown[0]!r} is not among label_names, {names}")
+    order = np.array([names.index(label) for label in found.tolist()], np.int32)
+    return names, order[numbers].reshape(labels.shape)
 
 
 def _in_32_bits(name: str, column: str, values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -82,23 +83,34 @@ class FederatedData:
         return self.num_clients
 
     def __getitem__(self, client: int) -> dict[str, Any]:
-        """Returns the examples of one client, column name -> `[n_k, ...]`; for several see `select`."""
+        """Returns the examples of the client at a position, column name -> `[n_k, ...]`.
+
+        Its id is `client_ids[client]`; for several clients see `select`.
+        """
+        if isinstance(client, bool) or not hasattr(client, "__index__"):
+            raise TypeError(
+                f"client is {client!r}; wanted a position from 0 to {self.num_clients - 1}: ids are in "
+                "client_ids, several clients come from select"
+            )
+        client = operator.index(client)
         if not -self.num_clients <= client < self.num_clients:
             raise IndexError(f"there is no client {client}; wanted 0 to {self.num_clients - 1}")
         start, end = map(int, self.offsets[client % self.num_clients :][:2])
+        for column in self.examples.values():
+            mapped.check_length(column)
         return {name: column[start:end] for name, column in self.examples.items()}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[client] for client in range(self.num_clients))
 
     def __repr__(self) -> str:
-        leaves = (self.offsets, *self.examples.values())
-        if not all(hasattr(leaf, "shape") for leaf in leaves):  # one of JAX's placeholders
-            return f"<data: {leaves}>"
+        if not isinstance(self.offsets, np.ndarray):  # on devices, in a program, or a placeholder
+            leaves = {**self.examples, "offsets": self.offsets}
+            return f"<data: { ({name: getattr(leaf, 'shape', leaf) for name, leaf in leaves.items()}) }>"
         rows = {name: f"{c.dtype}{list(c.shape[1:])}" for name, c in self.examples.items()}
         columns = ", ".join(f"{name} {kind}" for name, kind in rows.items())
         labels = "" if self.num_classes is None else f", {self.num_classes} classes"
-        length = len(next(iter(self.examples.values())))
+        length = int(self.offsets[-1])
         title = self.name or "data"
         return f"<{title}: {self.num_clients:,} clients, {length:,} examples of {columns}{labels}>"
 
@@ -259,15 +271,15 @@ class FederatedData:
         )
 
     def _known_classes(self) -> int:
-        if self.num_classes is None:
-            raise ValueError(
-                "num_classes is None, as in any result of a jitted function, jax.tree.map or "
-                "jax.device_put; call this on what federate returned, and move data with place."
-            )
         labels = self.examples.get("y")
         if labels is None or np.dtype(labels.dtype).kind not in "iu":
             raise ValueError(
                 f"{self.name or 'data'} has no column 'y' of integers; wanted labels to count."
+            )
+        if self.num_classes is None:
+            raise ValueError(
+                "num_classes is None, as in any result of a jitted function, jax.tree.map or "
+                "jax.device_put; call this on what federate returned, and move data with place."
             )
         return self.num_classes
 

@@ -65,9 +65,8 @@ def accuracy_curve(rows: list[dict]) -> tuple[list[int], list[float]]:
 
 def _measures(row: Mapping[str, Any]) -> str:
     """Returns the losses, accuracies and other measures of a row in a few words."""
-    known = {
-        k: v for k, v in row.items() if v is not None and k not in _COUNTS and k not in ledger_of(row)
-    }
+    told = row.keys() - ledger_of(row).keys() - {*_COUNTS} | {"cumulative_loss"}
+    known = {name: value for name, value in row.items() if name in told and value is not None}
     return ", ".join(f"{name} {value:.4g}" for name, value in known.items())
 
 
@@ -167,12 +166,12 @@ class SweepRun:
         return f"<SweepRun {self._told()}>"
 
     def _told(self) -> str:
-        settings = ", ".join(f"{k}={v:g}" for k, v in self.hparams.items())
+        settings = ", ".join([*(f"{k}={v:g}" for k, v in self.hparams.items()), f"seed={self.seed}"])
         if self.diverged is not None:
-            return f"{settings}, seed={self.seed}: diverged in round {self.diverged}"
-        return (
-            f"{settings}, seed={self.seed}: {self.rows[-1]['round']} rounds, {_measures(self.rows[-1])}"
-        )
+            return f"{settings}: diverged in round {self.diverged}"
+        best = [] if self.best_accuracy is None else [f"best test accuracy {self.best_accuracy:.4g}"]
+        parts = [f"{self.rows[-1]['round']} rounds", *best, _measures(self.rows[-1])]
+        return f"{settings}: {', '.join(filter(None, parts))}"
 
     def history(self) -> dict[str, np.ndarray]:
         """Returns the rows as columns, name -> `[evaluations]`."""
@@ -207,8 +206,8 @@ class SweepResult:
     compile_seconds: float
 
     def __repr__(self) -> str:
-        runs = sorted(self.runs, key=lambda run: -(run.best_accuracy or 0))
-        lines = [f"<SweepResult of {len(runs)} runs in {self.seconds:.3g} s, best test accuracy first:"]
+        runs = sorted(self.runs, key=lambda run: (run.diverged is not None, -(run.best_accuracy or 0)))
+        lines = [f"<SweepResult of {len(runs)} runs in {self.seconds:.3g} s, the best first:"]
         lines += [f"  {run._told()}" for run in runs[:_MOST_RUNS]]
         if len(runs) > _MOST_RUNS:
             lines.append(f"  and {len(runs) - _MOST_RUNS} more, see summary()")

@@ -50,6 +50,12 @@ def test_labels_that_are_strings_are_numbered_by_name():
     assert data.examples["y"].tolist() == [1, 0, 2]
     assert data.describe().label_counts.tolist() == [1, 1, 1]
     assert fs.data.split(data, test=0.5)[0].label_names == data.label_names
+    later = fs.data.from_clients({5: (np.zeros((1, 1)), ["emu"])}, label_names=data.label_names)
+    assert (later.examples["y"].tolist(), later.num_classes) == ([2], 3)
+    with pytest.raises(ValueError, match=r"the label 'fox' is not among label_names, \('cat', 'dog'"):
+        fs.data.from_clients({5: (np.zeros((1, 1)), ["fox"])}, label_names=data.label_names)
+    with pytest.raises(ValueError, match="label_names is given, but 'y' holds no strings"):
+        fs.data.from_clients({5: person(2)}, label_names=("a", "b"))
     with pytest.raises(ValueError, match="there are 1 label_names for 2 classes"):
         fs.data.FederatedData({"y": np.zeros(1, int)}, np.array([0, 1]), num_classes=2, label_names="a")
 
@@ -57,10 +63,13 @@ def test_labels_that_are_strings_are_numbered_by_name():
 @pytest.mark.parametrize(
     ("clients", "message"),
     [
-        ([person(2)], r"clients is list of 1; wanted a dict .* write dict\(enumerate\(clients\)\)"),
-        ({}, "clients is dict of 0"),
+        ([person(2)], r"clients is list; wanted a dict .* write dict\(enumerate\(clients\)\)"),
+        ({}, "clients is an empty dict"),
         ({"a": ([], [])}, "none of the 1 clients has an example"),
-        ({"a": person(2), 3: person(2)}, "a client's id is 3; wanted integers alone, or strings alone"),
+        (
+            {"a": person(2), 3: person(2)},
+            "a client's id is 3; wanted integers of 64 bits alone, or strings alone",
+        ),
         ({"a": np.ones((2, 3))}, r"client 'a' is a ndarray; wanted a pair \(x, y\)"),
         ({"a": (np.ones((2, 3)), [1])}, r"client 'a' has columns of lengths {'x': 2, 'y': 1}"),
         ({"a": (np.ones((2, 3)), 1)}, r"client 'a' has columns of lengths {'x': 2, 'y': None}"),
@@ -70,7 +79,11 @@ def test_labels_that_are_strings_are_numbered_by_name():
         ({"a": (np.array([[1.0], [np.nan]]), [0, 1])}, "'x' holds nan at row 1, row 1 of client 'a'"),
         ({"a": ([[1.0]], [-1])}, "'y' holds -1 at row 0, row 0 of client 'a'"),
         ({"a": ([[2**40]], [0])}, "'x' holds 1099511627776 .* client 'a'; wanted integers that fit"),
-        ({"a": ([[1.0]], [None])}, "column 'y' holds other objects than strings"),
+        ({"a": ([[1.0]], [None])}, "column 'y' of client 'a' is object, masked or ragged; wanted"),
+        ({"a": ([[1.0], [1.0, 2.0]], [0, 1])}, "column 'x' of client 'a' is object, masked or ragged"),
+        ({"a": ([[1j]], [0])}, "column 'x' of client 'a' is complex128"),
+        ({2**63: person(2)}, "a client's id is 9223372036854775808; wanted integers of 64 bits"),
+        ({"a": person(2), "b": (np.ones((1, 4)), np.ones(1, np.uint64))}, "'unsigned integers of 64"),
     ],
 )
 def test_bad_clients_are_refused_by_name(clients, message):
@@ -105,10 +118,16 @@ def test_a_frame_becomes_clients():
         ({}, {"client": "id"}, r"the frame lacks the column 'id'; its columns are \['user'"),
         ({}, {"label": "age"}, "column 'pet' holds .*; wanted numbers: encode it"),
         ({}, {"features": []}, "the frame has no column of features"),
-        ({"user": ["a", "b", None, "c"]}, {}, "a client's id is (None|nan); wanted integers alone"),
-        ({"user": [1.0, 2.0, 3.0, 4.0]}, {}, "a client's id is 1.0; wanted integers alone"),
+        (
+            {"user": ["a", "b", None, "c"]},
+            {},
+            "a client's id is (None|nan); wanted integers of 64 bits alone",
+        ),
+        ({"user": [1.0, 2.0, 3.0, 4.0]}, {}, "a client's id is 1.0; wanted integers of 64 bits alone"),
         ({"height": [1, 2, float("nan"), 4]}, {}, "'x' holds nan at row 2, row 1 of client 'b'"),
-        ({"pet": ["dog", None, "cat", "dog"]}, {}, "column 'y' holds other objects than strings"),
+        ({"pet": ["dog", None, "cat", "dog"]}, {}, "column 'y' holds object; wanted strings alone"),
+        ({"age": [1, 2, 3, 2**24 + 1]}, {}, r"column 'age' holds integers beyond 2\*\*24"),
+        ({}, {"features": "age"}, "features is 'age'; wanted a table with named columns"),
     ],
 )
 def test_a_bad_frame_is_refused(changes, settings, message):
@@ -157,8 +176,25 @@ def test_clients_are_counted_taken_and_walked_through():
         with pytest.raises(IndexError, match=f"there is no client {k}; wanted 0 to 4"):
             data[k]
 
+    for strange in ("ann", slice(0, 2), True, 1.0):
+        with pytest.raises(TypeError, match="wanted a position from 0 to 4: ids are in client_ids"):
+            data[strange]
+
+
+def test_labels_that_no_classifier_reads_are_refused():
+    task = fs.models.classifier(fs.models.MLP((3,)), (4,))
+    algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)
+    halves = fs.data.from_clients({0: (np.ones((2, 4)), [0.0, 1.0])})
+    with pytest.raises(ValueError, match="column 'y' holds float32; wanted integer labels"):
+        fs.simulate(algorithm, halves, key=jax.random.key(0), num_rounds=1)
+    with pytest.raises(ValueError, match="has no column 'y' of integers"):
+        halves.describe()
+    flags = fs.data.from_clients({0: (np.ones((2, 4)), [True, False])})
+    assert (flags.examples["y"].dtype, flags.num_classes) == (np.int32, 2)
+
 
 def test_a_federation_says_what_it_is_in_one_line():
     data = fs.data.from_clients(CLIENTS, num_classes=3, name="people")
     assert repr(data) == "<people: 5 clients, 17 examples of x float32[4], y int32[], 3 classes>"
-    assert repr(jax.tree.map(lambda leaf: None, data)).startswith("<data: (None")
+    assert repr(jax.tree.map(lambda leaf: None, data)).startswith("<data: {'x': None")
+    assert "2 clients, 5 examples" in repr(data.select(np.array([0, 1]), num_rows=9))

@@ -62,7 +62,9 @@ def test_results_print_in_a_few_lines(task, data):
     assert lines[0].startswith("<SweepResult of 15 runs in ")
     assert len(lines) == 14
     assert lines[-1] == "  and 3 more, see summary()>"
-    assert "client_lr=0.01, lr_decay=1, server_lr=1, seed=0: 1 rounds, train_loss" in repr(swept.runs[0])
+    assert "client_lr=0.01, lr_decay=1, server_lr=1, seed=0: 1 rounds, best test accuracy" in repr(
+        swept.runs[0]
+    )
 
 
 def test_programs_are_dropped_before_their_mappings_run_out(task, data, monkeypatch, tmp_path):
