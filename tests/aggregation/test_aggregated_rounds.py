@@ -97,31 +97,6 @@ def test_a_round_without_any_client_changes_nothing(linear, data):
         toys.assert_same(params_of(state), params_of(toys.init(algorithm)))
 
 
-CHAINS = {
-    "adaptive clip, trimmed mean": lambda: fs.aggregate(clip(0.1, adaptive=0.5), end=trimmed_mean(0.2)),
-    "clip, noise": lambda: fs.aggregate(clip(0.1), gaussian(0.5), end=mean("uniform")),
-    "error feedback, krum": lambda: fs.aggregate(error_feedback(top_k(0.3)), end=krum(num_byzantine=1)),
-}
-
-
-@pytest.mark.parametrize(
-    ("chain", "lanes", "devices"),
-    [
-        *(pytest.param(chain, 3, 2, marks=pytest.mark.slow) for chain in CHAINS),
-        *(pytest.param(chain, 4, 1, marks=pytest.mark.slow) for chain in CHAINS),
-    ],
-)
-def test_chains_do_the_same_on_other_lanes_and_devices(linear, data, chain, lanes, devices):
-    """Top-k is discontinuous; with this seed rounding moves no entry across its limit."""
-    algorithm = fs.fed_avg(
-        linear, client_lr=0.1, local_epochs=1, batch_size=4, aggregator=CHAINS[chain]()
-    )
-    alone, info = toys.play(algorithm, data, IDS, rounds=2)
-    others, told = toys.play(algorithm, data, IDS, rounds=2, where=toys.layout(lanes, devices))
-    toys.assert_close(others, alone, rtol=1e-4, atol=1e-5)
-    assert set(told) == set(info)
-
-
 @pytest.mark.slow
 def test_krum_trains_although_an_attacker_has_swapped_labels_and_a_huge_loss(linear):
     """The attacker's rows are so large that its gradient is, too; the mean follows it, Krum does not."""

@@ -144,18 +144,6 @@ def test_clients_may_remember_prng_keys(data):
         toys.assert_same(jax.random.key_data(found), jax.random.key_data(jnp.stack(expected)))
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
-def test_stacked_sweeps_and_threads_remember_alike(task, data):
-    settings = {"hparams": {"client_lr": [0.05, 0.2]}, "seeds": [0, 1], "num_rounds": 3}
-    settings |= {"client_fraction": 0.5, "eval_every": 3, "layout": fs.Layout()}
-    stacked = fs.sweep(scaffold(task), data, stacked=True, **settings)
-    threads = fs.sweep(scaffold(task), data, stacked=False, **settings)
-    for one, other in zip(stacked.runs, threads.runs, strict=True):
-        toys.assert_close(one.state, other.state, rtol=1e-4, atol=1e-6)
-        toys.assert_same(one.state.visited, other.state.visited)
-
-
 def test_memory_that_does_not_fit_is_refused(task, data, monkeypatch):
     from fedjax_sim.simulation import client_memory
 
