@@ -118,11 +118,6 @@ def check_examples(
     for column, values in on_host.items():
         if values is None:
             continue
-        if column == "y" and num_classes is not None and not jnp.issubdtype(values.dtype, jnp.integer):
-            raise ValueError(
-                f"{name or 'data'}: column 'y' holds {values.dtype}; wanted integer labels for "
-                f"{num_classes} classes: call .astype(int)"
-            )
         mapped.verify(values)
         first = 0
         for piece in mapped.pieces(values[: offsets[-1]]):

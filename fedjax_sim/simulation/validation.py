@@ -66,6 +66,12 @@ def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
     """
     if int(data.offsets[-1]) == 0:
         raise ValueError("no client of the federation has any data; wanted at least one example")
+    labels, classes = data.examples.get("y"), algorithm.num_classes
+    if labels is not None and classes is not None and not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(
+            f"column 'y' holds {labels.dtype}; wanted integer labels for the model's {classes} classes: "
+            "call .astype(int)"
+        )
     data.check(algorithm.num_classes)
     if algorithm.num_learners not in (None, data.num_clients):
         raise ValueError(

@@ -53,7 +53,9 @@ def test_results_print_in_a_few_lines(task, data):
     last = result.rows[-1]
     told = f"<Result of 6 rounds in {last['seconds']:.3g} s: train_loss {last['train_loss']:.4g}, "
     assert repr(result).startswith(told)
-    assert repr(result).endswith(f"test_accuracy {last['test_accuracy']:.4g}>")
+    assert repr(result).endswith(
+        f"_accuracy {last['test_accuracy']:.4g}, test_loss {last['test_loss']:.4g}>"
+    )
     rates = [0.01 * i for i in range(1, 16)]
     evaluate = fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
     settings = {"num_rounds": 1, "evaluate": evaluate, "client_fraction": 0.4}
@@ -62,7 +64,7 @@ def test_results_print_in_a_few_lines(task, data):
     assert lines[0].startswith("<SweepResult of 15 runs in ")
     assert len(lines) == 14
     assert lines[-1] == "  and 3 more, see summary()>"
-    assert "client_lr=0.01, lr_decay=1, server_lr=1, seed=0: 1 rounds, best test accuracy" in repr(
+    assert "client_lr=0.01, server_lr=1, lr_decay=1, seed=0: 1 rounds, best test accuracy" in repr(
         swept.runs[0]
     )
 
