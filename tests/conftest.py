@@ -43,7 +43,7 @@ def pytest_configure(config):
 
 
 def _is_known(flag):
-    """Whether this version of XLA has a flag; others would end the process."""
+    """Returns whether this version of XLA knows a flag; an unknown flag would end the process."""
     command = [sys.executable, "-c", "import jax; jax.devices()"]
     return not subprocess.run(
         command, env=os.environ | {"XLA_FLAGS": flag}, capture_output=True

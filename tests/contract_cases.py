@@ -1,4 +1,4 @@
-"""What the contract holds for: every algorithm, and chains of stages drawn at random."""
+"""The cases of the contract: every algorithm, and chains of stages drawn at random."""
 
 import contextlib
 import random
@@ -108,7 +108,7 @@ def run(algorithm, data, num_rounds=NUM_ROUNDS, **settings):
 
 
 def outcome(state, rows, num_clients):
-    """What a run has learned, remembered and counted, as arrays by name."""
+    """Returns the state, the clients' memory and the rows of a run, as arrays by name."""
     clients = getattr(state, "clients", ())
     if hasattr(clients, "rows"):
         clients = clients.rows(range(num_clients))

@@ -1,4 +1,4 @@
-"""What documents show is run as it stands there, and their links lead somewhere."""
+"""The examples in documents run as they stand, and the links lead somewhere."""
 
 import pathlib
 import re

@@ -225,7 +225,7 @@ def local_sgd(
 
     Args:
       aggregator: see `fed_avg`. It acts only where clients `send` and the server `receive`s through it;
-        `fed_avg.py` is an example.
+        `LocalSGD.round` does both, and `fed_nova.py` has a round of its own.
       wrap: function from the clients' optimizer factory to the one they use, such as one that changes
         the gradient. The new factory may take any pytree as its rate, which `enter` returns.
       epochs: see `local_training`.

@@ -15,7 +15,7 @@ from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info, vie
 from fedjax_sim.core import trees
 from fedjax_sim.core.types import Algorithm, Cohort, Task
 from fedjax_sim.engine import train_clients, weigh
-from fedjax_sim.engine.optimizers import Rate, as_factory, check_linear, total_weight
+from fedjax_sim.engine.optimizers import OptimizerFactory, Rate, as_factory, check_linear
 
 
 def fed_nova(
@@ -74,3 +74,16 @@ def fed_nova(
         return state._replace(extra=received.states), result.own, info
 
     return local.algorithm("fed_nova", round_fn)
+
+
+def total_weight(make_optimizer: OptimizerFactory, steps: jax.Array) -> jax.Array:
+    """Returns how far `steps` `[]` gradients of 1 move a number that starts at 0, at rate 1."""
+    optimizer = make_optimizer(1.0)
+
+    def step(_, carry):
+        moved, state = carry
+        update, state = optimizer.update(jnp.ones(()), state, moved)
+        return moved + update, state
+
+    start = jnp.zeros(())
+    return -jax.lax.fori_loop(0, steps, step, (start, optimizer.init(start)))[0]

@@ -62,7 +62,7 @@ def scaffold(
 
     def leave(shared, c_k, client, trained, key):
         (x, c, eta), (y, losses) = shared, trained
-        moved = local.num_steps(client).astype(jnp.float32) * eta  # K eta; 0 tells no gradient
+        moved = local.num_steps(client).astype(jnp.float32) * eta  # K eta, zero for an empty client
         scale = 1 / jnp.maximum(moved, 1e-30)
 
         drift = jax.tree.map(

@@ -13,6 +13,11 @@ def is_key(leaf: jax.Array) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def as_key(data: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns the PRNG keys with this `jax.random.key_data`, of the same kind as `like`."""
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
+
+
 def add(a: Tree, b: Tree) -> Tree:
     """Returns `a + b`, leaf by leaf."""
     return jax.tree.map(jnp.add, a, b)

@@ -92,7 +92,7 @@ def from_frame(
     twice = [column for i, column in enumerate(known) if column in known[:i]]
     if twice or not len(frame):
         what = f"has the column {twice[0]!r} twice" if twice else "has no rows"
-        raise ValueError(f"{name}: the frame {what}")
+        raise ValueError(f"{name}: the frame {what}; wanted columns of different names, and some rows")
     features = [c for c in known if c not in (client, label)] if features is None else list(features)
     missing = [column for column in (client, label, *features) if column not in known]
     if missing or not features:
@@ -284,7 +284,10 @@ def _numbered(
     names = tuple(found.tolist()) if names is None else tuple(names)
     unknown = [label for label in found.tolist() if label not in names]
     if unknown:
-        raise ValueError(f"{name}: the label {unknown[0]!r} is not among label_names, {names}")
+        raise ValueError(
+            f"{name}: the label {unknown[0]!r} is not among label_names, {names}; wanted all names, of "
+            "the data to test on as well"
+        )
     order = np.array([names.index(label) for label in found.tolist()], np.int32)
     return names, order[numbers].reshape(labels.shape)
 
@@ -296,5 +299,7 @@ def _in_32_bits(name: str, column: str, values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         stored = values.astype(np.float32 if is_float else np.int32)
     if not (np.isfinite(stored).all() if is_float else (stored == values).all()):  # in x64 mode alone
-        raise ValueError(f"{name}: column {column!r} holds numbers that do not fit 32 bits")
+        raise ValueError(
+            f"{name}: column {column!r} holds numbers that do not fit 32 bits; drop or rescale it"
+        )
     return stored

@@ -106,7 +106,8 @@ class FederatedData:
     def __repr__(self) -> str:
         if not isinstance(self.offsets, np.ndarray):  # on devices, in a program, or a placeholder
             leaves = {**self.examples, "offsets": self.offsets}
-            return f"<data: { ({name: getattr(leaf, 'shape', leaf) for name, leaf in leaves.items()}) }>"
+            shapes = {name: getattr(leaf, "shape", leaf) for name, leaf in leaves.items()}
+            return f"<data: {shapes}>"
         rows = {name: f"{c.dtype}{list(c.shape[1:])}" for name, c in self.examples.items()}
         columns = ", ".join(f"{name} {kind}" for name, kind in rows.items())
         labels = "" if self.num_classes is None else f", {self.num_classes} classes"

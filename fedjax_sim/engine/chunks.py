@@ -1,7 +1,7 @@
 """Chunks: a cohort is cut into chunks of `L` clients, which are spread over devices.
 
 The only vmaps over clients are here, in `queues.py`, where a lane trains one client after another, in
-`learners.py`, where clients keep their models, and in `client_rows.py`, where nobody trains.
+`learners.py`, where clients keep their models, and in `client_rows.py`, for functions without training.
 """
 
 import functools

@@ -110,7 +110,7 @@ def _to_bits(leaf: jax.Array) -> jax.Array:
 
 def _from_bits(bits: jax.Array, like: jax.Array) -> jax.Array:
     if trees.is_key(like):
-        return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(like))
+        return trees.as_key(bits, like)
     if like.dtype == bool:
         return bits.astype(bool)
     if like.dtype.itemsize >= 4:

@@ -160,9 +160,7 @@ def _summable(leaf: jax.Array) -> jax.Array:
 
 
 def _as_before(leaf: jax.Array, before: jax.Array) -> jax.Array:
-    if trees.is_key(before):
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(before))
-    return leaf.astype(before.dtype)
+    return trees.as_key(leaf, before) if trees.is_key(before) else leaf.astype(before.dtype)
 
 
 def choose_rows(chosen: jax.Array, new: Any, old: Any) -> Any:

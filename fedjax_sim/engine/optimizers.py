@@ -145,19 +145,6 @@ def with_changed_gradients(
     return wrap
 
 
-def total_weight(make_optimizer: OptimizerFactory, steps: jax.Array) -> jax.Array:
-    """Returns how far `steps` `[]` gradients of 1 move a number that starts at 0, at rate 1."""
-    optimizer = make_optimizer(1.0)
-
-    def step(_, carry):
-        moved, state = carry
-        update, state = optimizer.update(jnp.ones(()), state, moved)
-        return moved + update, state
-
-    start = jnp.zeros(())
-    return -jax.lax.fori_loop(0, steps, step, (start, optimizer.init(start)))[0]
-
-
 def check_linear(make_optimizer: OptimizerFactory, params: Any) -> None:
     """Refuses an optimizer that is not linear in its gradients.
 

@@ -136,8 +136,7 @@ def local(leaf: Any) -> Any:
 def put(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     """Shards an array that every process has; each process reads only what its devices need."""
     if trees.is_key(leaf):
-        data = put(jax.random.key_data(leaf), sharding)
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return trees.as_key(put(jax.random.key_data(leaf), sharding), leaf)
     is_shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
     if sharding.is_fully_addressable or (is_shared and leaf.sharding.device_set == sharding.device_set):
         return jax.device_put(leaf, sharding)

@@ -178,7 +178,7 @@ class Blocks:
         return check_sizes(self.algorithm.message_bytes(client_memory.server_state(state)))
 
     def view(self, state: Any, round: int) -> View:
-        """Returns what evaluations see of a run with this state after round `round`."""
+        """Returns the view of a run that is in this state after round `round`."""
         return view_of(self.algorithm, self.num_clients, self.layout, state, round)
 
     def without_errors(self, done: int, infos: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

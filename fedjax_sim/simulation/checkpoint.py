@@ -201,7 +201,7 @@ def from_numpy(leaves: dict[str, np.ndarray], template: Any) -> Any:
     def restore(i, like):
         value = leaves[f"{i:05d}"]
         if trees.is_key(like):
-            value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
+            value = trees.as_key(value, like)
         return processes.put(value, like.sharding)
 
     templates, structure = jax.tree.flatten(template)

@@ -143,11 +143,7 @@ def with_keys(rows: Any, like: Any) -> Any:
     """Returns the rows of which `without_keys` made `rows`, with the kinds of keys of `like`."""
 
     def restore(leaf, like):
-        return (
-            jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
-            if trees.is_key(like)
-            else leaf
-        )
+        return trees.as_key(leaf, like) if trees.is_key(like) else leaf
 
     return jax.tree.map(restore, rows, like)
 

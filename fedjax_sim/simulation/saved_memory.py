@@ -42,7 +42,7 @@ class SavedMemory:
         if not isinstance(state.clients, HostMemory):
             rows, visited = processes.fetch((without_keys(state.clients), state.visited))
             if processes.is_first():
-                # A sweep may take rounds back; whoever took part in these alone has no row.
+                # A sweep may take rounds back. A client that took part in these alone has no row.
                 self.store.forget(np.flatnonzero(~visited))
                 for ids in self.store.pieces(np.flatnonzero(visited)):
                     self.store.update(ids, jax.tree.map(lambda leaf, ids=ids: leaf[ids], rows))

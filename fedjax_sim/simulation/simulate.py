@@ -18,10 +18,7 @@ from fedjax_sim.runtime.errors import device_errors_explained
 from fedjax_sim.runtime.processes import agree, is_first, is_multiprocess
 from fedjax_sim.simulation import client_memory
 from fedjax_sim.simulation import workdir as files
-from fedjax_sim.simulation.block import (
-    Blocks,
-    split_key,
-)
+from fedjax_sim.simulation.block import Blocks, split_key
 from fedjax_sim.simulation.cohorts import choose_sampler, cohort_draws
 from fedjax_sim.simulation.host_rounds import CohortPrefetcher, HostBlocks, stays_on_host
 from fedjax_sim.simulation.identity import NOT_COMPARED, check_config, check_evaluations, identify

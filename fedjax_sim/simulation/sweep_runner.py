@@ -98,8 +98,9 @@ class SweepRunner:
 
         Waiting for all runs at every evaluation would leave cores idle. A run may therefore be one block
         ahead of the slowest of its seed, and drops that block if the race turns out to end before it.
-        Without this, 12 blocks of 3, 5 and 7 rates of one seed took 1.57, 1.33 and 1.19 times as long
-        (2NN, E = 5, B = 10, `mnist5k`; two cores of an Intel Xeon, jax 0.10.2, 2026-11-27).
+        With `<` in place of `<=` below, runs wait: 12 blocks of 3, 5 and 7 rates of one seed took 1.57,
+        1.33 and 1.19 times as long (2NN, E = 5, B = 10, `mnist5k`; two cores of an Intel Xeon, jax
+        0.10.2, 2026-11-27).
         """
         open_runs = [run for run in self.runs if self.is_open(run)]
         ready = [run for run in open_runs if not run.busy]

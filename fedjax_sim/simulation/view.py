@@ -1,4 +1,4 @@
-"""What evaluations see of a run: its model, or a view with the state and each client's model."""
+"""Views of a run, for evaluations: its state, and the model that each client uses."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from fedjax_sim.simulation.validation import EvaluationFn
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """What an evaluation marked `of_view` sees of a run.
+    """A run between two rounds, for evaluations marked `of_view`.
 
     It is valid during the evaluation alone: the next round overwrites its arrays, so copy what you keep.
 
@@ -78,7 +78,7 @@ class _OfView:
 def of_view(evaluate: Callable[[View], Mapping[str, float]]) -> EvaluationFn:
     """Marks an evaluation that takes a `View` in place of params. A decorator.
 
-    For example, the mean distance of ten clients' own models from the shared one:
+    For example, the mean squared distance of ten clients' own models from the shared one:
 
         @fs.simulation.of_view
         def spread(view):
@@ -101,7 +101,7 @@ def is_of_view(evaluation: EvaluationFn) -> bool:
 
 
 def results_of(evaluation: EvaluationFn, view: View) -> dict[str, float]:
-    """Returns what an evaluation says of a run."""
+    """Returns the results of an evaluation."""
     results = evaluation(view if is_of_view(evaluation) else view.params)
     return {name: float(value) for name, value in results.items()}
 

@@ -1,7 +1,5 @@
 """One call takes any model; what cannot be averaged over clients is refused with the cure."""
 
-from typing import Any, NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,151 +7,28 @@ import numpy as np
 import pytest
 import toys
 from flax import nnx
+from small_models import (
+    HIDDEN,
+    MODELS,
+    Nnx,
+    Train,
+    bare_apply,
+    bare_init,
+    batch_of,
+    nnx_dropout,
+    task_of,
+)
 
 import fedjax_sim as fs
 from fedjax_sim.models import classifier, scale_pixels
 
-HIDDEN = 8
-
-
-class Linen(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Dense(HIDDEN)(x))
-        return nn.Dense(toys.CLASSES)(x)
-
-
-class LinenDropout(nn.Module):
-    """Has the parameters of `Linen`; a subclass says what its flag is called."""
-
-    def layers(self, x, deterministic):
-        x = nn.Dropout(0.5)(nn.relu(nn.Dense(HIDDEN)(x)), deterministic=deterministic)
-        return nn.Dense(toys.CLASSES)(x)
-
-
-class Train(LinenDropout):
-    @nn.compact
-    def __call__(self, x, train):
-        return self.layers(x, not train)
-
-
-class Training(LinenDropout):
-    @nn.compact
-    def __call__(self, x, *, training=True):
-        return self.layers(x, not training)
-
-
-class Deterministic(LinenDropout):
-    @nn.compact
-    def __call__(self, x, deterministic=False):
-        return self.layers(x, deterministic)
-
-
-class IsTraining(LinenDropout):
-    @nn.compact
-    def __call__(self, x, is_training=False):
-        return self.layers(x, not is_training)
-
-
-class IsTrain(LinenDropout):
-    @nn.compact
-    def __call__(self, x, is_train: bool = False):
-        return self.layers(x, not is_train)
-
-
-class Nnx(nnx.Module):
-    def __init__(self, rngs, rate=None):
-        self.hidden = nnx.Linear(toys.FEATURES, HIDDEN, rngs=rngs)
-        self.out = nnx.Linear(HIDDEN, toys.CLASSES, rngs=rngs)
-        self.dropout = None if rate is None else nnx.Dropout(rate, rngs=rngs)
-
-    def __call__(self, x):
-        x = nnx.relu(self.hidden(x))
-        return self.out(x if self.dropout is None else self.dropout(x))
-
-
-def nnx_dropout(rngs):
-    return Nnx(rngs, rate=0.5)
-
-
-class NnxFlag(Nnx):
-    """Tells its dropout at each call, which takes precedence over `train()` and `eval()`."""
-
-    def __init__(self, rngs):
-        super().__init__(rngs, rate=0.5)
-
-    def __call__(self, x, training: bool = False):
-        x = self.dropout(nnx.relu(self.hidden(x)), deterministic=not training)
-        return self.out(x)
-
-
-class NnxCompiled(Nnx):
-    """Its dropout is called on a copy that `nnx.jit` makes."""
-
-    def __init__(self, rngs):
-        super().__init__(rngs, rate=0.5)
-
-    def __call__(self, x):
-        return self.out(nnx.jit(lambda drop, x: drop(x))(self.dropout, nnx.relu(self.hidden(x))))
-
-
-def bare_init(key):
-    keys = jax.random.split(key)
-    shapes = {"hidden": (toys.FEATURES, HIDDEN), "out": (HIDDEN, toys.CLASSES)}
-    return {
-        name: {"kernel": 0.3 * jax.random.normal(k, shape), "bias": jnp.zeros(shape[1])}
-        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
-
-
-def bare_apply(params, x):
-    def dense(layer, x):
-        return x @ layer["kernel"] + layer["bias"][None]
-
-    return dense(params["out"], jax.nn.relu(dense(params["hidden"], x)))
-
-
-class Transformed(NamedTuple):
-    """As haiku hands out its functions."""
-
-    init: Any
-    apply: Any
-
-
-MODELS = {
-    "linen": Linen(),
-    "nnx": Nnx,
-    "bare": (bare_init, bare_apply),
-    "haiku-like": Transformed(bare_init, bare_apply),
-}
-# Each with a model of the same parameters that drops nothing.
-DROPOUTS = {
-    "train": (Train(), Linen()),
-    "training": (Training(), Linen()),
-    "deterministic": (Deterministic(), Linen()),
-    "is_training": (IsTraining(), Linen()),
-    "is_train": (IsTrain(), Linen()),
-    "nnx": (nnx_dropout, Nnx),
-    "nnx flag": (NnxFlag, Nnx),
-    "nnx compiled": (NnxCompiled, Nnx),
-}
-
-
-def task_of(model):
-    return classifier(model, (toys.FEATURES,))
-
-
-def batch_of(n=16):
-    return jax.tree.map(jnp.asarray, toys.dataset(n).examples)
-
-
-DEAR = ("bare", "train", "nnx dropout")
+SLOW = ("bare", "train", "nnx dropout")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=pytest.mark.slow if n in DEAR else ())
+        pytest.param(n, marks=pytest.mark.slow if n in SLOW else ())
         for n in (*MODELS, "train", "nnx dropout")
     ],
 )
@@ -200,184 +75,6 @@ def test_the_key_picks_the_start(name):
     first, again, other = (task.init(jax.random.key(seed)) for seed in (1, 1, 2))
     toys.assert_same(first, again)
     assert toys.largest_difference(first, other) > 0.1
-
-
-@pytest.mark.parametrize("name", DROPOUTS)
-def test_dropout_follows_the_key_in_training_and_is_off_in_evaluation(name):
-    model, without = DROPOUTS[name]
-    task, plain = task_of(model), task_of(without)
-    params = task.init(jax.random.key(0))
-    batch = batch_of()
-
-    first, again, other = (task.loss(params, batch, jax.random.key(k))[0] for k in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).max() > 0.01
-
-    assert jax.tree.structure(params) == jax.tree.structure(plain.init(jax.random.key(0)))
-    toys.assert_close(task.metrics(params, batch), plain.metrics(params, batch))
-    assert np.abs(first - plain.loss(params, batch, jax.random.key(1))[0]).max() > 0.01
-
-
-class LinenAttribute(LinenDropout):
-    training: bool = False
-
-    @nn.compact
-    def __call__(self, x):
-        return self.layers(x, not self.training)
-
-
-class LinenForgets(LinenDropout):
-    """Takes the flag, but does not hand it on to the module inside."""
-
-    @nn.compact
-    def __call__(self, x, train):
-        return IsTraining()(x)
-
-
-class LinenOneOfTwo(LinenDropout):
-    @nn.compact
-    def __call__(self, x, train):
-        return self.layers(nn.Dropout(0.1, deterministic=True)(x), not train)
-
-
-class LinenAttention(nn.Module):
-    deterministic: bool = True
-
-    @nn.compact
-    def __call__(self, x):
-        layer = nn.MultiHeadDotProductAttention(
-            2, dropout_rate=0.1, deterministic=self.deterministic, out_features=toys.CLASSES
-        )
-        return layer(x[:, None, :])[:, 0]
-
-
-class NnxFixed(Nnx):
-    def __init__(self, rngs, off, rate=0.5):
-        super().__init__(rngs, rate)
-        self.off = off
-
-    def __call__(self, x):
-        return self.out(self.dropout(nnx.relu(self.hidden(x)), deterministic=self.off))
-
-
-class NnxSkips(Nnx):
-    def __init__(self, rngs):
-        super().__init__(rngs, rate=0.5)
-        self.training = False
-
-    def __call__(self, x):
-        x = nnx.relu(self.hidden(x))
-        return self.out(self.dropout(x) if self.training else x)
-
-
-class NnxOneOfTwo(NnxFlag):
-    def __init__(self, rngs):
-        super().__init__(rngs)
-        self.second = nnx.Dropout(0.1, rngs=rngs)
-
-    def __call__(self, x, training: bool = False):
-        return super().__call__(self.second(x, deterministic=True), training)
-
-
-class NnxAttention(nnx.Module):
-    def __init__(self, rngs):
-        self.layer = nnx.MultiHeadAttention(
-            2, toys.FEATURES, qkv_features=HIDDEN, dropout_rate=0.1, rngs=rngs, decode=False
-        )
-        self.out = nnx.Linear(toys.FEATURES, toys.CLASSES, rngs=rngs)
-
-    def __call__(self, x):
-        return self.out(self.layer(x[:, None, :], deterministic=True)[:, 0])
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        LinenAttribute(),
-        LinenForgets(),
-        LinenOneOfTwo(),
-        LinenAttention(),
-        lambda rngs: NnxFixed(rngs, off=True),
-        NnxSkips,
-        NnxOneOfTwo,
-        NnxAttention,
-    ],
-)
-def test_dropout_that_stays_off_in_training_is_refused(model):
-    with pytest.raises(ValueError, match=r"dropout of .* off in training; have .* is_training"):
-        task_of(model)
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        LinenAttribute(training=True),
-        LinenAttention(deterministic=False),
-        lambda rngs: NnxFixed(rngs, off=False),
-    ],
-)
-def test_dropout_that_stays_on_in_evaluation_is_refused(model):
-    with pytest.raises(ValueError, match=r"dropout of .* on in evaluation; have .* is_training"):
-        task_of(model)
-
-
-def test_a_rate_of_zero_may_stay_off():
-    task = task_of(lambda rngs: NnxFixed(rngs, off=True, rate=0.0))
-    losses = task.loss(task.init(jax.random.key(0)), batch_of(), jax.random.key(1))[0]
-    assert np.isfinite(losses).all()
-
-
-class LinenOtherFlag(LinenDropout):
-    @nn.compact
-    def __call__(self, x, use_dropout=False):
-        return self.layers(x, not use_dropout)
-
-
-class LinenMask(Linen):
-    @nn.compact
-    def __call__(self, x, mask):
-        return super().__call__(x * mask)
-
-
-class NnxOtherFlag(NnxFlag):
-    def __call__(self, x, use_dropout=False):
-        return super().__call__(x, use_dropout)
-
-
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [(LinenOtherFlag(), "use_dropout"), (LinenMask(), "mask"), (NnxOtherFlag, "use_dropout")],
-)
-def test_an_argument_that_nothing_sets_is_refused(model, name):
-    with pytest.raises(ValueError, match=f"__call__ takes '{name}', which nothing sets; .*is_training"):
-        task_of(model)
-
-
-def test_an_argument_with_another_default_keeps_it():
-    class Optional(Linen):
-        @nn.compact
-        def __call__(self, x, mask=None, scale=2.0, **others):
-            return scale * nn.Dense(toys.CLASSES)(x if mask is None else x * mask)
-
-    task = task_of(Optional())
-    assert task.loss(task.init(jax.random.key(0)), batch_of(), jax.random.key(1))[0].shape == (16,)
-
-
-def test_each_dropout_of_an_nnx_module_drops_its_own():
-    class Twice(nnx.Module):
-        def __init__(self, rngs):
-            self.first, self.second = (nnx.Dropout(0.5, rngs=rngs) for _ in range(2))
-            self.weight = nnx.Param(jnp.ones(()))
-
-        def __call__(self, x):
-            ones = jnp.ones((x.shape[0], 64))
-            return (self.first(ones) - self.second(ones)) * self.weight[...].reshape(1, 1)
-
-    total, _ = task_of(Twice).loss(
-        task_of(Twice).init(jax.random.key(0)), batch_of(1), jax.random.key(5)
-    )
-    # Equal masks would cancel, which leaves equal logits.
-    assert abs(float(total[0]) - np.log(64)) > 1e-3
 
 
 class LinenBatchNorm(nn.Module):

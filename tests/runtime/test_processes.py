@@ -141,7 +141,7 @@ def work(worker, folder, *job):
 
 
 def found_alone_and_by_two(worker, folder):
-    """What a worker finds in one process, and in two."""
+    """Returns the arrays that a worker leaves, run by one process and by two."""
     address = f"127.0.0.1:{free_port()}"
     running = [work(worker, folder / "alone")]
     running += [work(worker, folder / "job", address, str(i)) for i in range(2)]

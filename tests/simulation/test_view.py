@@ -1,4 +1,4 @@
-"""What evaluations see of a run beside its model: the state, the round, each client's own model."""
+"""Views of a run: its state, its round, and each client's own model."""
 
 import ditto
 import jax
@@ -46,6 +46,21 @@ def test_clients_that_took_part_have_models_of_their_own(algorithm, data):
     changed = found[1:] != found[:-1]
     assert set(changed.sum(axis=1)) <= {2, 3}  # of 3 clients, one may have no data
     np.testing.assert_allclose(found[-1], sizes(result.state.clients), rtol=1e-6)
+
+
+def test_views_compile_once(algorithm, data):
+    with fs.runtime.CompilationCounter() as counter:
+        counts = []
+
+        @fs.simulation.of_view
+        def look(view):
+            view.models([0, 1])
+            counts.append(counter.count)
+            return {}
+
+        run(algorithm, data, evaluate=look, layout=fs.Layout(1))
+    assert counts[0] > 0
+    assert len(set(counts[1:])) == 1  # the round is compiled after the first view
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ _LAST_CODE_POINT = 0x10FFFF
 
 
 def save_federated(data: FederatedData, folder: str | os.PathLike) -> None:
-    """Writes a federation for `open_federated`, without rows that no client owns and `label_names`.
+    """Writes a federation for `open_federated`.
+
+    Rows that no client owns, and `label_names`, are left out.
 
     Args:
       data: federation to write, in memory or in files; it is copied piece by piece. `check` must pass.
