@@ -192,15 +192,31 @@ def test_unknown_shapes_and_backends_get_a_choice(role, shape):
     assert lane_conv.choose(role, shape, "a backend nobody has measured") == "patches"
 
 
-def test_the_table_is_what_the_benchmark_wrote():
-    path = ROOT / "benchmarks" / "results" / "lane_convolutions.json"
+@pytest.mark.parametrize(("backend", "name"), [("cpu", ""), ("gpu", "_h200")])
+def test_the_table_is_what_the_benchmark_wrote(backend, name):
+    path = ROOT / "benchmarks" / "results" / f"lane_convolutions{name}.json"
     measured = json.loads(path.read_text())["rows"]
     rows = []
     for row in measured:
         times = [float(f"{1e3 * row['best'].get(name, math.inf):.3g}") for name in VARIANTS]
         key = row["backend"], row["role"], tuple(row["shape"])
         rows.append(lane_conv.Row(*key, *times, row["fastest"]))
-    assert [row for row in lane_conv.ROWS if row.backend == "cpu"] == rows
+    assert [row for row in lane_conv.ROWS if row.backend == backend] == rows
+
+
+@pytest.mark.parametrize(("height", "width", "padding", "dtype"), SETTINGS)
+def test_gathered_patches_are_concatenated_ones(height, width, padding, dtype, monkeypatch):
+    """A GPU gathers patches."""
+    monkeypatch.setattr(lane_conv, "choose", lambda *_: "patches")
+
+    def results():
+        arrays = inputs(height, width, padding, dtype, (LANES,))
+        return jax.vmap(functools.partial(value_and_gradients, conv2d, padding))(*arrays)
+
+    concatenated = results()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "gather" in str(jax.make_jaxpr(results)())
+    toys.assert_same(results(), concatenated)
 
 
 @pytest.mark.slow
