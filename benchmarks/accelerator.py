@@ -255,7 +255,6 @@ def remarks(report):
 def main(_):
     logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
     start = time.perf_counter()
-    fs.use_all_cores()
     if _SMALL.value:  # compiling takes most of its time
         jax.config.update("jax_disable_most_optimizations", True)
     report = Report(

@@ -75,7 +75,6 @@ def seconds_of_rounds(algorithm, clients, lanes):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    fs.use_all_cores()
     task = fs.models.logistic_regression() if _SMOKE.value else fs.models.mnist_2nn()
     settings = {"local_epochs": 1, "batch_size": 10, "client_lr": 0.05}
     factories = ALGORITHMS | {

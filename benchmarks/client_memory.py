@@ -132,7 +132,6 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
-    fs.use_all_cores()
     task = fs.models.logistic_regression() if _SMOKE.value else fs.models.mnist_2nn()
     algorithm = fs.scaffold(task, local_epochs=1, batch_size=10, client_lr=0.05)
     federations = {int(n): federation(int(n)) for n in _CLIENTS.value}

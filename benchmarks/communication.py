@@ -189,7 +189,6 @@ def headline(compared):
 
 def main(_):
     logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
-    fs.use_all_cores()
     unknown = set(_EXPERIMENTS.value) - set(RATES)
     if unknown:
         sys.exit(f"--experiments: got {sorted(unknown)}, wanted some of {list(RATES)}")

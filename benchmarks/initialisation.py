@@ -226,7 +226,6 @@ def table(rows, papers):
 
 def main(_):
     logging.set_verbosity(logging.WARNING)
-    fs.use_all_cores()
     variants = [named(variant) for variant in _VARIANTS.value]
     cells = fedavg.choose_rows(fedavg.published(MODELS[_MODEL.value][1], _MODEL.value), [_ROW.value])
     (cell,) = (cell for cell in cells if cell.partition == _PARTITION.value)

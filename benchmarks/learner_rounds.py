@@ -97,7 +97,6 @@ def check_seconds(task):
 
 def main(_):
     logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
-    fs.use_all_cores()
     task = fs.models.mnist_2nn() if not _SMOKE.value else fs.models.logistic_regression(10, (28, 28, 1))
     data = make_data(60)
     flops = fs.reporting.training_flops(task, data.examples)

@@ -46,7 +46,6 @@ METHOD = (
 
 def measure(folder, placement):
     """Returns what a process reports of its population and placement."""
-    fs.use_all_cores()
     started = time.perf_counter()
     data = fs.data.open_federated(folder)
     if placement == "device":

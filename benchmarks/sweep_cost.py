@@ -132,7 +132,6 @@ def table(rows):
 
 def main(_):
     logging.set_verbosity(logging.WARNING)  # JAX logs the backends that it looks for
-    fs.use_all_cores()
     if unknown := set(_MODELS.value) - set(MODELS):
         sys.exit(f"--models: got {sorted(unknown)}, wanted some of {list(MODELS)}")
     num_clients, size = (40, 20) if _SMALL.value else (100, 600)

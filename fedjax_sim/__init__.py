@@ -3,7 +3,6 @@
 import jax, optax
 import fedjax_sim as fs
 
-fs.use_all_cores()
 train, test = fs.data.load("mnist5k")
 clients = fs.data.federate(train, fs.data.shards(num_clients=100, shards_per_client=2, seed=0))
 task = fs.models.mnist_2nn()
@@ -60,6 +59,9 @@ from fedjax_sim.simulation import (
 from fedjax_sim.version import VERSION
 
 __version__ = VERSION
+
+# JAX fixes its devices when it makes its first array, and only an import surely comes before that.
+use_all_cores()
 
 __all__ = [
     "Algorithm",

@@ -19,18 +19,20 @@ _LANES_SHARE = 0.5  # of a device's memory; the rest is for data and what the es
 def use_all_cores() -> None:
     """Asks JAX for one CPU device per core, so that each core trains its own clients.
 
-    Call it before anything touches JAX's backend, such as making an array. It does nothing if you
-    have set the number of CPU devices yourself (`jax_num_cpu_devices`, or
-    `--xla_force_host_platform_device_count` in XLA_FLAGS) or if the backend already runs.
+    Importing this package calls it. It does nothing if you have set the number of CPU devices yourself
+    (JAX_NUM_CPU_DEVICES, `jax_num_cpu_devices`, or `--xla_force_host_platform_device_count` in
+    XLA_FLAGS) or if JAX's backend already runs, since something made an array.
     """
-    chosen = (
-        jax.config.jax_num_cpu_devices != -1
-        or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    )
-    if chosen:
+    if _devices_chosen():
         return
     with contextlib.suppress(RuntimeError):  # the backend already runs; its devices stay
         jax.config.update("jax_num_cpu_devices", available_cores())
+
+
+def _devices_chosen() -> bool:
+    """Returns whether the user has set the number of CPU devices."""
+    in_flags = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    return in_flags or jax.config.jax_num_cpu_devices != -1
 
 
 def available_cores() -> int:
@@ -86,10 +88,10 @@ def default_layout(
     """
     devices = jax.devices()
     on_cpu = devices[0].platform == "cpu"
-    if on_cpu and len(devices) == 1 and available_cores() > 1:
+    if on_cpu and len(devices) == 1 and available_cores() > 1 and not _devices_chosen():
         warnings.warn(
             f"JAX shows one CPU device for {available_cores()} cores, so clients train one at a time; "
-            "call fedjax_sim.use_all_cores() before using JAX",
+            "import fedjax_sim before the first use of JAX, or set JAX_NUM_CPU_DEVICES=1",
             stacklevel=2,
         )
     runs, clients = _mesh_shape(len(devices), mesh_runs, mesh_clients, num_runs, num_learners)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -42,6 +42,7 @@ class Blocks:
     layout: Layout
     capacity: int
     drawn: Drawn | None = None
+    _programs: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_clients(self) -> int:
@@ -111,19 +112,23 @@ class Blocks:
         return state, infos, time.perf_counter() - started
 
     def _play(self, state, data, keys, done, count, capacity, drawn=None) -> tuple[Any, Any]:
-        return _run(
-            state,
-            data,
-            keys,
-            np.int32(done),
-            np.int32(count),
-            self._consts,
-            drawn or self.drawn,
-            round_fn=self.algorithm.round,
-            draw=self.draws.program,
-            layout=self.layout,
-            capacity=capacity,
-        )
+        about = (keys, np.int32(done), np.int32(count), self._consts, drawn or self.drawn)
+        return self._run(_rounds, capacity, state, data, *about)
+
+    def _run(self, rounds: Callable, capacity: int, *arguments: Any) -> tuple[Any, Any]:
+        """Runs a block by a program that an algorithm made anew shares with its likes."""
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(arguments))
+        if (rounds, capacity, shapes) not in self._programs:
+            self._programs[rounds, capacity, shapes] = programs.trace_once(
+                rounds,
+                *arguments,
+                round_fn=self.algorithm.round,
+                draw=self.draws.program,
+                layout=self.layout,
+                capacity=capacity,
+            )
+        program = self._programs[rounds, capacity, shapes]
+        return _run(program, self.layout, program.consts, *arguments)
 
     def run_stacked(
         self, states: Any, keys: Any, done: int, counts: np.ndarray
@@ -139,20 +144,9 @@ class Blocks:
         Returns:
           The states, and infos `[runs, capacity]`.
         """
-        states, infos = _run_stacked(
-            states,
-            self.data,
-            keys,
-            np.int32(done),
-            np.asarray(counts, np.int32),
-            np.int32(counts.max()),
-            self._consts,
-            self.drawn,
-            round_fn=self.algorithm.round,
-            draw=self.draws.program,
-            layout=self.layout,
-            capacity=self.capacity,
-        )
+        counts = np.asarray(counts, np.int32)
+        about = (keys, np.int32(done), counts, np.int32(counts.max()), self._consts, self.drawn)
+        states, infos = self._run(_stacked_rounds, self.capacity, states, self.data, *about)
         return states, fetch(infos)
 
     def stack(self, states: list[Any], keys: list[Any]) -> tuple[Any, Any]:
@@ -251,19 +245,19 @@ def _begin(program: programs.Program, consts: list[Any], *arguments: Any) -> Any
     return program.run(consts, *arguments)
 
 
-_STATIC = ("round_fn", "draw", "layout", "capacity")
-_run = jax.jit(_rounds, static_argnames=_STATIC, donate_argnums=0)
+def _stacked_rounds(states, data, keys, first, counts, trips, consts, drawn, **about):
+    """Runs a block of many runs side by side, each for as many of `trips` rounds as `counts` says."""
 
-
-@functools.partial(jax.jit, static_argnames=_STATIC, donate_argnums=0)
-def _run_stacked(states, data, keys, first, counts, trips, consts, drawn, **static):
     def run(state, data, keys, first, count):
-        return _rounds(state, data, keys, first, count, consts, drawn, trips=trips, **static)
+        return _rounds(state, data, keys, first, count, consts, drawn, trips=trips, **about)
 
     # Sharding the run axis keeps the parts of the mesh independent.
-    parts = RUNS if static["layout"].num_parts > 1 else None
+    parts = RUNS if about["layout"].num_parts > 1 else None
     run = jax.vmap(run, in_axes=(0, None, 0, None, 0), spmd_axis_name=parts)
     return run(states, data, keys, first, counts)
+
+
+_run = jax.jit(programs.run_traced, static_argnums=(0, 1), donate_argnums=3)  # consumes the state
 
 
 def _stack(trees: list[Any]) -> Any:

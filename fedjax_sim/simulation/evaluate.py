@@ -35,6 +35,7 @@ class RowMetrics:
         self._rows, self._batch_size = pad_rows(dict(examples), layout, _BATCH_SIZE)
         self._metrics, self._layout = task.metrics, layout
         self._model = jax.tree.map(np.shape, jax.eval_shape(task.init, jax.random.key(0)))
+        self._program: programs.Program | None = None
 
     def digest(self, params: Params) -> str:
         """Identifies the metrics and the examples; of `params` only the shapes matter."""
@@ -58,13 +59,16 @@ class RowMetrics:
                 "cluster_evaluator takes k models, [k, ...]"
             )
         params = place(params, self._layout)
-        outputs = _row_metrics(
+        program = self._program or programs.trace_once(
+            _row_metrics,
             params,
             self._rows,
             metrics=self._metrics,
             layout=self._layout,
             batch_size=self._batch_size,
         )
+        self._program = program
+        outputs = _run(program, self._layout, program.consts, params, self._rows)
         # The rows that pad the last batch are cut off here, before any sum.
         return jax.tree.map(lambda a: a[: self._n].astype(np.float64), fetch(outputs))
 
@@ -96,9 +100,11 @@ class Evaluation:
         return f"{self._kind}-{self._rows.digest(jax.eval_shape(self._model, params))}"
 
 
-@functools.partial(jax.jit, static_argnames=("metrics", "layout", "batch_size"))
 def _row_metrics(params, rows, *, metrics, layout, batch_size):
     return map_rows(metrics, params, rows, layout, batch_size=batch_size)
+
+
+_run = jax.jit(programs.run_traced, static_argnums=(0, 1))
 
 
 def evaluator(

@@ -1,8 +1,9 @@
 """Programs as content: identified by what they compute, not by names."""
 
+import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,8 +12,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from fedjax_sim.core import trees
+from fedjax_sim.core.types import Layout
 
 _CALLS = ("jit", "pjit")
+# Their parameters hold functions that no digest shows: callbacks, and what becomes of lanes.
+_OPAQUE = ("pure_callback", "io_callback", "debug_callback", "custom_vmap_call")
 
 
 def digest(fn: Callable, *args: Any) -> str:
@@ -36,7 +40,8 @@ class Program:
     """A traced function, equal to any other that computes the same.
 
     Equality ignores the values of constants: they are arguments of `run`, so functions that close over
-    different arrays of the same shapes are compiled once.
+    different arrays of the same shapes are compiled once. Callbacks to the host, and rules for lanes,
+    must be the same objects.
 
     Attributes:
       digest: hash that covers the constants as well.
@@ -46,7 +51,7 @@ class Program:
         self._closed, self._out_tree = closed, out_tree
         structure = hashlib.sha256(str(out_tree).encode())
         _add_jaxpr(structure, closed.jaxpr)
-        self._structure = structure.digest()
+        self._structure = structure.digest(), tuple(_opaque_parts(closed.jaxpr))
         for const in closed.consts:
             _add(structure, const)
         self.digest = structure.hexdigest()
@@ -55,7 +60,7 @@ class Program:
         return isinstance(other, Program) and self._structure == other._structure
 
     def __hash__(self) -> int:
-        return hash(self._structure)
+        return hash(self._structure[0])
 
     @property
     def consts(self) -> list[Any]:
@@ -75,6 +80,35 @@ def trace(fn: Callable, *args: Any) -> Program:
     return Program(closed, jax.tree.structure(shape))
 
 
+def trace_once(fn: Callable, *args: Any, **static: Any) -> Program:
+    """Traces `fn(*args, **static)`, unless the same objects were traced with these shapes before.
+
+    Args:
+      fn: function of the module, whose keyword arguments are static.
+      *args: pytrees of arrays.
+      **static: hashable values.
+    """
+    traced = _jitted(fn, *sorted(static)).trace(*args, **static)
+    return _program_of(traced.jaxpr, jax.tree.structure(traced.out_info))
+
+
+def run_traced(program: Program, layout: Layout, consts: list[Any], *args: Any) -> Any:
+    """Runs a program, to be compiled with the first two arguments as static ones.
+
+    The layout is among them because a program does not tell which devices its mesh consists of.
+    """
+    return program.run(consts, *args)
+
+
+@functools.cache
+def _jitted(fn: Callable, *static: str) -> Any:
+    return jax.jit(fn, static_argnames=static)
+
+
+# By identity: JAX returns the same object for what it has traced before.
+_program_of = functools.lru_cache(maxsize=128)(Program)
+
+
 def shapes_of(tree: Any) -> Any:
     """Returns the shapes and dtypes of the arrays of a pytree."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
@@ -86,6 +120,17 @@ def digest_arrays(tree: Any) -> str:
     for leaf in jax.tree.leaves(tree):
         _add(whole, leaf)
     return whole.hexdigest()[:16]
+
+
+def _opaque_parts(jaxpr: Jaxpr) -> Iterator[Any]:
+    """Yields the functions in a program that its operations do not show."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=callable):
+            if isinstance(value, ClosedJaxpr | Jaxpr):
+                yield from _opaque_parts(getattr(value, "jaxpr", value))
+            elif name in _OPAQUE and callable(value):
+                yield getattr(value, "rule", value)
 
 
 def _add_jaxpr(whole: Any, jaxpr: Jaxpr) -> None:

@@ -87,7 +87,6 @@ def start() -> None:
     Raises:
       ValueError: the flags contradict each other.
     """
-    fs.use_all_cores()
     if _MATMUL_PRECISION.value is not None:
         jax.config.update("jax_default_matmul_precision", _MATMUL_PRECISION.value)
     fs.runtime.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

@@ -122,7 +122,6 @@ def summary(runs):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    fs.use_all_cores()
     settings = [
         (name, seed, stragglers, method)
         for name in _SETS.value

@@ -11,7 +11,7 @@ import pytest
 import fedjax_sim as fs
 from fedjax_sim.runtime import devices
 
-ASK = "import fedjax_sim as fs, jax; fs.use_all_cores(); print(jax.device_count())"
+ASK = "import fedjax_sim as fs, jax; print(jax.device_count())"
 PROGRAMS = {
     "alone": (ASK, {}),
     "flag": (ASK, {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}),
@@ -62,7 +62,7 @@ def test_asking_too_late_changes_nothing_and_the_layout_says_what_to_do(answers)
     before, after, used, caught, *_ = answers["late"]
     assert before == after == used == "1"
     assert "one CPU device for 4 cores" in caught
-    assert "call fedjax_sim.use_all_cores()" in caught
+    assert "import fedjax_sim before the first use of JAX" in caught
     assert "'<string>'" in caught  # the caller's own line
 
 
@@ -87,6 +87,10 @@ def test_one_device_on_one_core_is_no_reason_to_warn(monkeypatch):
         warnings.simplefilter("error")
         assert fs.runtime.default_layout().num_devices == 1
     monkeypatch.setattr(devices, "available_cores", lambda: 2)
+    with warnings.catch_warnings():  # the tests have chosen their devices
+        warnings.simplefilter("error")
+        fs.runtime.default_layout()
+    monkeypatch.setattr(devices, "_devices_chosen", lambda: False)
     with pytest.warns(UserWarning, match="one CPU device for 2 cores"):
         fs.runtime.default_layout()
 

@@ -48,7 +48,6 @@ def ours(params, model):
 
 
 def main(path):
-    fs.use_all_cores()
     job = load_job(path)
     task = MODELS[job.model]()
     algorithm = fs.fed_avg(

