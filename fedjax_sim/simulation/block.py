@@ -128,7 +128,7 @@ class Blocks:
                 capacity=capacity,
             )
         program = self._programs[rounds, capacity, shapes]
-        return _run(program, self.layout, program.consts, *arguments)
+        return _run_block(program, self.layout, program.consts, *arguments)
 
     def run_stacked(
         self, states: Any, keys: Any, done: int, counts: np.ndarray
@@ -257,7 +257,9 @@ def _stacked_rounds(states, data, keys, first, counts, trips, consts, drawn, **a
     return run(states, data, keys, first, counts)
 
 
-_run = jax.jit(programs.run_traced, static_argnums=(0, 1), donate_argnums=3)  # consumes the state
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def _run_block(program: programs.Program, layout: Layout, consts: list[Any], state: Any, *more: Any):
+    return program.run(consts, state, *more)
 
 
 def _stack(trees: list[Any]) -> Any:

@@ -68,7 +68,7 @@ class RowMetrics:
             batch_size=self._batch_size,
         )
         self._program = program
-        outputs = _run(program, self._layout, program.consts, params, self._rows)
+        outputs = _run_metrics(program, self._layout, program.consts, params, self._rows)
         # The rows that pad the last batch are cut off here, before any sum.
         return jax.tree.map(lambda a: a[: self._n].astype(np.float64), fetch(outputs))
 
@@ -104,7 +104,9 @@ def _row_metrics(params, rows, *, metrics, layout, batch_size):
     return map_rows(metrics, params, rows, layout, batch_size=batch_size)
 
 
-_run = jax.jit(programs.run_traced, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_metrics(program: programs.Program, layout: Layout, consts: list[Any], *arguments: Any):
+    return program.run(consts, *arguments)
 
 
 def evaluator(

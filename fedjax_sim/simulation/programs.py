@@ -12,7 +12,6 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from fedjax_sim.core import trees
-from fedjax_sim.core.types import Layout
 
 _CALLS = ("jit", "pjit")
 # Their parameters hold functions that no digest shows: callbacks, and what becomes of lanes.
@@ -83,6 +82,8 @@ def trace(fn: Callable, *args: Any) -> Program:
 def trace_once(fn: Callable, *args: Any, **static: Any) -> Program:
     """Traces `fn(*args, **static)`, unless the same objects were traced with these shapes before.
 
+    A program does not tell which devices its mesh has; whatever compiles it needs the layout too.
+
     Args:
       fn: function of the module, whose keyword arguments are static.
       *args: pytrees of arrays.
@@ -90,14 +91,6 @@ def trace_once(fn: Callable, *args: Any, **static: Any) -> Program:
     """
     traced = _jitted(fn, *sorted(static)).trace(*args, **static)
     return _program_of(traced.jaxpr, jax.tree.structure(traced.out_info))
-
-
-def run_traced(program: Program, layout: Layout, consts: list[Any], *args: Any) -> Any:
-    """Runs a program, to be compiled with the first two arguments as static ones.
-
-    The layout is among them because a program does not tell which devices its mesh consists of.
-    """
-    return program.run(consts, *args)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import sys
 import time
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 import fedjax_sim as fs
 from flags.kinds import COUNT, LARGEST, Kind, define, number, whole
@@ -82,11 +82,15 @@ NAMES = (
 
 
 def start() -> None:
-    """Starts JAX as the flags say.
+    """Starts JAX as the flags say, with compiled programs kept for the next script.
 
     Raises:
       ValueError: the flags contradict each other.
     """
+    try:
+        fs.runtime.keep_programs()
+    except (OSError, ValueError) as error:
+        logging.warning("Compiled programs are not kept: %s", error)
     if _MATMUL_PRECISION.value is not None:
         jax.config.update("jax_default_matmul_precision", _MATMUL_PRECISION.value)
     fs.runtime.connect(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

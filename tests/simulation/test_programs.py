@@ -1,4 +1,4 @@
-"""Programs that runs share: the same computation made anew compiles nothing, another one is never used."""
+"""Programs that runs share: what computes the same compiles nothing, what does not is never used."""
 
 import jax
 import jax.numpy as jnp
