@@ -50,7 +50,7 @@ def test_a_folder_in_which_others_may_write_is_refused(tmp_path):
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o777)
-    with pytest.raises(ValueError, match=r"shared belongs to another user, .* chmod go-w"):
+    with pytest.raises(ValueError, match=r"shared belongs to another user, .*chmod go-w"):
         keep_programs(shared)
     assert jax.config.jax_compilation_cache_dir == before
 
