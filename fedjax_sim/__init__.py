@@ -1,15 +1,20 @@
 """Simulates federated learning: every sampled client of a round in one compiled program.
 
-import jax, optax
-import fedjax_sim as fs
+For example:
 
-train, test = fs.data.load("mnist5k")
-clients = fs.data.federate(train, fs.data.shards(num_clients=100, shards_per_client=2, seed=0))
-task = fs.models.mnist_2nn()
-algorithm = fs.fed_avg(task, optax.sgd, client_lr=0.1, local_epochs=1, batch_size=10)
-result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
-                     evaluate=fs.evaluator(task, test))
+    import jax, optax
+    import fedjax_sim as fs
+
+    train, test = fs.data.load("mnist5k")
+    clients = fs.data.federate(train, fs.data.shards(num_clients=100, shards_per_client=2, seed=0))
+    task = fs.models.mnist_2nn()
+    algorithm = fs.fed_avg(task, optax.sgd, client_lr=0.1, local_epochs=1, batch_size=10)
+    result = fs.simulate(algorithm, clients, key=jax.random.key(0), num_rounds=100,
+                         evaluate=fs.evaluator(task, test))
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from fedjax_sim import (
     aggregation,
@@ -17,7 +22,6 @@ from fedjax_sim import (
     compression,
     data,
     engine,
-    models,
     participation,
     reporting,
     runtime,
@@ -57,6 +61,9 @@ from fedjax_sim.simulation import (
     sweep,
 )
 from fedjax_sim.version import VERSION
+
+if TYPE_CHECKING:
+    from fedjax_sim import models
 
 __version__ = VERSION
 
@@ -104,3 +111,14 @@ __all__ = [
     "train_clients",
     "use_all_cores",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports `models` when it is first used, as flax takes half of the time of the whole package."""
+    if name == "models":
+        return importlib.import_module("fedjax_sim.models")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

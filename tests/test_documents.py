@@ -1,7 +1,9 @@
 """The examples in documents run as they stand, and the links lead somewhere."""
 
+import contextlib
 import pathlib
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,14 @@ import toys
 import fedjax_sim as fs
 
 ROOT = pathlib.Path(__file__).parent.parent
+ALGORITHM = "docs/how_to/algorithm.md"  # its two examples are no part of a script
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for glob in ("*.md", "[a-z]*/*.md", "docs/*/*.md")
+    for path in ROOT.glob(glob)
+)
+SHORT = {"100": 3, "20": 2, "10": 1}  # rounds of an example -> those that a test runs
+STARTED = "docs/getting_started.md"  # other pages use its names
 
 
 def python_blocks(document):
@@ -20,7 +30,7 @@ def python_blocks(document):
 
 def example(i):
     names = {}
-    exec(compile(python_blocks("CONTRIBUTING.md")[i], "CONTRIBUTING.md", "exec"), names)
+    exec(compile(python_blocks(ALGORITHM)[i], ALGORITHM, "exec"), names)
     return names
 
 
@@ -62,14 +72,30 @@ def test_the_example_with_memory_reaches_an_optimum_that_fed_avg_misses():
     assert fed_dyn.message_bytes(toys.init(fed_dyn).server) == {"down_model": 4, "up_update": 4}
 
 
-def run_short(document):
-    """Runs all Python of a document in a few rounds."""
+def run_short(document, names=None):
+    """Runs all Python of a document in a few rounds, where some names may be known."""
     source = "\n".join(python_blocks(document))
-    source = source.replace("num_rounds=100", "num_rounds=3").replace("num_rounds=20", "num_rounds=2")
+    source = re.sub(r"num_rounds=(100|20|10)\b", lambda n: f"num_rounds={SHORT[n[1]]}", source)
     source = source.replace("eval_every=20", "eval_every=2")
-    names = {}
-    with jax.numpy_dtype_promotion("standard"):
+    names = dict(names or {})
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         exec(compile(source, document, "exec"), names)
+    return names
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty working folder, for the files that examples write."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def started(quick_compilation, tmp_path_factory):
+    """The names of the page with which others begin."""
+    with contextlib.chdir(tmp_path_factory.mktemp("started")):
+        names = run_short(STARTED)
+        assert pathlib.Path("curve.png").stat().st_size > 0
     return names
 
 
@@ -84,13 +110,47 @@ def test_the_readmes_examples_run(task, data):
     toys.assert_same(ours.params, yours.params)
 
 
-@pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.slow
-def test_the_examples_of_the_python_page_run():
-    names = run_short("docs/python.md")
-    assert names["result"].rows[-1]["round"] == 3
+def sent_less_with_a_larger_delta(names):
     sent = [run.rows[-1]["bytes_up"] for run in names["thrifty"].runs]
-    assert sent[0] > sent[1] >= sent[2] == 0
+    return sent[0] > sent[1] >= sent[2] == 0
+
+
+# What holds after a page's examples, beyond that they run.
+OUTCOMES = {
+    "docs/how_to/aggregation.md": lambda names: (
+        0 < names["compressed"].rows[-1]["bytes_up"] < names["compressed"].rows[-1]["bytes_down"] / 20
+    ),
+    "docs/algorithms.md": lambda names: names["scaffold"].settings["algorithm"] == "scaffold",
+    "docs/how_to/data.md": lambda names: names["stored"].digest() == names["own"].digest(),
+    "docs/how_to/dynamic_averaging.md": sent_less_with_a_larger_delta,
+    "docs/how_to/loss.md": lambda names: np.diff(names["prices"].history()["train_mae"][[0, -1]]) < 0,
+    "docs/how_to/metric.md": lambda names: names["measured"].history()["norm"].min() > 0,
+    "docs/how_to/model.md": lambda names: (
+        names["linear"].rows[-1]["test_loss"] < names["linear"].rows[0]["test_loss"]
+    ),
+    "docs/how_to/parameters.md": lambda names: (
+        toys.largest_difference(names["params"], names["first"].params) == 0
+    ),
+    "docs/how_to/participation.md": lambda names: names["late"].history()["mean_lag"][-1] > 0,
+    "docs/how_to/resume.md": lambda names: [row["round"] for row in names["longer"].rows] == [0, 1, 2],
+    "docs/how_to/sweeps.md": lambda names: len(names["sweep"].summary()) == 6,
+}
+
+
+@pytest.mark.parametrize("page", OUTCOMES)
+@pytest.mark.slow
+def test_the_examples_of_a_page_run(page, started, folder):
+    assert OUTCOMES[page](run_short(page, started))
+
+
+def test_every_page_with_examples_is_run():
+    with_examples = {page for page in PAGES if python_blocks(page)}
+    assert with_examples == {"README.md", ALGORITHM, STARTED, *OUTCOMES}
+
+
+@pytest.mark.slow
+def test_the_first_page_shows_what_is_printed(started):
+    assert str(started["clients"].describe()) in (ROOT / STARTED).read_text()
 
 
 def test_the_readme_is_short():
@@ -100,11 +160,6 @@ def test_the_readme_is_short():
 def anchor(heading):
     """The name under which a page's heading can be linked."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-
-
-PAGES = sorted(
-    str(path.relative_to(ROOT)) for glob in ("*.md", "[a-z]*/*.md") for path in ROOT.glob(glob)
-)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -117,6 +172,39 @@ def test_links_lead_somewhere(page):
             if name:
                 headings = re.findall(r"(?m)^#+ (.*)$", target.read_text())
                 assert name in map(anchor, headings), link
+
+
+def exists(dotted):
+    """Whether a name of the package exists, such as `data.load`."""
+    found = fs
+    for name in dotted.split("."):
+        found = getattr(found, name, None)
+    return found is not None
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_names_of_the_package_exist(page):
+    for name in re.findall(r"\bfs\.(\w+(?:\.\w+)*)", (ROOT / page).read_text()):
+        assert exists(name), name
+
+
+def test_every_namespace_has_a_page_of_reference():
+    modules = {
+        name: value.__name__
+        for name, value in ((name, getattr(fs, name)) for name in fs.__all__)
+        if isinstance(value, types.ModuleType)
+    }
+    pages = {
+        path.stem: re.findall(r"automodule:: (\S+)", path.read_text())
+        for path in (ROOT / "docs/api").glob("*.md")
+    }
+    assert pages.pop("index") == ["fedjax_sim"]
+    assert pages == {name: [module] for name, module in modules.items()}
+
+
+def test_the_citation_is_of_this_version():
+    versions = re.findall(r"(?m)^version: (\S+)$", (ROOT / "CITATION.cff").read_text())
+    assert versions == [fs.__version__]
 
 
 def test_the_examples_of_tests_are_there():

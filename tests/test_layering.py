@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -128,3 +130,14 @@ def test_no_module_keeps_mutable_state():
 def test_every_public_name_is_documented():
     for name in fedjax_sim.__all__:
         assert getattr(fedjax_sim, name).__doc__, name
+
+
+def test_flax_is_imported_with_the_first_model():
+    code = """
+import sys
+import fedjax_sim as fs
+assert "flax" not in sys.modules and "models" in dir(fs)
+assert fs.models.mnist_2nn().num_classes == 10
+assert "flax" in sys.modules and not hasattr(fs, "modells")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -29,11 +29,9 @@ def classifier(
     `train()` and `eval()`. flax's own dropout must then be on in training and off in evaluation.
 
     Args:
-      model: one of
-        a flax linen module;
-        a function that takes `nnx.Rngs` and returns a flax nnx module;
-        a pair `(init, apply)` with `init(key) -> params` and `apply(params, x) -> logits [B, classes]`,
-          which gets no key and so cannot use dropout.
+      model: a flax linen module; or a function that takes `nnx.Rngs` and returns a flax nnx module; or a
+        pair `(init, apply)` with `init(key) -> params` and `apply(params, x) -> logits [B, classes]`,
+        which gets no key and so cannot use dropout.
       input_shape: shape of one example, as stored.
       decode: function from stored inputs `[B, *input_shape]` to the model's floats, which runs inside
         the compiled step and may change the shape. The default divides integers by 255, to [0, 1], and
