@@ -26,17 +26,20 @@ extensions = [
 ]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "benchmarks/**.md", "notebooks/**.ipynb", "results/**.md"]
-exclude_patterns = ["docs/_templates"]
+exclude_patterns = [".*", "build", "docs/_templates"]
 templates_path = ["_templates"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 html_additional_pages = {"index": "front.html"}  # leads from the site's address to the root document
+html_show_copyright = False
 html_show_sourcelink = False
 
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]  # GitHub's fences of mathematics
 myst_heading_anchors = 4
-nb_execution_mode = "off"
-suppress_warnings = ["myst.header"]  # results/tables.md is rendered from its cells and has no title
+suppress_warnings = ["toc.empty_glob"]  # there may be no notebooks
+nb_execution_mode = "off"  # they hold their results
 
 autodoc_member_order = "groupwise"
 autodoc_preserve_defaults = True

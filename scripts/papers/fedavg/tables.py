@@ -130,8 +130,8 @@ def tables_that_ran(
 
 
 def render_tables(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns Markdown of all `tables_that_ran`, with the notes on what was trained."""
-    parts = []
+    """Returns a page of Markdown: all `tables_that_ran`, with the notes on what was trained."""
+    parts = ["# Tables of results\n"]
     for title, cells, rows in tables_that_ran(records):
         note = cells[0].workload.note
         parts.append(f"## {title}\n\n{markdown(rows)}" + (f"\n{note}\n" if note else ""))
