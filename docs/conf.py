@@ -38,7 +38,6 @@ html_show_sourcelink = False
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]  # GitHub's fences of mathematics
 myst_heading_anchors = 4
-suppress_warnings = ["toc.empty_glob"]  # there may be no notebooks
 nb_execution_mode = "off"  # they hold their results
 
 autodoc_member_order = "groupwise"
