@@ -114,7 +114,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `models` when it is first used, as flax takes half of the time of the whole package."""
+    """Imports `models` at its first use, as flax takes as long as all the rest of the package."""
     if name == "models":
         return importlib.import_module("fedjax_sim.models")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
