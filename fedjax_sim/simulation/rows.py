@@ -65,8 +65,8 @@ def evaluate_into(
       True if all values of the row are finite; None, alone or in a list, is no value.
 
     Raises:
-      ValueError: no evaluation gives the test accuracy that `stop_at` needs, it is an array, or an
-        evaluation gives a name that the row already has.
+      ValueError: no evaluation gives the test accuracy that `stop_at` needs, or an evaluation gives one
+        that is an array, or a name that the row already has.
     """
     own = {*row, *_RESERVED}
     for evaluation in evaluators:
@@ -82,10 +82,10 @@ def evaluate_into(
         raise ValueError(
             f"a target accuracy needs an evaluation named test_accuracy; there are {list(row)}"
         )
-    if stop_at is not None and isinstance(row["test_accuracy"], list):
+    if isinstance(row.get("test_accuracy"), list):
         raise ValueError(
-            "a target accuracy needs a test_accuracy that is a number, and it is an array; wanted "
-            "another name for the array"
+            "an evaluation gives an array named test_accuracy, which targets, summaries and plots read "
+            "as a number; wanted another name"
         )
     return all(map(_is_finite, row.values()))
 
