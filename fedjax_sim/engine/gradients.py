@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import trees
-from fedjax_sim.core.ratios import check_loss
+from fedjax_sim.core.task_checks import check_loss
 from fedjax_sim.core.types import Batch, Params, Task
 
 # An infinite batch is processed in large pieces, where a matrix product runs near its peak; smaller

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.ratios import described
+from fedjax_sim.core.task_checks import described
 from fedjax_sim.core.types import Batch, Params
 from fedjax_sim.models.kinds import as_model
 from fedjax_sim.models.modules import Model

@@ -1,12 +1,12 @@
 """Tasks from a user's own loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.ratios import described
+from fedjax_sim.core.task_checks import described
 from fedjax_sim.core.types import Batch, Params, Ratio, Task
 from fedjax_sim.models.kinds import arguments
 
@@ -51,6 +51,8 @@ def from_loss(
 
     def all_metrics(params: Params, batch: Batch) -> dict[str, Ratio]:
         found = {} if metrics is None else metrics(params, batch)
+        if not isinstance(found, Mapping):
+            return found  # evaluations refuse it
         own = {name: _as_ratio(f"metric {name!r}", value, batch) for name, value in found.items()}
         return {"loss": losses(params, batch, None)} | own
 

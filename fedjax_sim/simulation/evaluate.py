@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.core.ratios import check_metrics
+from fedjax_sim.core.task_checks import check_metrics, described
 from fedjax_sim.core.types import Layout, Params, Task
 from fedjax_sim.engine.placement import map_rows
 from fedjax_sim.runtime.devices import default_layout
@@ -33,6 +33,11 @@ class RowMetrics:
 
     def __init__(self, task: Task, examples: Mapping[str, np.ndarray], layout: Layout):
         self._rows, self._metrics = RowBatches(task, examples, layout), task.metrics
+        if not callable(task.metrics):
+            raise ValueError(
+                f"the task's metrics is {described(task.metrics)}; wanted a function from params and a "
+                "batch to a dict of pairs (total [B], count [B])"
+            )
         found = check_metrics(self._rows.shapes(task.metrics), self._rows.batch_size)
         self.arrays = [name for name, (total, _) in found.items() if len(total.shape) > 1]
         self._numbers = [name for name in found if name not in self.arrays]

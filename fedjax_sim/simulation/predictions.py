@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.core.ratios import described
+from fedjax_sim.core.task_checks import check_task, described
 from fedjax_sim.core.types import Layout, Params, Task
 from fedjax_sim.engine.placement import map_rows
 from fedjax_sim.runtime.devices import default_layout
@@ -22,6 +22,7 @@ class _Predictor:
     """A function from params to the predictions of a task for some examples, `[n, ...]`."""
 
     def __init__(self, task: Task, dataset: Any, layout: Layout | None):
+        check_task(task)
         if task.predict is None:
             raise ValueError(
                 "the task has no predict; wanted from_loss(..., predict=function), or "

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim.core.task_checks import check_task
 from fedjax_sim.core.types import Layout, Params, Task
 from fedjax_sim.engine.placement import pad_rows, place
 from fedjax_sim.runtime.processes import fetch
@@ -28,10 +29,11 @@ class RowBatches:
       layout: devices that share the work.
 
     Raises:
-      ValueError: there are no examples.
+      ValueError: `task` is no task, or there are no examples.
     """
 
     def __init__(self, task: Task, examples: Mapping[str, np.ndarray], layout: Layout):
+        check_task(task)
         self.n = len(next(iter(examples.values()), ()))
         if self.n == 0:
             raise ValueError("got no examples to evaluate on; wanted at least one")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.checks import as_float
-from fedjax_sim.core.ratios import check_loss
+from fedjax_sim.core.task_checks import check_loss
 from fedjax_sim.core.types import Algorithm, Cohort, Layout
 from fedjax_sim.runtime.processes import fetch
 from fedjax_sim.simulation.cohorts import CohortDraws

@@ -195,6 +195,23 @@ def test_what_is_no_function_of_a_batch_is_refused(arguments, message):
         fs.models.from_loss(*arguments)
 
 
+def test_a_model_in_place_of_a_task_is_refused():
+    model, data = fs.models.MLP((3,)), clients(**batch_of())
+    rates = {"client_lr": 0.1, "batch_size": 5}
+    for refused in (
+        lambda: fs.fed_avg(model, local_epochs=1, **rates),
+        lambda: fs.fed_sgd(model, client_lr=0.1),
+        lambda: fs.sgd(model, steps_per_round=1, **rates),
+        lambda: fs.dynamic_averaging(model, fs.protocols.none(), num_learners=2, **rates),
+        lambda: fs.evaluator(model, data),
+        lambda: fs.predict(model, {}, data),
+    ):
+        with pytest.raises(
+            ValueError, match=r"type MLP; wanted an fs.Task: fs.models.classifier\(model"
+        ):
+            refused()
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -238,6 +255,12 @@ def test_wrong_metrics_are_told_when_the_evaluation_is_made(value, message):
     task = fs.Task(zeros, None, lambda w, batch: {"m": value(len(batch["y"]))})
     with pytest.raises(ValueError, match=message):
         fs.evaluator(task, clients(**batch_of()), layout=toys.layout())
-    task = task._replace(metrics=lambda w, batch: value(len(batch["y"])))
-    with pytest.raises(ValueError, match=r"metrics returned .*wanted a dict of pairs"):
-        fs.evaluator(task, clients(**batch_of()), layout=toys.layout())
+
+
+def test_metrics_that_are_no_dict_are_refused():
+    data, message = clients(**batch_of()), r"metrics returned .*wanted a dict of pairs"
+    for task in (fs.Task(zeros, None, squares), fs.models.from_loss(zeros, squares, squares)):
+        with pytest.raises(ValueError, match=message):
+            fs.evaluator(task, data, layout=toys.layout())
+    with pytest.raises(ValueError, match="metrics is a value of type NoneType; wanted a function"):
+        fs.evaluator(fs.Task(zeros, None, None), data, layout=toys.layout())

@@ -1,6 +1,7 @@
 """Metrics that are arrays: from a task through rows and files to what people read."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import sklearn.metrics
 import toys
 
 import fedjax_sim as fs
+from fedjax_sim.simulation.identity import check_evaluations
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 RATES = {"client_lr": 0.1, "local_epochs": 1, "batch_size": 4}
 
 
@@ -81,18 +84,18 @@ def test_tensorboard_has_a_curve_for_each_class(tmp_path, monkeypatch):
     assert written == [("by_class/0", 0.5, 3), ("loss", 2.0, 3)]
 
 
-def test_a_workdir_knows_arrays_of_a_plain_function(task, data, tmp_path):
-    algorithm = fs.fed_avg(task, **RATES)
-    settings = {"key": jax.random.key(0), "layout": toys.layout(), "workdir": tmp_path / "run"}
+def test_a_workdir_knows_arrays_of_a_plain_function():
+    view = types.SimpleNamespace(params=None)
+    known = {"round": 1, "shares": [0.5, None]}
 
-    def evaluation(*values):
-        return lambda params: {"shares": np.array(values)}
+    def check(*values):
+        check_evaluations([lambda params: {"shares": np.array(values)}], known, view, "runs", ["shares"])
 
-    fs.simulate(algorithm, data, num_rounds=1, evaluate=evaluation(0.5, np.nan), **settings)
-    fs.simulate(algorithm, data, num_rounds=2, evaluate=evaluation(0.5, np.nan), **settings)
-    for other in ((0.6, np.nan), (0.5, 0.5), (0.5,)):
+    check(0.5, np.nan)
+    check(0.5001, np.nan)
+    for values in ((0.6, np.nan), (0.5, 0.5), (0.5,)):
         with pytest.raises(ValueError, match="another evaluation: shares of the model"):
-            fs.simulate(algorithm, data, num_rounds=3, evaluate=evaluation(*other), **settings)
+            check(*values)
 
 
 def test_an_infinity_in_an_array_is_divergence_and_nan_is_not(task, data):

@@ -11,6 +11,8 @@ import toys
 
 import fedjax_sim as fs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def auc(y, probabilities):
     return sklearn.metrics.roc_auc_score(y, probabilities, multi_class="ovr")

@@ -1,11 +1,25 @@
-"""Checks of what a task's functions return for a batch: a total and a count for each example."""
+"""Checks of a task, and of what its functions return for a batch."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from fedjax_sim.core.types import Ratio
+from fedjax_sim.core.types import Ratio, Task
+
+
+def check_task(task: Any) -> None:
+    """Checks that something is a task.
+
+    Raises:
+      ValueError: it is not, but a model, for example.
+    """
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"the task is {described(task)}; wanted an fs.Task: "
+            "fs.models.classifier(model, input_shape) makes one from a model, "
+            "fs.models.from_loss(init, loss) from a loss"
+        )
 
 
 def check_loss(found: Any, num_examples: int) -> Ratio:
