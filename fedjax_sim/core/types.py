@@ -234,7 +234,8 @@ class Algorithm(NamedTuple):
         is its memory, `()` without one. By default the shared model; None if only the client's data
         tells. See `View.models`.
       parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that make up the round,
-        with the shapes of their arguments. The workdir of another run reports which parts differ.
+        with the shapes of their arguments. The workdir of another run reports which parts differ. What
+        "model or loss", (task.loss, params, batch, key), returns is checked before any training.
       cohorts: the `Sampler` of its cohorts, unless `simulate` is given one; None for uniform draws.
       check_cohort: `check_cohort(cohort)`, raises ValueError for cohorts that it cannot train; only
         shapes are known. By default, cohorts with a lag are refused.
