@@ -11,10 +11,6 @@ from flax import nnx
 
 from fedjax_sim.models.modules import Model, from_linen, from_nnx
 
-_WANTED = (
-    "wanted a flax linen module, a function from nnx.Rngs to an nnx module, or a pair of functions "
-    "(init, apply)"
-)
 _SAME_LAYERS = "it keeps its weights inside; write the same layers as a flax module"
 # Package -> what its models are, and what to write in their place. None of them is imported.
 _FOREIGN = types.MappingProxyType(
@@ -30,13 +26,10 @@ _FOREIGN = types.MappingProxyType(
             "lambda params, x: jax.vmap(eqx.combine(params, model))(x))",
         ),
         "torch": ("a PyTorch module", _SAME_LAYERS),
-        "keras": (
-            "a Keras model",
-            _SAME_LAYERS,
-        ),
+        "keras": ("a Keras model", _SAME_LAYERS),
     }
 )
-_KEYS = ("key", "rng", "rngs", "rng_key", "prng_key")
+_KEYS = frozenset({"key", "rng", "rngs", "rng_key", "prng_key"})
 
 
 def as_model(model: Any, example: jax.Array) -> Model:
@@ -66,7 +59,10 @@ def as_model(model: Any, example: jax.Array) -> Model:
         return _from_pair(*pair)
     if callable(model):
         return from_nnx(model, example)
-    raise ValueError(f"got a model of type {type(model).__name__}; {_WANTED}")
+    raise ValueError(
+        f"got a model of type {type(model).__name__}; wanted a flax linen module, a function from "
+        "nnx.Rngs to an nnx module, or a pair of functions (init, apply)"
+    )
 
 
 def _from_pair(init: Callable, apply: Callable) -> Model:
@@ -77,7 +73,7 @@ def _from_pair(init: Callable, apply: Callable) -> Model:
             "its other arguments, as in lambda key: init(key, ...)"
         )
     taken = arguments(apply)
-    if taken is not None and (not _accepts(taken, 2) or [*taken.parameters][1] in _KEYS):
+    if taken is not None and (not _accepts(taken, 2) or _KEYS.intersection([*taken.parameters][1:2])):
         raise ValueError(
             f"the model's apply takes ({', '.join(taken.parameters)}); wanted apply(params, x) -> "
             "outputs, such as lambda params, x: apply(params, None, x) where it takes a key second"

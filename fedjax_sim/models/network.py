@@ -83,8 +83,8 @@ def _built(model: Any, example: jax.Array) -> tuple[Model, Any]:
             raise error from None
         raise ValueError(
             "the model fails on floats and accepts integers, such as an embedding's tokens; write "
-            "integer_inputs=True, so that stored integers reach it as they are (by default they become "
-            "floats, as pixels do), and give `decode`, if there is one, an integer result"
+            "integer_inputs=True, so that stored integers reach it as they are, and give `decode`, if "
+            "there is one, an integer result"
         ) from error
 
 

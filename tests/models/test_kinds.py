@@ -74,3 +74,4 @@ class Opaque:
 
 def test_a_function_without_a_known_signature_is_accepted():
     assert task_of((bare_init, Opaque())).num_classes == toys.CLASSES
+    assert task_of((bare_init, lambda *inputs: bare_apply(*inputs))).num_classes == toys.CLASSES
