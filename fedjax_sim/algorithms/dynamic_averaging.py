@@ -19,6 +19,7 @@ from fedjax_sim.algorithms.common import client_rate, parts
 from fedjax_sim.algorithms.protocols import Protocol, View
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_choice, check_count, check_rates
+from fedjax_sim.core.task_checks import check_task
 from fedjax_sim.core.types import Algorithm, Client, Cohort, Params, Task
 from fedjax_sim.engine.client import train_step
 from fedjax_sim.engine.gradients import no_losses
@@ -111,6 +112,7 @@ def dynamic_averaging(
       ValueError: a setting is out of its range, the rate is given twice or not at all, or the initial
         models' shapes differ.
     """
+    check_task(task)
     rates = rate_of("client_lr", client_lr, optimizer) | {"lr_decay": lr_decay}
     check_rates(rates)
     m, b = check_count("num_learners", num_learners), protocol.period

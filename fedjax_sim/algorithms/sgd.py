@@ -11,6 +11,7 @@ import optax
 from fedjax_sim.algorithms.common import client_rate, parts
 from fedjax_sim.core.checks import check_count, check_rates
 from fedjax_sim.core.permutation import permutation
+from fedjax_sim.core.task_checks import check_task
 from fedjax_sim.core.types import Algorithm, Client, Cohort, Params, Task
 from fedjax_sim.engine.client import train_step
 from fedjax_sim.engine.gradients import batch_slots, no_losses
@@ -65,6 +66,7 @@ def sgd(
     Raises:
       ValueError: a setting is out of its range, or the rate is given twice or not at all.
     """
+    check_task(task)
     batch_size = check_count("batch_size", batch_size)
     steps_per_round = check_count("steps_per_round", steps_per_round)
     if batch_size * steps_per_round >= _LIMIT:

@@ -36,15 +36,20 @@ class Task(NamedTuple):
         its number of terms: 1 for a classifier, the number of real characters for a language model.
         A batch's loss is `sum(total) / sum(count)` over its real examples.
       metrics: `metrics(params, batch) -> {name: (total [B], count [B])}`, deterministic; evaluation
-        sums both over all examples and divides.
+        sums both over all examples and divides. For a metric that is an array, such as one number per
+        class, the total is `[B, ...]` and the count `[B]` or of a shape that broadcasts to the total's;
+        where a count's sum is zero, the metric is NaN.
       num_classes: number of labels that the model distinguishes, if `batch["y"]` holds labels; other
         labels are refused before any training. None if unknown.
+      predict: `predict(params, batch) -> [B, ...]`, deterministic, such as class probabilities; see
+        `simulation.predict`. None without predictions.
     """
 
     init: Callable[[jax.Array], Params]
     loss: Callable[[Params, Batch, jax.Array], Ratio]
     metrics: Callable[[Params, Batch], dict[str, Ratio]]
     num_classes: int | None = None
+    predict: Callable[[Params, Batch], jax.Array] | None = None
 
 
 class Client(NamedTuple):
@@ -229,7 +234,8 @@ class Algorithm(NamedTuple):
         is its memory, `()` without one. By default the shared model; None if only the client's data
         tells. See `View.models`.
       parts: `parts(examples) -> {name: (function, *arguments)}`, pure functions that make up the round,
-        with the shapes of their arguments. The workdir of another run reports which parts differ.
+        with the shapes of their arguments. The workdir of another run reports which parts differ. What
+        "model or loss", (task.loss, params, batch, key), returns is checked before any training.
       cohorts: the `Sampler` of its cohorts, unless `simulate` is given one; None for uniform draws.
       check_cohort: `check_cohort(cohort)`, raises ValueError for cohorts that it cannot train; only
         shapes are known. By default, cohorts with a lag are refused.

@@ -27,8 +27,8 @@ def from_clients(
 
     Args:
       clients: id -> `(x [n_k, ...], y [n_k])`, or id -> column name -> `[n_k, ...]`, in the order of the
-        federation. Ids are integers or strings. A client may have no examples. Models divide integers
-        in `x` by 255, as pixels; give floats for anything else.
+        federation. Ids are integers or strings. A client may have no examples. Models divide bytes
+        (uint8) in `x` by 255, as pixels, and refuse other integers unless they read tokens.
       num_classes: number of labels; by default the largest one plus one, if `y` holds integers.
       label_names: names of the labels, if `y` holds strings; by default those that occur, in order. If
         you make data to train and to test on apart, give the second the `label_names` of the first.

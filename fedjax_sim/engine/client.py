@@ -13,6 +13,7 @@ import optax
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.permutation import draw, permuted
+from fedjax_sim.core.task_checks import check_task
 from fedjax_sim.core.types import Batch, Client, Params, Task
 from fedjax_sim.engine.full_data import full_gradient
 from fedjax_sim.engine.gradients import (
@@ -64,9 +65,10 @@ def local_training(
         the client's data, and their mean is weighted by their counts of loss terms.
 
     Raises:
-      ValueError: `E`, `B` or `shuffle` is out of its range; or, when traced, the optimizer has a
-        schedule, which would restart in every round.
+      ValueError: `task` is no task; `E`, `B` or `shuffle` is out of its range; or, when traced, the
+        optimizer has a schedule, which would restart in every round.
     """
+    check_task(task)
     local_epochs = check_count("local_epochs", local_epochs)
     if shuffle not in SHUFFLES:
         raise ValueError(f"shuffle is {shuffle!r}; wanted one of {', '.join(SHUFFLES)}")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import trees
+from fedjax_sim.core.task_checks import check_task
 from fedjax_sim.core.types import Client, Params, Task
 from fedjax_sim.engine.gradients import (
     PIECES,
@@ -30,7 +31,11 @@ def full_gradient(task: Task, of_pieces: Callable | None = None) -> ClientWork:
       task: the model and its loss.
       of_pieces: `of_pieces(params, batch, real, key) -> (gradient, LossSums)`, summed over the examples
         of a piece; by default `sum_gradient`.
+
+    Raises:
+      ValueError: `task` is no task.
     """
+    check_task(task)
     find = functools.partial(sum_gradient, task) if of_pieces is None else of_pieces
 
     def run(params: Params, client: Client, key: jax.Array):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import trees
+from fedjax_sim.core.task_checks import check_loss
 from fedjax_sim.core.types import Batch, Params, Task
 
 # An infinite batch is processed in large pieces, where a matrix product runs near its peak; smaller
@@ -57,8 +58,12 @@ def sum_gradient(
 def loss_sums(
     task: Task, params: Params, batch: Batch, real: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, LossSums]:
-    """Returns the summed loss of a batch's real rows in its own dtype, and the batch's sums."""
-    total, count = task.loss(params, batch, key)
+    """Returns the summed loss of a batch's real rows in its own dtype, and the batch's sums.
+
+    Raises:
+      ValueError: the task's loss returns something else than a total and a count for each row.
+    """
+    total, count = check_loss(task.loss(params, batch, key), len(real))
     total, count = (jnp.sum(jnp.where(real, column, 0)) for column in (total, count))
     losses = LossSums(
         total.astype(jnp.float32), count.astype(jnp.float32), jnp.sum(real, dtype=jnp.int32)

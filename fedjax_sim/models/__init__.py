@@ -1,7 +1,8 @@
 """Models and the tasks made of them."""
 
 from fedjax_sim.models.cifar import CifarCNN, cifar_cnn
-from fedjax_sim.models.classifier import classifier, scale_pixels
+from fedjax_sim.models.class_metrics import with_class_metrics
+from fedjax_sim.models.classifier import classifier
 from fedjax_sim.models.digits import (
     CNN,
     MLP,
@@ -12,9 +13,13 @@ from fedjax_sim.models.digits import (
     mnist_cnn,
 )
 from fedjax_sim.models.language import StackedLSTM, char_lstm, language_model, word_lstm
+from fedjax_sim.models.multilabel import multilabel
+from fedjax_sim.models.network import scale_pixels
 from fedjax_sim.models.ops.conv import conv2d, max_pool2, max_pool3
 from fedjax_sim.models.ops.lstm import LSTM
+from fedjax_sim.models.own_loss import from_loss
 from fedjax_sim.models.precision import bfloat16
+from fedjax_sim.models.regressor import regressor
 
 __all__ = [
     "CNN",
@@ -29,12 +34,16 @@ __all__ = [
     "classifier",
     "conv2d",
     "dropout_cnn",
+    "from_loss",
     "language_model",
     "logistic_regression",
     "max_pool2",
     "max_pool3",
     "mnist_2nn",
     "mnist_cnn",
+    "multilabel",
+    "regressor",
     "scale_pixels",
+    "with_class_metrics",
     "word_lstm",
 ]

@@ -163,4 +163,7 @@ def cifar_cnn(
     def metrics(params: Params, batch: Batch):
         return prepared.metrics(params, dict(batch, x=central(batch["x"])))
 
-    return prepared._replace(loss=loss, metrics=metrics)
+    def predict(params: Params, batch: Batch) -> jax.Array:
+        return prepared.predict(params, dict(batch, x=central(batch["x"])))
+
+    return prepared._replace(loss=loss, metrics=metrics, predict=predict)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_sim.core.types import Batch, Params, Task
+from fedjax_sim.models.network import network
 from fedjax_sim.models.ops.lstm import LSTM
 
 
@@ -57,41 +58,50 @@ class StackedLSTM(nn.Module):
         return logits.swapaxes(0, 1)
 
 
-def language_model(module: nn.Module, length: int, padding: int, unknown: int | None = None) -> Task:
+def language_model(model: Any, length: int, padding: int, unknown: int | None = None) -> Task:
     """Makes the task of predicting `batch["y"]` `[B, T]` from `batch["x"]` `[B, T]`.
 
     Each example starts from a state of zeros. The loss is a mean over real positions.
 
     Args:
-      module: module that maps integers `[B, T]` to logits `[B, T, V]`.
+      model: model that maps integers `[B, T]` to logits `[B, T, V]`, of a kind that `classifier` takes.
       length: length of an example, `T`.
       padding: symbol that marks padding; positions where y has it do not count.
       unknown: symbol that stands for many words; no prediction of it is right. A position where y has it
         counts as a miss in the accuracy, and as any other in the loss.
 
     Returns:
-      A task with the metrics "accuracy" and "loss".
+      A task with the metrics "accuracy" and "loss". Predictions are the most probable symbols `[B, T]`.
+
+    Raises:
+      ValueError: see `classifier`.
     """
+    init, outputs, _ = network(
+        model,
+        (length,),
+        integer_inputs=True,
+        decode=None,
+        wanted=f"logits [B, {length}, symbols]",
+        fits=lambda shape: len(shape) == 2 and shape[0] == length,
+    )
 
-    def init(key: jax.Array) -> Params:
-        return module.init(key, jnp.zeros((1, length), jnp.int32))["params"]
-
-    def positions(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def positions(
+        params: Params, batch: Batch, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         y = batch["y"].astype(jnp.int32)
         real = (y != padding).astype(jnp.float32)
-        return module.apply({"params": params}, batch["x"]).astype(jnp.float32), y, real
+        return outputs(params, batch, key), y, real
 
     def losses(logits: jax.Array, y: jax.Array, real: jax.Array) -> jax.Array:
         each = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         return jnp.where(real > 0, each, 0).sum(axis=1)
 
     def loss(params: Params, batch: Batch, key: jax.Array):
-        del key
-        logits, y, real = positions(params, batch)
+        logits, y, real = positions(params, batch, key)
         return losses(logits, y, real), real.sum(axis=1)
 
     def metrics(params: Params, batch: Batch) -> dict[str, Any]:
-        logits, y, real = positions(params, batch)
+        logits, y, real = positions(params, batch, None)
         hits = jnp.argmax(logits, axis=-1) == y
         if unknown is not None:
             hits = hits & (y != unknown)
@@ -99,7 +109,10 @@ def language_model(module: nn.Module, length: int, padding: int, unknown: int | 
         count = real.sum(axis=1)
         return {"accuracy": (correct.sum(axis=1), count), "loss": (losses(logits, y, real), count)}
 
-    return Task(init, loss, metrics)
+    def predict(params: Params, batch: Batch) -> jax.Array:
+        return jnp.argmax(outputs(params, batch, None), axis=-1)
+
+    return Task(init, loss, metrics, predict=predict)
 
 
 def char_lstm(

@@ -17,7 +17,7 @@ _FLAGS = ("train", "training", "is_training", "is_train", "deterministic")
 
 
 class Model(NamedTuple):
-    """A model as the engine needs it: `init(key) -> params`, `apply(params, x, key) -> logits`.
+    """A model as the engine needs it: `init(key) -> params`, `apply(params, x, key) -> outputs`.
 
     `apply` gets a key in training and None in evaluation, where dropout is off.
     """
@@ -30,7 +30,7 @@ def from_linen(module: nn.Module, example: jax.Array) -> Model:
     """Makes a model from a linen module.
 
     Args:
-      module: module that maps floats `[B, ...]` to logits `[B, classes]`.
+      module: module that maps inputs `[B, ...]` to outputs `[B, ...]`.
       example: one input `[1, ...]`.
 
     Raises:
@@ -43,8 +43,11 @@ def from_linen(module: nn.Module, example: jax.Array) -> Model:
     def variables(key):
         return module.init(key, example, **evaluation)
 
-    abstract = jax.eval_shape(variables, jax.random.key(0))
-    _reject_state(set(abstract) - {"params"})
+    def init(key):
+        return variables(key).get("params", {})  # a module may have none
+
+    _reject_state(set(jax.eval_shape(variables, jax.random.key(0))) - {"params"})
+    abstract = jax.eval_shape(init, jax.random.key(0))
 
     def apply(params, x, key):
         if key is None:
@@ -53,16 +56,16 @@ def from_linen(module: nn.Module, example: jax.Array) -> Model:
 
     for key in (jax.random.key(0), None):
         with nn.intercept_methods(functools.partial(_check_linen_call, key is not None)):
-            jax.eval_shape(lambda params, key=key: apply(params, example, key), abstract["params"])
-    return Model(lambda key: variables(key)["params"], apply)
+            jax.eval_shape(lambda params, key=key: apply(params, example, key), abstract)
+    return Model(init, apply)
 
 
 def from_nnx(build: Callable[[nnx.Rngs], nnx.Module], example: jax.Array) -> Model:
     """Makes a model from a function that builds an nnx module.
 
     Args:
-      build: function of random streams that returns a module, which maps floats `[B, ...]` to logits
-        `[B, classes]`.
+      build: function of random streams that returns a module, which maps inputs `[B, ...]` to
+        outputs `[B, ...]`.
       example: one input `[1, ...]`.
 
     Raises:

@@ -54,6 +54,9 @@ def write_report(
 def write_tensorboard(rows: list[dict], directory: pathlib.Path) -> bool:
     """Writes all rows as TensorBoard scalars, replacing those written before.
 
+    Metrics that are vectors, such as one number per class, become one scalar per entry, name/0 and so
+    on; those of more axes are left out.
+
     Returns:
       True if scalars were written, False without tensorboardX.
     """
@@ -65,6 +68,9 @@ def write_tensorboard(rows: list[dict], directory: pathlib.Path) -> bool:
     with SummaryWriter(str(directory)) as writer:
         for row in rows:
             for name, value in row.items():
-                if name != "round" and value is not None:
-                    writer.add_scalar(name, value, row["round"])
+                is_vector = isinstance(value, list)
+                entries = {f"{name}/{i}": v for i, v in enumerate(value)} if is_vector else {name: value}
+                for entry, number in entries.items():
+                    if name != "round" and number is not None and not isinstance(number, list):
+                        writer.add_scalar(entry, number, row["round"])
     return True

@@ -7,6 +7,7 @@ from fedjax_sim.simulation.evaluate import (
     evaluator,
 )
 from fedjax_sim.simulation.link import Link
+from fedjax_sim.simulation.predictions import predict, prediction_evaluator
 from fedjax_sim.simulation.result import Result, SweepResult, SweepRun, rounds_to_target
 from fedjax_sim.simulation.simulate import DivergenceError, simulate
 from fedjax_sim.simulation.sweep import UnfinishedError, check_sweep, sweep
@@ -26,6 +27,8 @@ __all__ = [
     "each_client_evaluator",
     "evaluator",
     "of_view",
+    "predict",
+    "prediction_evaluator",
     "rounds_to_target",
     "simulate",
     "sweep",

@@ -5,19 +5,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from fedjax_sim.core.task_checks import check_metrics, described
 from fedjax_sim.core.types import Layout, Params, Task
-from fedjax_sim.engine.placement import map_rows, pad_rows, place
+from fedjax_sim.engine.placement import map_rows
 from fedjax_sim.runtime.devices import default_layout
-from fedjax_sim.runtime.processes import fetch
 from fedjax_sim.simulation import programs
-
-_BATCH_SIZE = 250  # rows that a device works on at a time; bounds the memory of activations
+from fedjax_sim.simulation.row_batches import RowBatches
 
 
 class RowMetrics:
     """The metrics of each example under a model; the evaluations below are sums of them.
+
+    Attributes:
+      arrays: names of the metrics that are arrays.
 
     Args:
       task: task with the metrics.
@@ -25,52 +28,59 @@ class RowMetrics:
       layout: devices that share the work.
 
     Raises:
-      ValueError: there are no examples.
+      ValueError: there are no examples, or the metrics are not as `Task` says.
     """
 
     def __init__(self, task: Task, examples: Mapping[str, np.ndarray], layout: Layout):
-        self._n = len(next(iter(examples.values()), ()))
-        if self._n == 0:
-            raise ValueError("got no examples to evaluate on; wanted at least one")
-        self._rows, self._batch_size = pad_rows(dict(examples), layout, _BATCH_SIZE)
-        self._metrics, self._layout = task.metrics, layout
-        self._model = jax.tree.map(np.shape, jax.eval_shape(task.init, jax.random.key(0)))
-        self._program: programs.Program | None = None
+        self._rows, self._metrics = RowBatches(task, examples, layout), task.metrics
+        if not callable(task.metrics):
+            raise ValueError(
+                f"the task's metrics is {described(task.metrics)}; wanted a function from params and a "
+                "batch to a dict of pairs (total [B], count [B])"
+            )
+        found = check_metrics(self._rows.shapes(task.metrics), self._rows.batch_size)
+        self.arrays = [name for name, (total, _) in found.items() if len(total.shape) > 1]
+        self._numbers = [name for name in found if name not in self.arrays]
+
+    def check_has(self, name: str) -> None:
+        """Checks that there is a metric of this name, one number for each example.
+
+        Raises:
+          ValueError: there is none.
+        """
+        if name not in self._numbers:
+            raise ValueError(
+                f"the task has no metric {name!r}; its metrics are {', '.join(self._numbers) or 'none'}"
+            )
 
     def digest(self, params: Params) -> str:
         """Identifies the metrics and the examples; of `params` only the shapes matter."""
-        rows = jax.tree.map(lambda column: fetch(column)[: self._n], self._rows)
-        batch = jax.tree.map(
-            lambda column: jax.ShapeDtypeStruct((2, *column.shape[1:]), column.dtype), rows
-        )
-        metrics = programs.digest(self._metrics, programs.shapes_of(params), batch)
-        return f"{metrics}-{programs.digest_arrays(rows)}"
+        return self._rows.digest(self._metrics, params)
 
     def __call__(self, params: Params) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Returns name -> (total `[n]`, count `[n]`), float64 on the host.
 
+        Totals and counts of more axes, `[B, ...]`, are summed over each batch: `[batches, ...]`.
+
         Raises:
           ValueError: `params` are not one model of the task.
         """
-        shapes = jax.tree.map(np.shape, params)
-        if shapes != self._model:
-            raise ValueError(
-                f"got parameters of the shapes {shapes}; wanted one model of the task, {self._model}: "
-                "cluster_evaluator takes k models, [k, ...]"
-            )
-        params = place(params, self._layout)
-        program = self._program or programs.trace_once(
-            _row_metrics,
-            params,
-            self._rows,
-            metrics=self._metrics,
-            layout=self._layout,
-            batch_size=self._batch_size,
-        )
-        self._program = program
-        outputs = _run_metrics(program, self._layout, program.consts, params, self._rows)
+        outputs = self._rows.run(_row_metrics, params, metrics=self._metrics)
         # The rows that pad the last batch are cut off here, before any sum.
-        return jax.tree.map(lambda a: a[: self._n].astype(np.float64), fetch(outputs))
+        return jax.tree.map(
+            lambda a: (a[: self._rows.n] if a.ndim == 1 else a).astype(np.float64), outputs
+        )
+
+
+def _ratio(total: np.ndarray, count: np.ndarray) -> float | np.ndarray:
+    """Returns the ratio of the sums, of an array entry by entry."""
+    total, count = total.sum(axis=0), count.sum(axis=0)
+    if total.ndim == 0:
+        return float(total / max(count, 1))
+    # A NaN says that there are no examples. One from the model is turned into an infinity, which ends
+    # the run as a NaN among other metrics does.
+    total, empty = np.where(np.isnan(total), np.inf, total), np.full(total.shape, np.nan)
+    return np.divide(total, count, out=empty, where=np.broadcast_to(count > 0, total.shape))
 
 
 class Evaluation:
@@ -85,14 +95,14 @@ class Evaluation:
 
     def __init__(
         self,
-        evaluate: Callable[[Params], dict[str, float]],
+        evaluate: Callable[[Params], dict[str, Any]],
         rows: RowMetrics,
         kind: str,
         model: Callable[[Params], Params] = lambda params: params,
     ):
         self._evaluate, self._rows, self._kind, self._model = evaluate, rows, kind, model
 
-    def __call__(self, params: Params) -> dict[str, float]:
+    def __call__(self, params: Params) -> dict[str, Any]:
         return self._evaluate(params)
 
     def digest(self, params: Params) -> str:
@@ -100,18 +110,26 @@ class Evaluation:
         return f"{self._kind}-{self._rows.digest(jax.eval_shape(self._model, params))}"
 
 
-def _row_metrics(params, rows, *, metrics, layout, batch_size):
-    return map_rows(metrics, params, rows, layout, batch_size=batch_size)
+def _row_metrics(params, rows, real, *, metrics, layout, batch_size):
+    def of_batch(params, batch):
+        rows, real = batch
+        # Arrays of each example, such as confusion matrices, would fill the memory.
+        return jax.tree.map(
+            lambda part: part if part.ndim == 1 else _summed(part, real), dict(metrics(params, rows))
+        )
+
+    return map_rows(of_batch, params, (rows, real), layout, batch_size=batch_size)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _run_metrics(program: programs.Program, layout: Layout, consts: list[Any], *arguments: Any):
-    return program.run(consts, *arguments)
+def _summed(part: jax.Array, real: jax.Array) -> jax.Array:
+    """Returns the sum of `[B, ...]` over real rows, `[1, ...]` float32."""
+    mask = real.reshape(-1, *[1] * (part.ndim - 1))
+    return jnp.where(mask, part.astype(jnp.float32), 0).sum(axis=0, keepdims=True)
 
 
 def evaluator(
     task: Task, dataset: Any, *, prefix: str = "test", layout: Layout | None = None
-) -> Callable[[Params], dict[str, float]]:
+) -> Callable[[Params], dict[str, Any]]:
     """Returns an evaluation of every metric of a task, as a mean over all examples of a data set.
 
     Args:
@@ -121,18 +139,16 @@ def evaluator(
       layout: devices that share the work; all of them by default.
 
     Returns:
-      A function of params with results such as `{"test_accuracy": 0.97, "test_loss": 0.1}`.
+      A function of params with results such as `{"test_accuracy": 0.97, "test_loss": 0.1}`; a metric
+      that is an array gives one, NaN where its count is zero.
 
     Raises:
-      ValueError: there are no examples.
+      ValueError: there are no examples, or the metrics are not as `Task` says.
     """
     rows = RowMetrics(task, dataset.examples, layout or default_layout())
 
-    def evaluate(params: Params) -> dict[str, float]:
-        return {
-            f"{prefix}_{name}": float(total.sum() / max(count.sum(), 1))
-            for name, (total, count) in rows(params).items()
-        }
+    def evaluate(params: Params) -> dict[str, Any]:
+        return {f"{prefix}_{name}": _ratio(*parts) for name, parts in rows(params).items()}
 
     return Evaluation(evaluate, rows, prefix)
 
@@ -151,7 +167,7 @@ def each_client_evaluator(
       A function from params to `[N]` float64, NaN for a client without data.
 
     Raises:
-      ValueError: there are no examples.
+      ValueError: there are no examples, or no such metric.
     """
     return _of_each_client(task, data, layout)[0]
 
@@ -161,6 +177,7 @@ def _of_each_client(
 ) -> tuple[Callable[[Params], np.ndarray], RowMetrics]:
     """Returns the function of `each_client_evaluator`, and the rows that it evaluates."""
     rows, by_client = _rows_of_clients(task, data, layout)
+    rows.check_has("accuracy")
 
     def evaluate(params: Params) -> np.ndarray:
         total, count = (by_client(part) for part in rows(params)["accuracy"])
@@ -216,9 +233,15 @@ def cluster_evaluator(
       all examples.
 
     Raises:
-      ValueError: there are no examples.
+      ValueError: there are no examples, there is no "loss", or a metric is an array.
     """
     rows, by_client = _rows_of_clients(task, data, layout)
+    rows.check_has("loss")
+    if rows.arrays:
+        raise ValueError(
+            f"the metric {rows.arrays[0]!r} is an array, which is not summed by client; wanted a task "
+            "without it, such as the one before with_class_metrics"
+        )
 
     def evaluate(params: Params) -> dict[str, float]:
         k = len(jax.tree.leaves(params)[0])

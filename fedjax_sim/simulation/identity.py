@@ -1,11 +1,11 @@
 """The identity of a run: its programs, its evaluations, and the versions that it began with."""
 
 import functools
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from fedjax_sim.core.types import Algorithm, Layout
 from fedjax_sim.simulation import client_memory, programs
@@ -128,5 +128,7 @@ def check_evaluations(
             )
 
 
-def _is_close(before: float, now: float) -> bool:
-    return math.isclose(before, now, rel_tol=_TOLERANCE, abs_tol=1e-9)
+def _is_close(before: Any, now: Any) -> bool:
+    before, now = (np.asarray(value, np.float64) for value in (before, now))  # None becomes NaN
+    same_shape = before.shape == now.shape
+    return same_shape and np.allclose(now, before, rtol=_TOLERANCE, atol=1e-9, equal_nan=True)

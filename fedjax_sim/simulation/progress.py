@@ -33,7 +33,8 @@ class Progress:
           row: row of metrics.
           last: whether nothing follows.
         """
-        shown = {k: v for k, v in row.items() if k.endswith(("accuracy", "test_loss"))}
+        numbers = {name: value for name, value in row.items() if not isinstance(value, list)}
+        shown = {k: v for k, v in numbers.items() if k.endswith(("accuracy", "test_loss"))}
         text = ", ".join(f"{name} {value:.4f}" for name, value in shown.items())
         now = time.monotonic()
         if self._bar is not None:

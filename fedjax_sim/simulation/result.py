@@ -47,9 +47,15 @@ def rounds_to_target(rounds: Any, accuracies: Any, target: float) -> float | Non
 
 
 def columns(rows: list[dict]) -> dict[str, np.ndarray]:
-    """Returns rows of metrics as columns, name -> `[evaluations]` float64; NaN for missing values."""
+    """Returns rows as columns, name -> `[evaluations, ...]` float64; missing values are NaN."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: np.array([row.get(name, np.nan) for row in rows], np.float64) for name in names}
+    return {name: _column([row.get(name) for row in rows]) for name in names}
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    shape = next((np.shape(value) for value in values if value is not None), ())
+    missing = np.full(shape, np.nan)
+    return np.array([missing if value is None else value for value in values], np.float64)
 
 
 def ledger_of(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,8 +72,12 @@ def accuracy_curve(rows: list[dict]) -> tuple[list[int], list[float]]:
 def _measures(row: Mapping[str, Any]) -> str:
     """Returns the losses, accuracies and other measures of a row in a few words."""
     told = row.keys() - ledger_of(row).keys() - {*_COUNTS} | {"cumulative_loss"}
-    known = {name: value for name, value in row.items() if name in told and value is not None}
+    known = {name: value for name, value in row.items() if name in told and _is_number(value)}
     return ", ".join(f"{name} {value:.4g}" for name, value in known.items())
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and not isinstance(value, list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +117,7 @@ class Result:
         return self.state.params
 
     def history(self) -> dict[str, np.ndarray]:
-        """Returns the rows as columns, name -> `[evaluations]`."""
+        """Returns the rows as columns, name -> `[evaluations]`, or `[evaluations, ...]` for arrays."""
         return columns(self.rows)
 
     def summary(self) -> dict[str, Any]:
@@ -174,7 +184,7 @@ class SweepRun:
         return f"{settings}: {', '.join(filter(None, parts))}"
 
     def history(self) -> dict[str, np.ndarray]:
-        """Returns the rows as columns, name -> `[evaluations]`."""
+        """Returns the rows as columns, name -> `[evaluations]`, or `[evaluations, ...]` for arrays."""
         return columns(self.rows)
 
     def rounds_to_target(self, target: float) -> float | None:

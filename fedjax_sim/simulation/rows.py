@@ -62,11 +62,11 @@ def evaluate_into(
     """Adds the evaluations of a run to its row.
 
     Returns:
-      True if all values of the row are finite.
+      True if all values of the row are finite; None, alone or in a list, is no value.
 
     Raises:
-      ValueError: no evaluation gives the test accuracy that `stop_at` needs, or one gives a name that
-        the row already has.
+      ValueError: no evaluation gives the test accuracy that `stop_at` needs, or an evaluation gives one
+        that is an array, or a name that the row already has.
     """
     own = {*row, *_RESERVED}
     for evaluation in evaluators:
@@ -82,7 +82,18 @@ def evaluate_into(
         raise ValueError(
             f"a target accuracy needs an evaluation named test_accuracy; there are {list(row)}"
         )
-    return all(value is None or math.isfinite(value) for value in row.values())
+    if isinstance(row.get("test_accuracy"), list):
+        raise ValueError(
+            "an evaluation gives an array named test_accuracy, which targets, summaries and plots read "
+            "as a number; wanted another name"
+        )
+    return all(map(_is_finite, row.values()))
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    return value is None or math.isfinite(value)
 
 
 def _mean_loss(losses: np.ndarray, examples: np.ndarray) -> float | None:

@@ -97,9 +97,10 @@ def simulate(
       clients_per_round: `K`, in place of `client_fraction`.
       cohorts: sampler of each round's clients, such as `participation.poisson(q, most)`. By default the
         algorithm's own, if it has one, else `uniform(0.1)`.
-      evaluate: functions of `params` that return dicts of floats for the rows; for functions that see
-        the state or clients' own models, see `of_view`. `stop_at`, the summary and the plots use the
-        name "test_accuracy". With several processes, each calls the functions, at the same time.
+      evaluate: functions of `params` that return dicts of floats for the rows, or of arrays of floats,
+        which rows hold as lists; for functions that see the state or clients' own models, see `of_view`.
+        `stop_at`, the summary and the plots use the name "test_accuracy". With several processes, each
+        calls the functions, at the same time.
       eval_every: rounds between evaluations; there is one before the first round and one at the end.
       stop_at: "test_accuracy" that ends the run, at the first evaluation that reaches it.
       hparams: values in place of the algorithm's defaults.

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.core.checks import as_float
+from fedjax_sim.core.task_checks import check_loss
 from fedjax_sim.core.types import Algorithm, Cohort, Layout
 from fedjax_sim.runtime.processes import fetch
 from fedjax_sim.simulation.cohorts import CohortDraws
 
-EvaluationFn = Callable[[Any], Mapping[str, float]]
+EvaluationFn = Callable[[Any], Mapping[str, Any]]  # name -> float, or an array of them
 
 # Half of what an int32 counts: the planner marks unused lanes by a load of that size.
 _MOST_SLOTS = 2**30
@@ -62,7 +63,8 @@ def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
     """Checks that the algorithm can run on the data.
 
     Raises:
-      ValueError: the data has no examples, its files have shrunk, or it does not suit the algorithm.
+      ValueError: the data has no examples, its files have shrunk, it does not suit the algorithm, or the
+        task's loss does not return a total and a count for each example.
     """
     if int(data.offsets[-1]) == 0:
         raise ValueError("no client of the federation has any data; wanted at least one example")
@@ -79,6 +81,11 @@ def check_data(algorithm: Algorithm, data: Any, num_rounds: int) -> None:
             "clients; wanted one client per learner"
         )
     algorithm.check(data, num_rounds)
+    loss = algorithm.parts(data.examples).get("model or loss")
+    if loss is not None:
+        function, params, batch, key = loss
+        num_examples = jax.tree.leaves(batch)[0].shape[0]
+        check_loss(jax.eval_shape(function, params, batch, key), num_examples)
 
 
 def check_cohort(algorithm: Algorithm, cohort: Cohort) -> None:

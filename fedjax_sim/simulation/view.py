@@ -87,7 +87,7 @@ def of_view(evaluate: Callable[[View], Mapping[str, float]]) -> EvaluationFn:
             return {"spread": sum(jax.tree.leaves(squares))}
 
     Args:
-      evaluate: function of a `View` that returns a dict of floats.
+      evaluate: function of a `View` that returns a dict of floats, or of arrays of them.
 
     Returns:
       An evaluation for `simulate` and `sweep`.
@@ -100,10 +100,20 @@ def is_of_view(evaluation: EvaluationFn) -> bool:
     return isinstance(evaluation, _OfView)
 
 
-def results_of(evaluation: EvaluationFn, view: View) -> dict[str, float]:
-    """Returns the results of an evaluation."""
+def results_of(evaluation: EvaluationFn, view: View) -> dict[str, Any]:
+    """Returns the results of an evaluation as JSON values: floats, and arrays as lists of them.
+
+    In lists None stands for NaN, which says that there is no value.
+    """
     results = evaluation(view if is_of_view(evaluation) else view.params)
-    return {name: float(value) for name, value in results.items()}
+    return {name: _as_json(value) for name, value in results.items()}
+
+
+def _as_json(value: Any) -> Any:
+    if np.ndim(value) == 0:
+        return float(value)
+    array = np.asarray(value, np.float64)
+    return np.where(np.isnan(array), None, array).tolist()
 
 
 def view_of(algorithm: Algorithm, num_clients: int, layout: Layout, state: Any, round: int) -> View:

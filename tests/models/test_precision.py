@@ -35,6 +35,14 @@ TASKS = {
     "cifar": (fs.models.cifar_cnn(10, (24, 24, 3), weight_decay=0.004), images(24, 24, 3)),
     "char_lstm": (fs.models.char_lstm(12, 6, padding=0, peepholes=False), lines()),
     "word_lstm": (fs.models.word_lstm(12, 6, output_embedding=8), lines()),
+    "regressor": (
+        fs.models.regressor(fs.models.MLP((5, 2)), (3,)),
+        {"x": RNG.normal(size=(4, 3)).astype(np.float32), "y": np.ones((4, 2), np.float32)},
+    ),
+    "multilabel": (
+        fs.models.multilabel(fs.models.MLP((5, 2)), (8, 8, 1)),
+        images(8, 8, 1) | {"y": np.ones((4, 2), np.int32)},
+    ),
 }
 # How far a gradient may lie from that of float32, relative to its norm. Rounding switches about a share
 # EPSILON of the ReLUs and of the pooled maxima, each by all that it is worth, and the root of that share

@@ -1,0 +1,67 @@
+"""Regression tasks from models that map inputs to numbers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core.types import Batch, Params, Task
+from fedjax_sim.models.network import Decode, network
+
+
+def regressor(
+    model: Any,
+    input_shape: tuple[int, ...],
+    *,
+    integer_inputs: bool = False,
+    decode: Decode | None = None,
+) -> Task:
+    """Makes the task of predicting numbers `batch["y"]`, `[B]` or `[B, m]`, from `batch["x"]`.
+
+    Args:
+      model: model whose outputs have the shape of `y`, of a kind that `classifier` takes.
+      input_shape: shape of one example, as stored.
+      integer_inputs: see `classifier`; likewise `decode`.
+
+    Returns:
+      A task whose loss is the squared error, a mean over the m numbers of an example, with the metrics
+      "loss" and "mae", the mean absolute error. Predictions are the model's outputs.
+
+    Raises:
+      ValueError: see `classifier`. Where `y` has another shape than the predictions, loss and metrics
+        raise it, before any training.
+    """
+    init, outputs, _ = network(
+        model,
+        input_shape,
+        integer_inputs=integer_inputs,
+        decode=decode,
+        wanted="numbers [B] or [B, m]",
+        fits=lambda shape: len(shape) <= 1,
+    )
+
+    def differences(params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+        """Returns predictions minus `y`, `[B, m]`."""
+        found, y = outputs(params, batch, key), batch["y"]
+        if y.shape != found.shape:
+            raise ValueError(
+                f"column 'y' has the shape {[*y.shape]} and the model's predictions {[*found.shape]}; "
+                "wanted the same: write y[:, None] for a model that returns [B, 1], or have it return "
+                "its output[:, 0] for y of shape [B]"
+            )
+        return (found - y.astype(found.dtype)).reshape(len(y), -1)
+
+    def loss(params: Params, batch: Batch, key: jax.Array):
+        total = jnp.square(differences(params, batch, key)).mean(axis=1)
+        return total, jnp.ones_like(total)
+
+    def metrics(params: Params, batch: Batch):
+        apart = differences(params, batch, None)
+        squares = jnp.square(apart).mean(axis=1)
+        ones = jnp.ones_like(squares)
+        return {"loss": (squares, ones), "mae": (jnp.abs(apart).mean(axis=1), ones)}
+
+    def predict(params: Params, batch: Batch) -> jax.Array:
+        return outputs(params, batch, None)
+
+    return Task(init, loss, metrics, predict=predict)
