@@ -36,6 +36,8 @@ CONFINED = {
 WITHOUT_JAX = {
     "core.checks",
     "data.dataset",
+    "data.draws",
+    "data.niid_bench",
     "data.partition",
     "data.storage",
     *(f"data.sources.{name}" for name in ("cifar", "idx", "message_files", "messages", "shakespeare")),

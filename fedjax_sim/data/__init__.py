@@ -4,8 +4,10 @@ from fedjax_sim.data.clients import from_clients, from_frame, split
 from fedjax_sim.data.dataset import Dataset, from_arrays
 from fedjax_sim.data.description import Description, Spread
 from fedjax_sim.data.drift import Drift, drift_steps, label_drift, rotation_drift
+from fedjax_sim.data.feature_skew import add_noise, rotate
 from fedjax_sim.data.federate import federate
 from fedjax_sim.data.federated import FederatedData
+from fedjax_sim.data.niid_bench import dirichlet_sizes, label_subsets
 from fedjax_sim.data.partition import (
     Assignment,
     Partition,
@@ -34,7 +36,9 @@ __all__ = [
     "Messages",
     "Partition",
     "Spread",
+    "add_noise",
     "dirichlet",
+    "dirichlet_sizes",
     "drift_steps",
     "federate",
     "from_arrays",
@@ -42,6 +46,7 @@ __all__ = [
     "from_frame",
     "iid",
     "label_drift",
+    "label_subsets",
     "load",
     "lognormal",
     "messages",
@@ -49,6 +54,7 @@ __all__ = [
     "open_federated",
     "random_graphical_model",
     "read_messages",
+    "rotate",
     "rotation_drift",
     "save_federated",
     "shards",
