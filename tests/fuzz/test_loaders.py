@@ -25,6 +25,8 @@ PACKED = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
 SAID = {"ada": ["Hello, you!", "bye"], "bob": [], "eve": ["hm hm"], "fay": ["you, hm"]}
 USER_DATA = {user: {"x": x, "y": [0] * len(x)} for user, x in SAID.items()}
 LEAF = {"users": list(SAID), "num_samples": [len(x) for x in SAID.values()], "user_data": USER_DATA}
+NUMBERS = {"ada": {"x": [[0.5, 1], [2, 3]], "y": [1, 0]}, "bob": {"x": [], "y": []}}
+LEAF_NUMBERS = {"users": ["ada", "bob"], "num_samples": [2, 0], "user_data": NUMBERS}
 
 PLAYS = corpus.text(
     corpus.work("PLAY", corpus.speech("KING", *"abcdef") + corpus.speech("LORD", "a", "b", "c")),
@@ -141,21 +143,18 @@ class TestShakespeare:
 
 
 class TestLeaf:
-    NUMBERS = {"ada": {"x": [[0.5, 1], [2, 3]], "y": [1, 0]}, "bob": {"x": [], "y": []}}
-    WHOLE = {"users": ["ada", "bob"], "num_samples": [2, 0], "user_data": NUMBERS}
-
     def read(self, path):
         data = result_of(lambda: from_leaf(path, max_unpacked_bytes=LIMIT), path)
         if data is not None:
             data.check()
             assert data.examples["x"].dtype in (np.float32, np.int32)
 
-    @given(content=damaged(json.dumps(WHOLE).encode(), TestMessages.JSON_TOKENS))
+    @given(content=damaged(json.dumps(LEAF_NUMBERS).encode(), TestMessages.JSON_TOKENS))
     @bounded
     def test_damaged(self, tmp_path, content):
         self.read(write(tmp_path, "f.json", content))
 
-    @given(value=altered(WHOLE))
+    @given(value=altered(LEAF_NUMBERS))
     @bounded
     def test_altered(self, tmp_path, value):
         self.read(write(tmp_path, "f.json", json.dumps(value).encode()))
