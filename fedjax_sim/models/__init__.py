@@ -15,6 +15,9 @@ from fedjax_sim.models.language import StackedLSTM, char_lstm, language_model, w
 from fedjax_sim.models.ops.conv import conv2d, max_pool2, max_pool3
 from fedjax_sim.models.ops.lstm import LSTM
 from fedjax_sim.models.precision import bfloat16
+from fedjax_sim.models.resnet import ResNet18, resnet18
+from fedjax_sim.models.transformer import Transformer, transformer
+from fedjax_sim.models.vit import ViT, vit
 
 __all__ = [
     "CNN",
@@ -22,7 +25,10 @@ __all__ = [
     "MLP",
     "CifarCNN",
     "DropoutCNN",
+    "ResNet18",
     "StackedLSTM",
+    "Transformer",
+    "ViT",
     "bfloat16",
     "char_lstm",
     "cifar_cnn",
@@ -35,6 +41,9 @@ __all__ = [
     "max_pool3",
     "mnist_2nn",
     "mnist_cnn",
+    "resnet18",
     "scale_pixels",
+    "transformer",
+    "vit",
     "word_lstm",
 ]
