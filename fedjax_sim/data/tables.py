@@ -67,13 +67,13 @@ def from_huggingface(
     https://huggingface.co/docs/datasets; to have the library, install `fedjax_sim[huggingface]`.
 
     Args:
-      dataset: a `datasets.Dataset`, such as `load_dataset(...)["train"]`. Its columns are read into
-      memory. client: column of integers, strings or class labels; each value is a client, in ascending
-      order. label: column of `y`: class labels, whose names become `label_names`, integers, or strings.
-      features: one column of numbers, lists of equal lengths or images of equal sizes, which becomes
-      `x`
-        in its own shape and dtype; or a list of columns of numbers, which become floats
-        `x [n, len(features)]`. By default all other columns.
+      dataset: a `datasets.Dataset`, such as `load_dataset(...)["train"]`, whose columns are read into
+        memory.
+      client: column of integers, strings or class labels; each value is a client, in ascending order.
+      label: column of `y`: class labels, whose names become `label_names`, integers, or strings.
+      features: one column of numbers, of lists of equal lengths or of images of equal sizes, which
+        becomes `x` in its own shape and dtype; or a list of columns of numbers, which become floats `x
+        [n, len(features)]`. By default all other columns.
       num_classes: see `from_clients`; likewise `label_names`.
       name: name shown in descriptions and errors.
 

@@ -117,7 +117,7 @@ def resnet18(
     Args:
       num_classes: number of classes.
       input_shape: shape of an image, height and width multiples of 8.
-      groups: groups of channels that are normalised together; Hsieh et al. and Reddi et al. have 2.
+      groups: groups of channels that are normalised together; Reddi et al. have 2.
 
     Returns:
       A task with the metrics "accuracy" and "loss".

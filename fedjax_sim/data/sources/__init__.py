@@ -41,11 +41,10 @@ def load(
       machine learning algorithms", https://arxiv.org/abs/1708.07747; four files named as MNIST's, 60,000
       train and 10,000 test images of clothes in ten classes.
     * `"emnist/balanced"`, and likewise `byclass`, `bymerge`, `digits`, `letters` and `mnist`: Cohen,
-    Afshar,
-      Tapson and van Schaik, "EMNIST: an extension of MNIST to handwritten letters",
+      Afshar, Tapson and van Schaik, "EMNIST: an extension of MNIST to handwritten letters",
       https://arxiv.org/abs/1702.05373; the four files of that name in its "binary format", such as
-      `emnist-balanced-train-images-idx3-ubyte.gz`. Images stand upright here, and the letters a to z
-      have labels 0 to 25. The files do not say who wrote what: for writers see `from_leaf`.
+      `emnist-balanced-train-images-idx3-ubyte.gz`. Images stand upright here, and the labels of
+      `letters` begin with 0. The files do not say who wrote what: for writers see `from_leaf`.
     * `"cifar10"`: Krizhevsky, "Learning multiple layers of features from tiny images", 2009,
       https://www.cs.toronto.edu/~kriz/cifar.html; the six `.bin` files of the binary version, 50,000
       train and 10,000 test images in colour.
