@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from fedjax_sim.core.checks import check_rates, check_seed
+from fedjax_sim.data.draws import generator_of
 from fedjax_sim.data.drift import image_size
 from fedjax_sim.data.federated import FederatedData
 from fedjax_sim.data.storage import mapped
@@ -42,8 +43,7 @@ def add_noise(data: FederatedData, variance: float = 0.1, *, seed: int = 0) -> F
             f"{data.name or 'data'}: column 'x' holds {dtype}; wanted floats, or pixels as uint8: noise "
             "added to other integers, such as symbols of a text, means nothing"
         )
-    # PCG64 by name: default_rng may change its algorithm between versions of NumPy.
-    generator = np.random.Generator(np.random.PCG64(seed))
+    generator = generator_of(seed)
 
     def noisy(x: np.ndarray, client: int) -> np.ndarray:
         deviation = math.sqrt(variance * (client + 1) / data.num_clients)
