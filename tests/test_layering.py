@@ -38,9 +38,12 @@ CONFINED = {
 WITHOUT_JAX = {
     "core.checks",
     "data.dataset",
+    "data.draws",
+    "data.niid_bench",
     "data.partition",
     "data.storage",
-    *(f"data.sources.{name}" for name in ("cifar", "idx", "message_files", "messages", "shakespeare")),
+    *(f"data.sources.{name}" for name in ("cifar", "idx", "leaf", "message_files", "messages")),
+    "data.sources.shakespeare",
     "data.sources.__init__",
     "data.sources.synthetic",
     "data.sources.synthetic_logistic",

@@ -27,10 +27,13 @@ def from_clients(
 
     Args:
       clients: id -> `(x [n_k, ...], y [n_k])`, or id -> column name -> `[n_k, ...]`, in the order of the
-        federation. Ids are integers or strings. A client may have no examples. Models divide bytes
-        (uint8) in `x` by 255, as pixels, and refuse other integers unless they read tokens.
-      num_classes: number of labels; by default the largest one plus one, if `y` holds integers.
-      label_names: names of the labels, if `y` holds strings; by default those that occur, in order. If
+        federation. Ids are integers or strings. Columns are anything that NumPy makes an array of:
+        lists, pandas columns, tensors on the CPU without gradients. A client may have no examples.
+        Models divide bytes (uint8) in `x` by 255, as pixels, and refuse other integers unless they read
+        tokens.
+      num_classes: number of labels; by default that of `label_names`, or the largest label plus one, if
+        `y` holds integers.
+      label_names: names of the labels. If `y` holds strings, by default those that occur, in order; if
         you make data to train and to test on apart, give the second the `label_names` of the first.
       name: name shown in descriptions and errors.
 
@@ -47,7 +50,7 @@ def from_clients(
             f"{name}: clients is {got}; wanted a dict from ids to arrays of at least one client: for a "
             "list, write dict(enumerate(clients))"
         )
-    ids = _as_ids(name, clients)
+    ids = as_ids(name, clients)
     columns = {id: _as_columns(name, id, own) for id, own in clients.items()}
     sizes = np.array([len(next(iter(own.values()))) for own in columns.values()])
     used = {id: own for (id, own), size in zip(columns.items(), sizes, strict=True) if size}
@@ -56,69 +59,10 @@ def from_clients(
     _check_alike(name, used)
     first = next(iter(used.values()))
     examples = {column: np.concatenate([own[column] for own in used.values()]) for column in first}
-    return _federation(name, examples, sizes, ids, num_classes, label_names)
+    return federation(name, examples, sizes, ids, num_classes, label_names)
 
 
-def from_frame(
-    frame: Any,
-    *,
-    client: str,
-    label: str,
-    features: Sequence[str] | None = None,
-    num_classes: int | None = None,
-    label_names: Sequence[str] | None = None,
-    name: str = "frame",
-) -> FederatedData:
-    """Makes a federation from a table, such as a pandas data frame.
-
-    Args:
-      frame: table with named columns.
-      client: column of integers or strings; each value is a client, in ascending order.
-      label: column of `y`, integers or strings.
-      features: columns of numbers, which become floats `x [n, len(features)]`; by default all others.
-      num_classes: see `from_clients`; likewise `label_names`.
-      name: name shown in descriptions and errors.
-
-    Returns:
-      A `FederatedData` of NumPy arrays. A client's rows keep their order.
-
-    Raises:
-      ValueError: a column is missing or holds unusable values.
-    """
-    if not hasattr(frame, "columns") or isinstance(features, str):
-        got = f"frame is a {type(frame).__name__}" if features is None else f"features is {features!r}"
-        raise ValueError(f"{name}: {got}; wanted a table with named columns, and a list of their names")
-    known = list(frame.columns)
-    twice = [column for i, column in enumerate(known) if column in known[:i]]
-    if twice or not len(frame):
-        what = f"has the column {twice[0]!r} twice" if twice else "has no rows"
-        raise ValueError(f"{name}: the frame {what}; wanted columns of different names, and some rows")
-    features = [c for c in known if c not in (client, label)] if features is None else list(features)
-    missing = [column for column in (client, label, *features) if column not in known]
-    if missing or not features:
-        what = f"lacks the column {missing[0]!r}" if missing else "has no column of features"
-        raise ValueError(f"{name}: the frame {what}; its columns are {known}")
-    table = {column: np.asarray(frame[column]) for column in (client, label, *features)}
-    for column in features:
-        if table[column].dtype.kind not in "biuf":
-            raise ValueError(
-                f"{name}: column {column!r} holds {table[column].dtype}; wanted numbers: encode it, or "
-                "name the columns to read by features="
-            )
-        if table[column].dtype.kind in "iu" and np.abs(table[column].astype(np.float64)).max() > 2**24:
-            raise ValueError(
-                f"{name}: column {column!r} holds integers beyond 2**24, which floats of 32 bits round; "
-                "drop or rescale it"
-            )
-    _as_ids(name, table[client].tolist())
-    ids, owner = np.unique(table[client], return_inverse=True)
-    order = np.argsort(owner, kind="stable")
-    x = np.stack([np.asarray(table[column], np.float64) for column in features], axis=1)
-    examples = {"x": x[order], "y": table[label][order]}
-    return _federation(name, examples, np.bincount(owner), ids, num_classes, label_names)
-
-
-def _federation(
+def federation(
     name: str,
     examples: dict[str, np.ndarray],
     sizes: np.ndarray,
@@ -126,12 +70,24 @@ def _federation(
     num_classes: int | None,
     label_names: Sequence[str] | None,
 ) -> FederatedData:
-    """Returns a checked federation, with labels as numbers and columns in 32 bits."""
+    """Returns a checked federation, with labels as numbers and columns in 32 bits.
+
+    Args:
+      name: name shown in descriptions and errors.
+      examples: column name -> `[n, ...]`, client after client.
+      sizes: number of rows of each client, `[N]`.
+      ids: id of each client, `[N]`.
+      num_classes: see `from_clients`; likewise `label_names`.
+
+    Raises:
+      ValueError: a value is unusable.
+    """
     labels = examples.get("y")
     if labels is not None and labels.dtype.kind in "OU":
         label_names, examples["y"] = _numbered(name, labels, label_names)
-    elif label_names is not None:
-        raise ValueError(f"{name}: label_names is given, but 'y' holds no strings; leave it out")
+    elif label_names is not None and (labels is None or labels.dtype.kind not in "iub"):
+        got = "there is no column 'y'" if labels is None else f"'y' holds {labels.dtype}"
+        raise ValueError(f"{name}: label_names is given, but {got}; wanted strings or integers")
     if labels is not None and labels.dtype.kind == "b":
         examples["y"], num_classes = labels.astype(np.int32), num_classes or 2
     if num_classes is None and "y" in examples and examples["y"].dtype.kind in "iu":
@@ -197,7 +153,12 @@ def _part(clients: FederatedData, rows: np.ndarray, owner: np.ndarray) -> Federa
     )
 
 
-def _as_ids(name: str, ids: Iterable[Any]) -> np.ndarray:
+def as_ids(name: str, ids: Iterable[Any]) -> np.ndarray:
+    """Returns the ids of clients as an array, `[N]`.
+
+    Raises:
+      ValueError: they are neither integers alone nor strings alone.
+    """
     ids = list(ids)
 
     def is_integer(id: Any) -> bool:
@@ -238,6 +199,11 @@ def _as_array(name: str, id: Any, column: str, values: Any) -> np.ndarray:
         array = np.asarray(values)
     except ValueError:
         array = np.array(None)  # rows of different lengths
+    except (TypeError, RuntimeError) as error:  # tensors with gradients, or on other devices
+        raise ValueError(
+            f"{name}: column {column!r} of client {id!r} is a {type(values).__name__}, of which NumPy "
+            f"makes no array ({error}); for a tensor call .detach().cpu().numpy()"
+        ) from error
     if np.ma.isMaskedArray(values) or (_kind(array) not in (*_KINDS.values(), _UNSIGNED) and array.size):
         raise ValueError(
             f"{name}: column {column!r} of client {id!r} is {array.dtype}, masked or ragged; wanted "

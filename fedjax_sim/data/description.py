@@ -37,6 +37,7 @@ class Description:
       sizes: spread of examples per client.
       labels_per_client: spread of distinct labels per client, over clients with examples.
       label_counts: occurrences of each label, `[num_classes]`.
+      label_names: name of each label, or None.
     """
 
     name: str
@@ -46,9 +47,11 @@ class Description:
     sizes: Spread
     labels_per_client: Spread
     label_counts: np.ndarray
+    label_names: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
-        counts = [f"{label}: {count:,}" for label, count in enumerate(self.label_counts)]
+        labels = self.label_names or range(len(self.label_counts))
+        counts = [f"{label}: {count:,}" for label, count in zip(labels, self.label_counts, strict=True)]
         if len(counts) > _MAX_CLASSES_SHOWN:
             counts = [f"{len(counts):,} labels", str(Spread.of(self.label_counts))]
         return "\n".join(

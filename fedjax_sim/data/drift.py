@@ -134,7 +134,7 @@ def rotation_drift(degrees_per_step: float) -> Drift:
 
     def apply(batch: Batch, step: jax.Array) -> Batch:
         x = batch["x"]
-        height, width = _image_size(x.shape)
+        height, width = image_size(x.shape)
         # Drop whole turns first: radians in float32 would lose the fraction of a large angle.
         degrees = jnp.mod(jnp.float32(degrees_per_step) * jnp.float32(step), jnp.float32(360))
         sources = _rotated_places(height, width, jnp.deg2rad(degrees))
@@ -173,15 +173,19 @@ def check_drift_times(name: str, times: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(time) for time in times)
 
 
-def _image_size(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Returns the height and width, in pixels, of a batch of images of this shape."""
+def image_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Returns the height and width, in pixels, of images in an array of this shape.
+
+    Raises:
+      ValueError: the shape is neither `[n, H, W]` nor `[n, H, W, C]`, nor `[n, P]` with P a square.
+    """
     if len(shape) in (3, 4):
         return shape[1], shape[2]
     side = math.isqrt(shape[1]) if len(shape) == 2 else 0
     if side == 0 or side * side != shape[1]:
         raise ValueError(
-            f"'x' of a batch is {shape}; wanted images [B, H, W] or [B, H, W, C], or [B, P] with P a "
-            "square: reshape the column before it is divided among clients"
+            f"'x' is {shape}; wanted images [n, H, W] or [n, H, W, C], or [n, P] with P a square: "
+            "reshape the column before it is divided among clients"
         )
     return side, side
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedjax_sim.data.description import Description, Spread
 from fedjax_sim.data.storage import mapped
-from fedjax_sim.data.validation import check_examples, check_values, checked_offsets
+from fedjax_sim.data.validation import check_examples, check_values, checked_label_names, checked_offsets
 
 _PIECE_ROWS = 2**18  # rows whose labels are counted at a time
 
@@ -38,12 +38,12 @@ class FederatedData:
       client_ids: NumPy array `[N]`, the data set's name for each client.
       num_classes: number of labels.
       name: name shown in descriptions.
-      label_names: name of each label, `num_classes` strings, or None.
+      label_names: name of each label, `num_classes` different strings, or None.
 
     Raises:
       ValueError: the offsets are not ascending 32-bit integers from 0 to at most n, columns differ in
-        length or are not numeric, `client_ids` are not one per client, or `num_classes` is not a
-        positive integer.
+        length or are not numeric, `client_ids` are not one per client, `num_classes` is not a positive
+        integer, or `label_names` are not one for each class.
     """
 
     examples: dict[str, Any]
@@ -57,11 +57,9 @@ class FederatedData:
         # Offsets on devices may be tracers, or the concatenated offsets of several devices.
         if isinstance(self.offsets, np.ndarray | Sequence):
             object.__setattr__(self, "offsets", checked_offsets(*self._all()))
-        if self.label_names is not None and len(self.label_names) != self.num_classes:
-            raise ValueError(
-                f"{self.name or 'data'}: there are {len(self.label_names)} label_names for "
-                f"{self.num_classes} classes; wanted one for each."
-            )
+        if self.label_names is not None:
+            names = checked_label_names(self.name, self.label_names, self.num_classes)
+            object.__setattr__(self, "label_names", names)
 
     def tree_flatten_with_keys(self):
         key = jax.tree_util.GetAttrKey
@@ -269,6 +267,7 @@ class FederatedData:
             sizes=Spread.of(sizes),
             labels_per_client=Spread.of(distinct[sizes > 0]),
             label_counts=label_counts,
+            label_names=self.label_names,
         )
 
     def _known_classes(self) -> int:

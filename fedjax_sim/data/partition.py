@@ -12,6 +12,9 @@ import numpy as np
 
 from fedjax_sim.core.checks import check_seed
 from fedjax_sim.data.dataset import Dataset
+from fedjax_sim.data.draws import apportion, generator_of, log_gamma, scaled
+
+_MOST_DRAWS = 1000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,12 +86,12 @@ def iid(*, num_clients: int, seed: int = 0) -> Partition:
     Raises:
       ValueError: `num_clients` is below 1 or, when applied, exceeds the number of rows.
     """
-    _check_at_least_one(num_clients=num_clients)
+    check_at_least_one(num_clients=num_clients)
     check_seed(seed)
 
     def partition(dataset: Dataset) -> Assignment:
-        _check_enough_rows(dataset, num_clients, f"num_clients={num_clients}")
-        rows = _generator(seed).permutation(len(dataset))
+        check_enough_rows(dataset, num_clients, f"num_clients={num_clients}")
+        rows = generator_of(seed).permutation(len(dataset))
         return Assignment.from_lists(np.array_split(rows, num_clients))
 
     return partition
@@ -106,22 +109,22 @@ def shards(*, num_clients: int, shards_per_client: int = 2, seed: int = 0) -> Pa
       ValueError: a setting is below 1 or, when applied, labels are not `[n]` or there are more
         shards than rows.
     """
-    _check_at_least_one(num_clients=num_clients, shards_per_client=shards_per_client)
+    check_at_least_one(num_clients=num_clients, shards_per_client=shards_per_client)
     check_seed(seed)
     num_shards = num_clients * shards_per_client
 
     def partition(dataset: Dataset) -> Assignment:
-        labels = _row_labels(dataset)
+        labels = row_labels(dataset)
         needs = f"num_clients * shards_per_client = {num_shards} shards"
-        _check_enough_rows(dataset, num_shards, needs)
+        check_enough_rows(dataset, num_shards, needs)
         pieces = np.array_split(np.argsort(labels, kind="stable"), num_shards)
-        hands = _generator(seed).permutation(num_shards).reshape(num_clients, shards_per_client)
+        hands = generator_of(seed).permutation(num_shards).reshape(num_clients, shards_per_client)
         return Assignment.from_lists([np.concatenate([pieces[i] for i in hand]) for hand in hands])
 
     return partition
 
 
-def dirichlet(*, num_clients: int, alpha: float, seed: int = 0) -> Partition:
+def dirichlet(*, num_clients: int, alpha: float, min_size: int = 0, seed: int = 0) -> Partition:
     """Deals each label's rows out in proportions drawn from a symmetric Dirichlet(alpha).
 
     Yurochkin, Agarwal, Ghosh, Greenewald, Hoang and Khazaeni, "Bayesian Nonparametric Federated
@@ -130,25 +133,29 @@ def dirichlet(*, num_clients: int, alpha: float, seed: int = 0) -> Partition:
     vary and clients may be empty. (Hsu, Qi and Brown, https://arxiv.org/abs/1909.06335, instead draw
     label proportions for each client, with equal sizes.)
 
+    Everything is drawn again, up to 1,000 times, until each client has `min_size` rows. The code of
+    NIID-Bench, https://github.com/Xtra-Computing/NIID-Bench, does so with 10 rows. It also gives no
+    further label to clients that already have n / N rows, which this partition does not.
+
     Raises:
-      ValueError: `num_clients` is below 1, `alpha` is not finite and positive or, when applied,
-        labels are not `[n]`.
+      ValueError: `num_clients` is below 1, `alpha` is not finite and positive, `min_size` is no integer
+        of at least 0 or, when applied, labels are not `[n]` or no draw gives each client `min_size`.
     """
-    _check_at_least_one(num_clients=num_clients)
-    check_seed(seed)
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(
-            f"alpha is {alpha}; wanted a finite number above 0 (for an even split use iid)."
-        )
+    check_at_least_one(num_clients=num_clients)
+    check_dirichlet(alpha, min_size, seed)
 
     def partition(dataset: Dataset) -> Assignment:
-        labels, generator = _row_labels(dataset), _generator(seed)
-        owners = np.empty(len(dataset), np.int64)
-        for label in range(dataset.num_classes):
-            rows = generator.permutation(np.flatnonzero(labels == label))
-            sizes = apportion(_log_gamma(generator, alpha, num_clients), len(rows))
-            owners[rows] = np.repeat(np.arange(num_clients), sizes)
-        return _by_owner(owners, np.arange(num_clients))
+        labels, generator = row_labels(dataset), generator_of(seed)
+        by_label = [np.flatnonzero(labels == label) for label in range(dataset.num_classes)]
+
+        def draw() -> np.ndarray:
+            owners = np.empty(len(dataset), np.int64)
+            for rows in map(generator.permutation, by_label):
+                sizes = apportion(log_gamma(generator, alpha, num_clients), len(rows))
+                owners[rows] = np.repeat(np.arange(num_clients), sizes)
+            return owners
+
+        return with_min_size(dataset, draw, num_clients, min_size)
 
     return partition
 
@@ -165,18 +172,18 @@ def lognormal(*, num_clients: int, sigma: float, seed: int = 0) -> Partition:
       ValueError: `num_clients` is below 1, `sigma` is negative or not finite or, when applied, there
         are more clients than rows.
     """
-    _check_at_least_one(num_clients=num_clients)
+    check_at_least_one(num_clients=num_clients)
     check_seed(seed)
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma is {sigma}; wanted a finite number of at least 0.")
 
     def partition(dataset: Dataset) -> Assignment:
-        _check_enough_rows(dataset, num_clients, f"num_clients={num_clients}")
-        generator = _generator(seed)
+        check_enough_rows(dataset, num_clients, f"num_clients={num_clients}")
+        generator = generator_of(seed)
         rows = generator.permutation(len(dataset))
         draws = generator.standard_normal(num_clients)
         # Relative to the largest draw, so that no sigma makes the exponential overflow.
-        log_weights = _scaled(draws - draws.max(), sigma)
+        log_weights = scaled(draws - draws.max(), sigma)
         sizes = 1 + apportion(log_weights, len(dataset) - num_clients)
         return Assignment.from_lists(np.split(rows, np.cumsum(sizes)[:-1]))
 
@@ -198,7 +205,7 @@ def natural(key: str) -> Partition:
                 f"{dataset.name} has no key {key!r}; its keys are {sorted(dataset.keys)}: load a "
                 "data set that has one, such as 'qmnist', or give keys= to from_arrays."
             )
-        return _by_owner(*_numbered(dataset.keys[key]))
+        return by_owner(*_numbered(dataset.keys[key]))
 
     return partition
 
@@ -215,48 +222,49 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return numbers, np.array(distinct, object)
 
 
-def _by_owner(owners: np.ndarray, client_ids: np.ndarray) -> Assignment:
+def by_owner(owners: np.ndarray, client_ids: np.ndarray) -> Assignment:
     """Returns the assignment that gives row i to client `owners[i]`; `owners`: `[n]`."""
     sizes = np.bincount(owners, minlength=len(client_ids))
     return Assignment(np.argsort(owners, kind="stable"), _offsets(sizes), client_ids)
+
+
+def with_min_size(
+    dataset: Dataset, draw: Callable[[], np.ndarray], num_clients: int, min_size: int
+) -> Assignment:
+    """Draws owners `[n]` until each client has at least `min_size` rows.
+
+    Raises:
+      ValueError: there are too few rows, or none of many draws is good.
+    """
+    if num_clients * min_size > len(dataset):
+        raise ValueError(
+            f"{dataset.name} has {len(dataset)} rows, too few to give each of {num_clients} clients "
+            f"min_size={min_size}: ask for fewer clients or a smaller min_size."
+        )
+    smallest = 0
+    for _ in range(_MOST_DRAWS):
+        owners = draw()
+        size = int(np.bincount(owners, minlength=num_clients).min())
+        if size >= min_size:
+            return by_owner(owners, np.arange(num_clients))
+        smallest = max(smallest, size)
+    raise ValueError(
+        f"{dataset.name}: in {_MOST_DRAWS} draws, the smallest client had {smallest} rows at best; "
+        f"wanted min_size={min_size}: ask for a larger alpha, fewer of the {num_clients} clients, or a "
+        "smaller min_size."
+    )
 
 
 def _offsets(sizes: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
 
-def apportion(log_weights: np.ndarray, total: int) -> np.ndarray:
-    """Returns integers `[N]` that sum to `total`, proportional to `exp(log_weights)` up to rounding."""
-    shares = np.cumsum(np.exp(log_weights - log_weights.max()))
-    cuts = np.rint(shares / shares[-1] * total).astype(np.int64)
-    return np.diff(cuts, prepend=0)
+def row_labels(dataset: Dataset) -> np.ndarray:
+    """Returns the labels `[n]`.
 
-
-def _log_gamma(generator: np.random.Generator, alpha: float, num_clients: int) -> np.ndarray:
-    """Draws logarithms `[N]` of Gamma(alpha) variables, up to a common constant.
-
-    Normalised, such draws are Dirichlet(alpha). Gamma(alpha) is Gamma(alpha + 1) times U^(1/alpha)
-    with U uniform (Marsaglia and Tsang, "A simple method for generating gamma variables", ACM TOMS
-    26(3), 2000, section 6). Without logarithms, draws underflow for small alpha and shares are 0/0.
+    Raises:
+      ValueError: there are several labels per row.
     """
-    minus_log_u = generator.standard_exponential(num_clients)
-    # Relative to the smallest, so that at least one logarithm is finite for every alpha.
-    log_boosts = -_scaled(minus_log_u - minus_log_u.min(), 1 / max(alpha, np.finfo(float).tiny))
-    return np.log(generator.standard_gamma(alpha + 1, num_clients)) + log_boosts
-
-
-def _scaled(values: np.ndarray, factor: float) -> np.ndarray:
-    """Returns `values * factor`, which may be infinite."""
-    with np.errstate(over="ignore"):
-        return values * factor
-
-
-def _generator(seed: int) -> np.random.Generator:
-    # PCG64 by name: default_rng may change its algorithm between versions of NumPy.
-    return np.random.Generator(np.random.PCG64(seed))
-
-
-def _row_labels(dataset: Dataset) -> np.ndarray:
     labels = dataset.examples["y"]
     if labels.ndim != 1:
         raise ValueError(
@@ -266,13 +274,38 @@ def _row_labels(dataset: Dataset) -> np.ndarray:
     return labels
 
 
-def _check_at_least_one(**settings: int) -> None:
+def check_dirichlet(alpha: float, min_size: int, seed: int) -> None:
+    """Checks the settings of partitions that draw from a Dirichlet distribution.
+
+    Raises:
+      ValueError: a setting is out of range.
+    """
+    check_seed(seed)
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(
+            f"alpha is {alpha}; wanted a finite number above 0 (for an even split use iid)."
+        )
+    if not isinstance(min_size, int | np.integer) or min_size < 0:
+        raise ValueError(f"min_size is {min_size!r}; wanted an integer of at least 0.")
+
+
+def check_at_least_one(**settings: int) -> None:
+    """Checks settings that count something.
+
+    Raises:
+      ValueError: a setting is no integer of at least 1.
+    """
     for name, value in settings.items():
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} is {value!r}; wanted an integer of at least 1.")
 
 
-def _check_enough_rows(dataset: Dataset, wanted: int, what: str) -> None:
+def check_enough_rows(dataset: Dataset, wanted: int, what: str) -> None:
+    """Refuses a data set with fewer than `wanted` rows, for which `what` asks.
+
+    Raises:
+      ValueError: there are too few rows.
+    """
     if wanted > len(dataset):
         raise ValueError(
             f"{dataset.name} has {len(dataset)} rows and {what} need at least one row each: ask "

@@ -1,5 +1,6 @@
 """Checks of a federation: its structure when it is built, every value before it is used."""
 
+import collections
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,37 @@ def checked_offsets(
             f"{wanted}."
         )
     return offsets.astype(np.int32, copy=False)
+
+
+def checked_label_names(name: str | None, label_names: Any, num_classes: Any) -> tuple[str, ...]:
+    """Checks the names of labels.
+
+    Args:
+      name: name of the federation, for errors.
+      label_names: sequence of strings.
+      num_classes: number of labels, or None.
+
+    Returns:
+      The names as plain strings.
+
+    Raises:
+      ValueError: they are not strings, some are equal, or they are not one for each class.
+    """
+    title, names = name or "data", label_names
+    if isinstance(names, str) or not all(isinstance(label, str) for label in names):
+        raise ValueError(f"{title}: label_names are {names!r:.200}; wanted a sequence of strings.")
+    names = tuple(map(str, names))
+    if len(set(names)) < len(names):
+        label, times = collections.Counter(names).most_common(1)[0]
+        raise ValueError(
+            f"{title}: the name {label!r} stands {times} times in label_names; wanted different names."
+        )
+    if len(names) != num_classes:
+        raise ValueError(
+            f"{title}: there are {len(names)} label_names for {num_classes} classes; wanted one for "
+            "each."
+        )
+    return names
 
 
 def _check_columns(title: str, examples: Any) -> None:

@@ -20,6 +20,9 @@ from fedjax_sim.models.ops.lstm import LSTM
 from fedjax_sim.models.own_loss import from_loss
 from fedjax_sim.models.precision import bfloat16
 from fedjax_sim.models.regressor import regressor
+from fedjax_sim.models.resnet import ResNet18, resnet18
+from fedjax_sim.models.transformer import Transformer, transformer
+from fedjax_sim.models.vit import ViT, vit
 
 __all__ = [
     "CNN",
@@ -27,7 +30,10 @@ __all__ = [
     "MLP",
     "CifarCNN",
     "DropoutCNN",
+    "ResNet18",
     "StackedLSTM",
+    "Transformer",
+    "ViT",
     "bfloat16",
     "char_lstm",
     "cifar_cnn",
@@ -43,7 +49,10 @@ __all__ = [
     "mnist_cnn",
     "multilabel",
     "regressor",
+    "resnet18",
     "scale_pixels",
+    "transformer",
+    "vit",
     "with_class_metrics",
     "word_lstm",
 ]

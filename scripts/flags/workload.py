@@ -34,8 +34,8 @@ _PARTITIONS = {
 DATASET = flags.DEFINE_string(
     "dataset",
     "mnist5k",
-    "Data set: mnist5k (installed with the package); mnist, qmnist, cifar10, shakespeare or messages "
-    "(files in --data_dir); tfds:<name>; synthetic (a population of --num_clients); graphical_model "
+    "Data set: mnist5k (installed with the package); mnist, qmnist, fashion_mnist, emnist/balanced and the "
+    "like, cifar10, shakespeare or messages (files in --data_dir); tfds:<name>; synthetic (a population of --num_clients); graphical_model "
     "(streams for --algorithm=dynamic_averaging); or stored (written by fedjax_sim.data.synthetic or "
     "save_federated into train and test, subfolders of --data_dir).",
 )

@@ -54,10 +54,58 @@ def test_labels_that_are_strings_are_numbered_by_name():
     assert (later.examples["y"].tolist(), later.num_classes) == ([2], 3)
     with pytest.raises(ValueError, match=r"the label 'fox' is not among label_names, \('cat', 'dog'"):
         fs.data.from_clients({5: (np.zeros((1, 1)), ["fox"])}, label_names=data.label_names)
-    with pytest.raises(ValueError, match="label_names is given, but 'y' holds no strings"):
-        fs.data.from_clients({5: person(2)}, label_names=("a", "b"))
-    with pytest.raises(ValueError, match="there are 1 label_names for 2 classes"):
-        fs.data.FederatedData({"y": np.zeros(1, int)}, np.array([0, 1]), num_classes=2, label_names="a")
+
+
+def test_labels_that_are_integers_may_have_names():
+    named = fs.data.from_clients({5: ([[0.0], [1.0]], [1, 0])}, label_names=["off", "on", "broken"])
+    assert (named.label_names, named.num_classes) == (("off", "on", "broken"), 3)
+    assert named.examples["y"].tolist() == [1, 0]
+    with pytest.raises(
+        ValueError, match="'y' holds 3 at row 0, row 0 of client 5; wanted labels from 0"
+    ):
+        fs.data.from_clients({5: ([[0.0]], [3])}, label_names=["off", "on", "broken"])
+    with pytest.raises(ValueError, match="label_names is given, but 'y' holds float64; wanted strings"):
+        fs.data.from_clients({5: ([[0.0]], [0.5])}, label_names=("a", "b"))
+    with pytest.raises(ValueError, match="label_names is given, but there is no column 'y'"):
+        fs.data.from_clients({5: {"x": [0.0]}}, label_names=("a", "b"))
+
+
+class Tensor:
+    """Stands in for a torch tensor: NumPy makes an array of it, unless it has gradients."""
+
+    def __init__(self, values, error=None):
+        self.values, self.error = values, error
+
+    def __array__(self, dtype=None, copy=None):
+        if self.error is not None:
+            raise self.error
+        return np.asarray(self.values, dtype)
+
+
+def test_columns_of_other_libraries_are_read():
+    x, y = person(4)
+    of_pandas = pandas.DataFrame(x), pandas.Series(["a", "b", "a", "a"])
+    data = fs.data.from_clients({0: of_pandas, 1: (Tensor(x), pandas.Categorical(["b"] * 4))})
+    assert (data.label_names, data.examples["y"].tolist()) == (("a", "b"), [0, 1, 0, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(data[0]["x"], data[1]["x"])
+    for error in (RuntimeError("requires grad"), TypeError("not on the CPU")):
+        wanted = (
+            rf"column 'x' of client 'a' is a Tensor, of which .* \({error}\).* \.detach\(\)\.cpu\(\)"
+        )
+        with pytest.raises(ValueError, match=wanted):
+            fs.data.from_clients({"a": (Tensor(x, error), y)})
+    with pytest.raises(ValueError, match="column 'y' of client 0 is object, masked or ragged"):
+        fs.data.from_clients({0: (x, pandas.Series(["a", None, "b", "a"]))})
+
+
+def test_a_client_alone_is_a_federation():
+    data = fs.data.from_clients({"only": person(8)}, num_classes=3)
+    train, held_out = fs.data.split(data, test=0.25)
+    assert (train.sizes.tolist(), held_out.sizes.tolist()) == ([6], [2])
+    task = fs.models.classifier(fs.models.MLP((3,)), (4,))
+    algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)
+    result = fs.simulate(algorithm, train, key=jax.random.key(0), num_rounds=1)
+    assert result.rows[-1]["examples"] == 6
 
 
 @pytest.mark.parametrize(
@@ -89,50 +137,6 @@ def test_labels_that_are_strings_are_numbered_by_name():
 def test_bad_clients_are_refused_by_name(clients, message):
     with pytest.raises(ValueError, match=message):
         fs.data.from_clients(clients)
-
-
-def frame(**changes):
-    columns = {
-        "user": ["b", "a", "b", "c"],
-        "height": [1.0, 2.0, 3.0, 4.0],
-        "age": [10, 20, 30, 40],
-        "pet": ["dog", "cat", "cat", "dog"],
-    }
-    return pandas.DataFrame(columns | changes)
-
-
-def test_a_frame_becomes_clients():
-    data = fs.data.from_frame(frame(), client="user", label="pet")
-    assert data.client_ids.tolist() == ["a", "b", "c"]
-    assert data.examples["x"].tolist() == [[2, 20], [1, 10], [3, 30], [4, 40]]
-    assert (data.label_names, data.examples["y"].tolist()) == (("cat", "dog"), [0, 1, 0, 1])
-    ages = fs.data.from_frame(frame(user=[3, 1, 3, 2]), client="user", label="age", features=["height"])
-    assert ages.client_ids.tolist() == [1, 2, 3]
-    assert ages.examples["x"].tolist() == [[2], [4], [1], [3]]
-    assert ages.examples["y"].tolist() == [20, 40, 10, 30]
-
-
-@pytest.mark.parametrize(
-    ("changes", "settings", "message"),
-    [
-        ({}, {"client": "id"}, r"the frame lacks the column 'id'; its columns are \['user'"),
-        ({}, {"label": "age"}, "column 'pet' holds .*; wanted numbers: encode it"),
-        ({}, {"features": []}, "the frame has no column of features"),
-        (
-            {"user": ["a", "b", None, "c"]},
-            {},
-            "a client's id is (None|nan); wanted integers of 64 bits alone",
-        ),
-        ({"user": [1.0, 2.0, 3.0, 4.0]}, {}, "a client's id is 1.0; wanted integers of 64 bits alone"),
-        ({"height": [1, 2, float("nan"), 4]}, {}, "'x' holds nan at row 2, row 1 of client 'b'"),
-        ({"pet": ["dog", None, "cat", "dog"]}, {}, "column 'y' holds object; wanted strings alone"),
-        ({"age": [1, 2, 3, 2**24 + 1]}, {}, r"column 'age' holds integers beyond 2\*\*24"),
-        ({}, {"features": "age"}, "features is 'age'; wanted a table with named columns"),
-    ],
-)
-def test_a_bad_frame_is_refused(changes, settings, message):
-    with pytest.raises(ValueError, match=message):
-        fs.data.from_frame(frame(**changes), **({"client": "user", "label": "pet"} | settings))
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])

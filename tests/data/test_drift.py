@@ -231,5 +231,5 @@ def test_rotation_drift_refuses_angles(degrees):
 
 @pytest.mark.parametrize("shape", [(4,), (4, 50), (4, 0), (4, 2, 2, 2, 2)], ids=str)
 def test_rotation_drift_refuses_what_is_no_image(shape):
-    with pytest.raises(ValueError, match=r"'x' of a batch is \(4, ?.*\); wanted images \[B, H, W\]"):
+    with pytest.raises(ValueError, match=r"'x' is \(4, ?.*\); wanted images \[n, H, W\]"):
         turned(np.zeros(shape, np.float32), 1.0)

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from fedjax_sim.data import (
     Assignment,
     dirichlet,
+    dirichlet_sizes,
+    federate,
     from_arrays,
     iid,
+    label_subsets,
     load,
     lognormal,
     natural,
@@ -54,6 +57,17 @@ SEEDED = {
     "shards": lambda seed: shards(num_clients=7, shards_per_client=3, seed=seed),
     "dirichlet": lambda seed: dirichlet(num_clients=7, alpha=0.5, seed=seed),
     "lognormal": lambda seed: lognormal(num_clients=7, sigma=1.0, seed=seed),
+    "label_subsets": lambda seed: label_subsets(num_clients=7, labels_per_client=3, seed=seed),
+    "dirichlet_sizes": lambda seed: dirichlet_sizes(num_clients=7, alpha=0.5, seed=seed),
+}
+
+DIGESTS = {
+    "iid": "408de0cc250aeb8c",
+    "shards": "dedb1313b7d5f7b0",
+    "dirichlet": "a80faab9bca0ce81",
+    "lognormal": "ecfde2f02c052104",
+    "label_subsets": "15369349e7fa6c9c",
+    "dirichlet_sizes": "6d4bfc15e12c2dc2",
 }
 
 
@@ -69,6 +83,12 @@ class TestSeeds:
     def test_applying_twice_repeats(self, name):
         partition = SEEDED[name](3)
         assert same(partition(self.dataset), partition(self.dataset))
+
+    def test_a_seed_divides_as_in_earlier_versions(self, name):
+        """Workdirs recognise their runs by these digests."""
+        x = np.arange(1000, dtype=np.uint8).reshape(250, 4)
+        dataset = from_arrays(x, np.arange(250) * 7 % 10, num_classes=10)
+        assert federate(dataset, SEEDED[name](3)).digest() == DIGESTS[name]
 
     @pytest.mark.parametrize("seed", [-1, 0.5, None])
     def test_refuses_seeds_that_do_not_repeat(self, name, seed):
@@ -181,9 +201,10 @@ class TestDirichlet:
         assert 300 < rows.mean() < 700  # the first half would average 250
 
     @pytest.mark.parametrize("alpha", [0, -1.0, float("nan"), float("inf")])
-    def test_refuses(self, alpha):
+    @pytest.mark.parametrize("make", [dirichlet, dirichlet_sizes])
+    def test_refuses(self, make, alpha):
         with pytest.raises(ValueError, match=r"alpha is .*; wanted a finite number above 0"):
-            dirichlet(num_clients=3, alpha=alpha)
+            make(num_clients=3, alpha=alpha)
 
 
 class TestLognormal:
@@ -260,6 +281,9 @@ class TestNatural:
         lambda n: shards(num_clients=2, shards_per_client=n),
         lambda n: dirichlet(num_clients=n, alpha=1.0),
         lambda n: lognormal(num_clients=n, sigma=1.0),
+        lambda n: label_subsets(num_clients=n, labels_per_client=1),
+        lambda n: label_subsets(num_clients=2, labels_per_client=n),
+        lambda n: dirichlet_sizes(num_clients=n, alpha=1.0),
     ],
 )
 @pytest.mark.parametrize("count", [0, -3, 2.5])

@@ -101,12 +101,12 @@ class TestNames:
         assert choose("letter", "b", {"a": 1, "b": 2}) == 2
 
     def test_unknown_name_offers_the_nearest(self):
-        wanted = "^unknown dataset 'mnits'; did you mean 'mnist'. Known: cifar10, messages, mnist, mn"
+        wanted = "^unknown dataset 'mnits'; did you mean 'mnist'. Known: cifar10, emnist/balanced, "
         with pytest.raises(ValueError, match=wanted):
             load("mnits")
 
     def test_unknown_name_far_from_all_offers_none(self):
-        with pytest.raises(ValueError, match=r"^unknown dataset 'zzz'\. Known: cifar10, messages, "):
+        with pytest.raises(ValueError, match=r"^unknown dataset 'zzz'\. Known: cifar10, emnist/bal"):
             load("zzz")
 
 
@@ -157,6 +157,22 @@ class TestIdx:
         numbers = np.array([[1, -2], [70_000, 4]])
         got = read_idx(write_idx(tmp_path / "b.gz", numbers.astype(">i4")), "int32", (2, 2))
         np.testing.assert_array_equal(got, numbers.astype(np.int32), strict=True)
+
+    def test_any_number_of_rows_if_asked(self, tmp_path):
+        for rows in (4, 2):
+            path = write_idx(tmp_path / "a.gz", X[:rows])
+            np.testing.assert_array_equal(read_idx(path, "uint8", (None, 3)), X[:rows])
+        with pytest.raises(ValueError, match=r"begins with bytes .*shape \(2, 4\)"):
+            read_idx(path, "uint8", (None, 4))
+        with pytest.raises(ValueError, match=r"begins with bytes 00 00 08 01 .* wanted .*08 02"):
+            read_idx(write_idx(tmp_path / "a.gz", Y.astype(np.uint8)), "uint8", (None, 3))
+
+    def test_a_header_alone_sets_no_memory_aside(self, tmp_path):
+        (tmp_path / "a.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 1, 255, 255, 255, 255])))
+        with pytest.raises(
+            ValueError, match="would take 4,294,967,295 bytes; wanted at most max_unpacked"
+        ):
+            read_idx(tmp_path / "a.gz", "uint8", (None,))
 
     def test_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"a\.gz does not exist; wanted an idx file"):
@@ -219,6 +235,55 @@ class TestFiles:
             (tmp_path / folder / "train-images-idx3-ubyte.gz").touch()
         with pytest.raises(ValueError, match=r"in several subfolders .*fashion.*, .*mnist.*give"):
             load("mnist", tmp_path)
+
+    def test_fashion_mnist(self):
+        places = () if data_root() is None else (data_root(), data_root().parent)
+        folder = next((place for place in places if (place / "fashion_mnist").is_dir()), None)
+        if folder is None:
+            pytest.skip("needs fashion_mnist in or beside $FEDJAX_SIM_DATA, or in ../shared")
+        train, test = load("fashion_mnist", folder / "fashion_mnist")
+        assert (train.name, test.name) == ("fashion_mnist/train", "fashion_mnist/test")
+        assert train.examples["x"].shape == (60_000, 28, 28, 1)
+        assert np.bincount(train.examples["y"]).tolist() == [6_000] * 10
+        assert np.bincount(test.examples["y"]).tolist() == [1_000] * 10
+        assert train.examples["y"][:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
+        mean = train.examples["x"].mean() / 255
+        assert mean == pytest.approx(0.2860, abs=5e-5)  # the mean that everyone normalises by
+
+    @staticmethod
+    def write_emnist(folder, kind, labels, suffix=""):
+        images = np.random.default_rng(0).integers(0, 256, (len(labels), 28, 28)).astype(np.uint8)
+        for split in ("train", "test"):
+            for name, array in (("images-idx3", images), ("labels-idx1", np.array(labels, np.uint8))):
+                path = write_idx(folder / f"emnist-{kind}-{split}-{name}-ubyte{suffix}", array)
+                if not suffix:
+                    path.write_bytes(gzip.decompress(path.read_bytes()))
+        return images
+
+    @pytest.mark.parametrize("suffix", ["", ".gz"])
+    def test_emnist_stands_upright(self, tmp_path, suffix):
+        images = self.write_emnist(tmp_path, "balanced", [0, 46, 3], suffix)
+        for part, split in zip(load("emnist/balanced", tmp_path), ("train", "test"), strict=True):
+            assert (part.num_classes, part.name) == (47, f"emnist/balanced/{split}")
+            assert part.examples["y"].tolist() == [0, 46, 3]
+            np.testing.assert_array_equal(part.examples["x"][..., 0], images.transpose(0, 2, 1))
+
+    def test_emnist_letters_are_numbered_from_0(self, tmp_path):
+        self.write_emnist(tmp_path, "letters", [1, 26])
+        assert load("emnist/letters", tmp_path)[0].examples["y"].tolist() == [0, 25]
+        self.write_emnist(tmp_path, "letters", [0, 26])
+        with pytest.raises(
+            ValueError, match="emnist/letters/train: column 'y' holds 255 at row 0; wanted"
+        ):
+            load("emnist/letters", tmp_path)
+
+    def test_emnist_needs_a_label_for_each_image(self, tmp_path):
+        self.write_emnist(tmp_path, "digits", [1, 2])
+        write_idx(tmp_path / "emnist-digits-test-labels-idx1-ubyte.gz", np.zeros(3, np.uint8))
+        with pytest.raises(
+            ValueError, match=r"test-images.* has 2 images and .*test-labels.*gz 3 labels"
+        ):
+            load("emnist/digits", tmp_path)
 
     @needs("mnist")
     def test_mnist(self):

@@ -71,6 +71,40 @@ def test_stored_data_can_be_stored_again_piece_by_piece(data, folder, tmp_path, 
         assert (tmp_path / "copy" / file.name).read_bytes() == file.read_bytes()
 
 
+def test_names_of_labels_come_back(data, folder, tmp_path):
+    names = ("ant", "bee", "\ud800 zoë")
+    save_federated(dataclasses.replace(data, label_names=names), tmp_path / "named")
+    stored = open_federated(tmp_path / "named")
+    assert stored.label_names == names
+    assert "ant: 2, bee: 1" in str(stored.describe())
+    assert stored.digest() == data.digest()
+    without = json.loads((folder / "index.json").read_text())
+    assert "label_names" not in without  # the file is what earlier versions wrote
+    save_federated(stored, tmp_path / "again")
+    assert open_federated(tmp_path / "again").label_names == names
+
+
+def test_an_index_too_long_to_read_is_not_written(data, tmp_path):
+    names = tuple(f"{k:0>400000}" for k in range(3))
+    with pytest.raises(ValueError, match=r"index\.json would have 1,20\d,\d+ bytes; .* labels"):
+        save_federated(dataclasses.replace(data, label_names=names), tmp_path)
+    assert not (tmp_path / "index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("abc", "label_names are 'abc'; wanted a sequence of strings"),
+        (("a", "b", 3), r"label_names are \('a', 'b', 3\); wanted a sequence of strings"),
+        (("a", "b", "a"), "the name 'a' stands 2 times in label_names"),
+        (("a", "b"), "there are 2 label_names for 3 classes; wanted one for each"),
+    ],
+)
+def test_names_that_do_not_tell_labels_apart_are_refused(data, names, message):
+    with pytest.raises(ValueError, match=f"six: {message}"):
+        dataclasses.replace(data, label_names=names)
+
+
 def test_rows_that_nobody_owns_are_left_out(data, tmp_path):
     save_federated(data.select(np.array([2, 0]), 9), tmp_path)
     stored = open_federated(tmp_path)

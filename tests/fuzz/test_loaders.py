@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from message_corpus import lines
 
-from fedjax_sim.data import federate, messages, natural, read_messages
+from fedjax_sim.data import federate, from_leaf, messages, natural, read_messages
 from fedjax_sim.data.sources.cifar import read_cifar10
 from fedjax_sim.data.sources.idx import read_idx
 from fedjax_sim.data.sources.shakespeare import read_shakespeare
@@ -25,6 +25,8 @@ PACKED = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress}
 SAID = {"ada": ["Hello, you!", "bye"], "bob": [], "eve": ["hm hm"], "fay": ["you, hm"]}
 USER_DATA = {user: {"x": x, "y": [0] * len(x)} for user, x in SAID.items()}
 LEAF = {"users": list(SAID), "num_samples": [len(x) for x in SAID.values()], "user_data": USER_DATA}
+NUMBERS = {"ada": {"x": [[0.5, 1], [2, 3]], "y": [1, 0]}, "bob": {"x": [], "y": []}}
+LEAF_NUMBERS = {"users": ["ada", "bob"], "num_samples": [2, 0], "user_data": NUMBERS}
 
 PLAYS = corpus.text(
     corpus.work("PLAY", corpus.speech("KING", *"abcdef") + corpus.speech("LORD", "a", "b", "c")),
@@ -140,6 +142,24 @@ class TestShakespeare:
         self.read(write(tmp_path, "pg100.txt.gz", content))
 
 
+class TestLeaf:
+    def read(self, path):
+        data = result_of(lambda: from_leaf(path, max_unpacked_bytes=LIMIT), path)
+        if data is not None:
+            data.check()
+            assert data.examples["x"].dtype in (np.float32, np.int32)
+
+    @given(content=damaged(json.dumps(LEAF_NUMBERS).encode(), TestMessages.JSON_TOKENS))
+    @bounded
+    def test_damaged(self, tmp_path, content):
+        self.read(write(tmp_path, "f.json", content))
+
+    @given(value=altered(LEAF_NUMBERS))
+    @bounded
+    def test_altered(self, tmp_path, value):
+        self.read(write(tmp_path, "f.json", json.dumps(value).encode()))
+
+
 class TestImages:
     @given(content=damaged(IDX).map(gzip.compress) | damaged(gzip.compress(IDX, mtime=0)))
     @bounded
@@ -148,6 +168,9 @@ class TestImages:
         read = result_of(lambda: read_idx(path, "uint8", (4, 3), max_unpacked_bytes=LIMIT), path)
         if read is not None:
             assert (read.dtype, read.shape) == (np.uint8, (4, 3))
+        free = result_of(lambda: read_idx(path, "uint8", (None, 3), max_unpacked_bytes=LIMIT), path)
+        if free is not None:
+            assert (free.dtype, free.shape[1:]) == (np.uint8, (3,))
 
     @given(content=damaged(CIFAR))
     @bounded

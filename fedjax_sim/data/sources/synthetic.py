@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from fedjax_sim.core.checks import check_count, check_seed
+from fedjax_sim.data.draws import apportion
 from fedjax_sim.data.federated import FederatedData
-from fedjax_sim.data.partition import apportion
 from fedjax_sim.data.sources.messages import BEGIN, SPECIAL
 from fedjax_sim.data.storage.stored import open_federated, write_federated
 

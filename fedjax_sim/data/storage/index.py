@@ -4,7 +4,8 @@
       "offsets.npy": {"dtype": "<i4", "shape": [4], "bytes": 144, "sha256": "..."},
       "client_ids.npy": {...}, "column_x.npy": {...}, ...}}
 
-A file's digest covers all its bytes, the index's everything else in the index (see `_digest`).
+An index has `label_names` only where labels have names. A file's digest covers all its bytes, the
+index's everything else in the index (see `_digest`).
 Whatever a damaged or hostile index says, reading it opens no other file and ends in a ValueError.
 """
 
@@ -66,11 +67,13 @@ class Index:
       files: entries of the offsets, the client ids and the columns, by file name.
       num_classes: number of labels.
       name: name shown in descriptions.
+      label_names: name of each label, or None.
     """
 
     files: dict[str, Entry]
     num_classes: int | None
     name: str | None
+    label_names: tuple[str, ...] | None = None
 
 
 def column_file(column: str) -> str:
@@ -91,12 +94,24 @@ def column_of(name: str) -> str:
 
 
 def write_index(folder: pathlib.Path, index: Index) -> None:
-    """Writes an index atomically: a folder has either all of it or none."""
+    """Writes an index atomically: a folder has either all of it or none.
+
+    Raises:
+      ValueError: the index would be longer than `read_index` accepts.
+    """
     content = {"format": _FORMAT, "name": index.name, "num_classes": index.num_classes}
+    if index.label_names is not None:
+        content["label_names"] = list(index.label_names)
     content["files"] = {name: dataclasses.asdict(entry) for name, entry in index.files.items()}
     content["sha256"] = _digest(content)
     partial = folder / f"{INDEX}.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    text = json.dumps(content, indent=1) + "\n"
+    if len(text) > _LARGEST:
+        raise ValueError(
+            f"{folder / INDEX} would have {len(text):,} bytes; wanted at most {_LARGEST:,}: shorten the "
+            "names of columns and labels."
+        )
+    partial.write_text(text)
     os.replace(partial, folder / INDEX)
 
 
@@ -132,7 +147,8 @@ def _checked(index: Any) -> Index:
     found = index.get("format")
     if type(found) is not int or found != _FORMAT:
         raise ValueError(f"'format' is {_show(found)}, wanted {_FORMAT}, this version's format")
-    _check_keys("it", index, {"format", "name", "num_classes", "files", "sha256"})
+    known = {"format", "name", "num_classes", "files", "sha256"}
+    _check_keys("it", index, known | (index.keys() & {"label_names"}))
     wanted = _digest({key: value for key, value in index.items() if key != "sha256"})
     if index["sha256"] != wanted:
         raise ValueError(f"'sha256' is {_show(index['sha256'])}, wanted {wanted}, its content's")
@@ -141,6 +157,11 @@ def _checked(index: Any) -> Index:
         raise ValueError(f"'name' is {_show(name)}, wanted a string or null")
     if num_classes is not None and not (_is_count(num_classes) and 1 <= num_classes <= _MOST_CLASSES):
         raise ValueError(f"'num_classes' is {_show(num_classes)}, wanted a positive integer or null")
+    names = index.get("label_names")
+    if "label_names" in index and not _are_names(names, num_classes):
+        raise ValueError(
+            f"'label_names' is {_show(names)}, wanted as many strings as classes, all different"
+        )
     if not isinstance(files, dict):
         raise ValueError(f"'files' is {_show(files)}, wanted an object")
     entries = {file: _entry(file, entry) for file, entry in files.items()}
@@ -149,7 +170,7 @@ def _checked(index: Any) -> Index:
             raise ValueError(f"'files' has no {needed!r}")
     if len(entries) == 2:
         raise ValueError("'files' has no column")
-    return Index(entries, num_classes, name)
+    return Index(entries, num_classes, name, None if names is None else tuple(names))
 
 
 def _entry(name: str, entry: Any) -> Entry:
@@ -195,6 +216,11 @@ def _is_file_name(name: str) -> bool:
     """Returns whether `name` may name a file of a federation; paths may not."""
     column = _COLUMN.fullmatch(name)
     return name in (OFFSETS, CLIENT_IDS) or (column is not None and len(name.encode()) <= 255)
+
+
+def _are_names(value: Any, number: int | None) -> bool:
+    is_list = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return is_list and len(value) == len(set(value)) == number
 
 
 def _is_count(value: Any) -> bool:

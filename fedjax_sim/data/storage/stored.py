@@ -36,7 +36,7 @@ _LAST_CODE_POINT = 0x10FFFF
 def save_federated(data: FederatedData, folder: str | os.PathLike) -> None:
     """Writes a federation for `open_federated`.
 
-    Rows that no client owns, and `label_names`, are left out.
+    Rows that no client owns are left out.
 
     Args:
       data: federation to write, in memory or in files; it is copied piece by piece. `check` must pass.
@@ -59,7 +59,7 @@ def save_federated(data: FederatedData, folder: str | os.PathLike) -> None:
                 mapped.release(column)
 
     ids = np.arange(data.num_clients) if data.client_ids is None else data.client_ids
-    about = {"num_classes": data.num_classes, "name": data.name}
+    about = {"num_classes": data.num_classes, "name": data.name, "label_names": data.label_names}
     write_federated(folder, pieces(), np.asarray(data.offsets), ids, **about)
 
 
@@ -71,6 +71,7 @@ def write_federated(
     *,
     num_classes: int | None,
     name: str | None,
+    label_names: tuple[str, ...] | None = None,
 ) -> None:
     """Writes a federation piece by piece, without holding all its rows in memory.
 
@@ -83,6 +84,7 @@ def write_federated(
       client_ids: `[N]` integers or strings.
       num_classes: number of labels.
       name: name shown in descriptions.
+      label_names: name of each label, or None.
 
     Raises:
       ValueError: the folder already holds a federation, or something cannot be stored.
@@ -105,7 +107,8 @@ def write_federated(
             for column, rows in piece.items():
                 write(column_file(column), rows, int(offsets[-1]))
     entries = {name: file.entry for name, file in files.items()}
-    write_index(folder, Index(entries, None if num_classes is None else int(num_classes), name))
+    num_classes = None if num_classes is None else int(num_classes)
+    write_index(folder, Index(entries, num_classes, name, label_names))
 
 
 def open_federated(folder: str | os.PathLike, *, verify: bool = True) -> FederatedData:
@@ -144,7 +147,9 @@ def open_federated(folder: str | os.PathLike, *, verify: bool = True) -> Federat
         raise ValueError(f"{folder / CLIENT_IDS} holds ids that are not text; {CURE}.")
     examples = {column_of(name): column for name, column in arrays.items()}
     try:
-        return FederatedData(examples, offsets, client_ids, index.num_classes, index.name)
+        return FederatedData(
+            examples, offsets, client_ids, index.num_classes, index.name, index.label_names
+        )
     except ValueError as error:
         raise ValueError(f"{folder / OFFSETS}, {folder / CLIENT_IDS}: {error} Or {CURE}.") from error
 
