@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from fedjax_sim.reporting.plots import plot_curve
@@ -64,7 +65,12 @@ def write_tensorboard(rows: list[dict], directory: pathlib.Path) -> bool:
     shutil.rmtree(directory, ignore_errors=True)
     with SummaryWriter(str(directory)) as writer:
         for row in rows:
-            for name, value in row.items():
-                if name != "round" and value is not None:
-                    writer.add_scalar(name, value, row["round"])
+            add_scalars(writer, row)
     return True
+
+
+def add_scalars(writer: Any, row: Mapping[str, Any]) -> None:
+    """Adds the numbers of a row to a tensorboardX `SummaryWriter`."""
+    for name, value in row.items():
+        if name != "round" and value is not None:
+            writer.add_scalar(name, value, row["round"])

@@ -14,11 +14,13 @@ import numpy as np
 
 from fedjax_sim.runtime.devices import available_cores
 from fedjax_sim.simulation.block import Blocks
+from fedjax_sim.simulation.callbacks import Callbacks
+from fedjax_sim.simulation.divergence import divergence
 from fedjax_sim.simulation.journal import Journal
-from fedjax_sim.simulation.progress import Progress
+from fedjax_sim.simulation.progress import Progress, measures_text
+from fedjax_sim.simulation.recorded import accuracy_curve
 from fedjax_sim.simulation.result import SweepRun
 from fedjax_sim.simulation.rows import evaluate_into, first_bad_round, first_row, next_row
-from fedjax_sim.simulation.simulate import divergence
 from fedjax_sim.simulation.validation import EvaluationFn
 
 
@@ -37,6 +39,8 @@ class RunState:
       seconds: its share of the time so far.
       busy: whether a core is running its next block.
       journal: journal of its final rows, or None.
+      callbacks: its callbacks, which have begun.
+      stopped: whether one of them has ended it.
     """
 
     hparams: Mapping[str, float]
@@ -49,6 +53,8 @@ class RunState:
     seconds: float = 0.0
     busy: bool = False
     journal: Journal | None = None
+    callbacks: Callbacks = dataclasses.field(default_factory=Callbacks)
+    stopped: bool = False
 
     @property
     def done(self) -> int:
@@ -89,8 +95,8 @@ class SweepRunner:
             self._look_for_end(run)
 
     def is_open(self, run: RunState) -> bool:
-        """Returns whether a run has rounds left, has not diverged, and its race is not over."""
-        going = not run.rows or run.done < self.num_rounds
+        """Returns whether a run may go on: it has rounds left, and neither it nor its race has ended."""
+        going = not run.stopped and (not run.rows or run.done < self.num_rounds)
         return going and run.diverged is None and len(run.rows) < self._end[run.seed]
 
     def next_run(self) -> RunState | None:
@@ -153,7 +159,10 @@ class SweepRunner:
             raise divergence(0, run.hparams, None)
         run.seconds += seconds + time.perf_counter() - judged
         row["seconds"] = round(run.seconds, 6)
-        return (row, None) if finite else (None, row["round"])
+        if not finite:
+            return None, row["round"]
+        run.stopped = run.callbacks.evaluated(view, row)
+        return row, None
 
     def commit(self, run: RunState, state: Any, row: dict | None, diverged: int | None) -> None:
         """Stores what `advance` or `judge` returned; only one thread at a time may call it."""
@@ -166,7 +175,20 @@ class SweepRunner:
         self.keep()
         if self._bar is not None:
             done = sum(r.done if self.is_open(r) else self.num_rounds for r in self.runs)
-            self._bar.update(done, run.rows[-1], last=not any(map(self.is_open, self.runs)))
+            self._bar.update(done, self._best_text(run), last=not any(map(self.is_open, self.runs)))
+
+    def _best_text(self, run: RunState) -> str:
+        """Returns the best run so far in a few words; without accuracies, the measures of `run`."""
+        best, leader = None, run
+        for other in self.runs:
+            accuracy = max(accuracy_curve(other.rows)[1], default=None)
+            if accuracy is not None and (best is None or accuracy > best):
+                best, leader = accuracy, other
+        if best is None:
+            return measures_text(run.rows[-1]) if run.rows else ""
+        grid = {name: {other.hparams[name] for other in self.runs} for name in run.hparams}
+        told = [f"{name}={leader.hparams[name]:g}" for name, values in grid.items() if len(values) > 1]
+        return f"best test_accuracy {best:.4f} of {', '.join([*told, f'seed={leader.seed}'])}"
 
     def keep(self, *, last: bool = False) -> None:
         """Records what no end of a race can take back; the last time, the states as well."""
