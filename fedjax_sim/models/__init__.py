@@ -14,6 +14,7 @@ from fedjax_sim.models.digits import (
 from fedjax_sim.models.language import StackedLSTM, char_lstm, language_model, word_lstm
 from fedjax_sim.models.ops.conv import conv2d, max_pool2, max_pool3
 from fedjax_sim.models.ops.lstm import LSTM
+from fedjax_sim.models.partial import PartialTraining, trainable
 from fedjax_sim.models.precision import bfloat16
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "MLP",
     "CifarCNN",
     "DropoutCNN",
+    "PartialTraining",
     "StackedLSTM",
     "bfloat16",
     "char_lstm",
@@ -36,5 +38,6 @@ __all__ = [
     "mnist_2nn",
     "mnist_cnn",
     "scale_pixels",
+    "trainable",
     "word_lstm",
 ]
