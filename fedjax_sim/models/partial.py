@@ -25,8 +25,7 @@ def trainable(task: Task, predicate: Callable[[str], bool], params: Params) -> P
     """Splits a task's model into leaves that train and leaves that are frozen.
 
     Algorithms only see the trainable leaves: no others are updated, sent, or counted in the ledger's
-    bytes. Training begins with `params`, whatever the run's key. Frozen leaves become part of the
-    compiled program.
+    bytes. Training begins with `params`, whatever the run's key.
 
     For example, only the last layer of a network trains:
 
@@ -78,7 +77,7 @@ def trainable(task: Task, predicate: Callable[[str], bool], params: Params) -> P
 def _kinds(params: Params) -> tuple[Any, dict[str, str]]:
     """Returns the structure of parameters, and path -> dtype and shape of each leaf."""
     kinds = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     return jax.tree.structure(params), kinds

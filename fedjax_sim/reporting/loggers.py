@@ -13,35 +13,42 @@ from fedjax_sim.simulation.workdir import write_text
 
 
 class CSVLogger(Callback):
-    """A callback that writes a CSV file with a line for each row, whole at any time.
+    """A callback that writes a CSV file with a line for each row.
 
     Args:
       path: path of the file, which a new run replaces.
     """
 
     def __init__(self, path: str | pathlib.Path):
-        self._path, self._rows = pathlib.Path(path), []
+        self._path, self._rows = pathlib.Path(path)
+        self._rows, self._names = [], []
 
     def on_start(
         self, view: View, rows: Sequence[Mapping[str, Any]], workdir: pathlib.Path | None
     ) -> None:
         """Writes the rows recorded so far."""
-        self._rows = list(rows)
-        self._write()
+        self._rows, self._names = list(rows), []
+        self._write_all()
 
     def on_evaluation(self, view: View, row: Mapping[str, Any]) -> None:
         """Adds a row."""
         self._rows.append(row)
-        self._write()
+        if not row.keys() <= {*self._names}:  # the rows before lack a column
+            self._write_all()
+        elif processes.is_first():
+            with self._path.open("a", newline="") as file:
+                self._writer(file).writerow(row)
 
-    def _write(self) -> None:
-        # The whole file, since a row may have columns that the rows before lack.
-        names = dict.fromkeys(name for row in self._rows for name in row)
+    def _write_all(self) -> None:
+        self._names = list(dict.fromkeys(name for row in self._rows for name in row))
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(names), lineterminator="\n")
+        writer = self._writer(text)
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self._path, text.getvalue())
+
+    def _writer(self, file: Any) -> csv.DictWriter:
+        return csv.DictWriter(file, self._names, lineterminator="\n")
 
 
 class TensorBoardLogger(Callback):

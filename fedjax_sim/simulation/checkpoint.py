@@ -211,11 +211,16 @@ def params_among(state: Any) -> list[tuple[list[str], str]] | None:
 
     None if they are not leaves of the state, but computed from it.
     """
-    numbers = {id(leaf): f"{i:05d}" for i, leaf in enumerate(jax.tree.leaves(state))}
-    found = [
-        ([jax.tree_util.keystr((key,), simple=True) for key in path], numbers.get(id(leaf)))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
-    ]
+    found = []
+
+    def look(state: Any) -> None:
+        numbers = {id(leaf): f"{i:05d}" for i, leaf in enumerate(jax.tree.leaves(state))}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+            names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+            found.append((names, numbers.get(id(leaf))))
+
+    # By shapes alone: learners' parameters are a mean, which all processes would have to compute.
+    jax.eval_shape(look, state)
     return None if any(number is None for _, number in found) else found
 
 

@@ -57,6 +57,9 @@ class Result(Recorded):
         last = self.rows[-1]
         return f"<Result of {last['round']} rounds in {last['seconds']:.3g} s: {measures_text(last)}>"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_run": None}  # a run holds functions, which a copy for a file cannot
+
     @property
     def params(self) -> Any:
         """The trained model; with several processes, all must ask for it together."""

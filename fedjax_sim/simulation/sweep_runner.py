@@ -18,7 +18,6 @@ from fedjax_sim.simulation.callbacks import Callbacks
 from fedjax_sim.simulation.divergence import divergence
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress, measures_text
-from fedjax_sim.simulation.recorded import accuracy_curve
 from fedjax_sim.simulation.result import SweepRun
 from fedjax_sim.simulation.rows import evaluate_into, first_bad_round, first_row, next_row
 from fedjax_sim.simulation.validation import EvaluationFn
@@ -91,8 +90,11 @@ class SweepRunner:
         self._evaluators, self._stop_at, self._bar = evaluators, stop_at, bar
         self._sizes = blocks.message_bytes(runs[0].state)
         self._end = dict.fromkeys((run.seed for run in runs), math.inf)  # in rows
+        self._best: tuple[float, RunState] | None = None  # the highest test accuracy so far
         for run in runs:
             self._look_for_end(run)
+            for row in run.rows:
+                self._look_for_best(run, row)
 
     def is_open(self, run: RunState) -> bool:
         """Returns whether a run may go on: it has rounds left, and neither it nor its race has ended."""
@@ -172,23 +174,25 @@ class SweepRunner:
         else:
             run.rows.append(row)
             self._look_for_end(run)
+            self._look_for_best(run, row)
         self.keep()
         if self._bar is not None:
             done = sum(r.done if self.is_open(r) else self.num_rounds for r in self.runs)
             self._bar.update(done, self._best_text(run), last=not any(map(self.is_open, self.runs)))
 
+    def _look_for_best(self, run: RunState, row: dict) -> None:
+        accuracy = row.get("test_accuracy")
+        if accuracy is not None and (self._best is None or accuracy > self._best[0]):
+            self._best = accuracy, run
+
     def _best_text(self, run: RunState) -> str:
         """Returns the best run so far in a few words; without accuracies, the measures of `run`."""
-        best, leader = None, run
-        for other in self.runs:
-            accuracy = max(accuracy_curve(other.rows)[1], default=None)
-            if accuracy is not None and (best is None or accuracy > best):
-                best, leader = accuracy, other
-        if best is None:
-            return measures_text(run.rows[-1]) if run.rows else ""
-        grid = {name: {other.hparams[name] for other in self.runs} for name in run.hparams}
-        told = [f"{name}={leader.hparams[name]:g}" for name, values in grid.items() if len(values) > 1]
-        return f"best test_accuracy {best:.4f} of {', '.join([*told, f'seed={leader.seed}'])}"
+        if self._best is None:
+            return measures_text(run.rows[-1])
+        accuracy, best = self._best
+        varied = [name for name in best.hparams if len({r.hparams[name] for r in self.runs}) > 1]
+        told = [*(f"{name}={best.hparams[name]:g}" for name in varied), f"seed={best.seed}"]
+        return f"best test_accuracy {accuracy:.4f} of {', '.join(told)}"
 
     def keep(self, *, last: bool = False) -> None:
         """Records what no end of a race can take back; the last time, the states as well."""

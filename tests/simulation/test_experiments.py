@@ -1,11 +1,16 @@
 """Results to work with: extended, interrupted by Ctrl-C, loaded from workdirs, shown as tables."""
 
 import functools
+import importlib
 import itertools
 import json
+import pickle
+import re
 import signal
 import sys
 import threading
+import time
+import types
 
 import jax
 import numpy as np
@@ -81,9 +86,10 @@ def test_what_cannot_be_extended_says_why(task, data):
     result = run(task, data, num_rounds=1)
     with pytest.raises(ValueError, match="num_rounds is 0; wanted a whole number"):
         result.extend(0)
-    made = fs.Result(result.state, result.rows, None, result.layout, 0, 0.0)
+    copied = pickle.loads(pickle.dumps(result))
+    toys.assert_same(copied.params, result.params)
     with pytest.raises(ValueError, match="this result does not know its run"):
-        made.extend(1)
+        copied.extend(1)
 
 
 def interrupting(task, calls, *at):
@@ -294,10 +300,17 @@ def test_progress_of_a_sweep_names_its_best_run(task, data, capsys):
     assert ", seed=" in line
 
 
-def test_a_terminal_shows_a_bar_with_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+@pytest.mark.parametrize("place", ["terminal", "notebook"])
+def test_terminals_and_notebooks_show_a_bar_with_the_time_left(monkeypatch, capsys, place):
+    importlib.import_module("tqdm.auto")  # before it could find the notebook's widgets
+    if place == "terminal":
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    else:
+        shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+        module = types.SimpleNamespace(get_ipython=lambda: shell)
+        monkeypatch.setitem(sys.modules, "IPython", module)
     with Progress(10, done=2) as bar:
+        time.sleep(0.2)  # the bar is drawn ten times a second at most
         bar.update(6, "test_accuracy 0.5000", last=False)
     shown = capsys.readouterr().err
-    assert "6/10" in shown
-    assert "test_accuracy 0.5000" in shown
+    assert re.search(r"6/10 \[00:\d\d<00:\d\d, .*round/s, test_accuracy 0\.5000\]", shown)
