@@ -20,7 +20,7 @@ class CSVLogger(Callback):
     """
 
     def __init__(self, path: str | pathlib.Path):
-        self._path, self._rows = pathlib.Path(path)
+        self._path = pathlib.Path(path)
         self._rows, self._names = [], []
 
     def on_start(
