@@ -77,7 +77,9 @@ def trainable(task: Task, predicate: Callable[[str], bool], params: Params) -> P
 def _kinds(params: Params) -> tuple[Any, dict[str, str]]:
     """Returns the structure of parameters, and path -> dtype and shape of each leaf."""
     kinds = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        jax.tree_util.keystr(
+            path, simple=True, separator="/"
+        ): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     return jax.tree.structure(params), kinds

@@ -74,7 +74,8 @@ def simulate(
         recognised by what it computes: the programs of the algorithm and of the evaluations, the data,
         the settings and `config`. Only `num_rounds` may be larger than before. A plain function in
         `evaluate` evaluates the first and the last model again, and must repeat its earlier results to
-        one part in a thousand. Callbacks to the host inside a program are not compared.
+        one part in a thousand. Callbacks to the host inside a program are not compared, nor are
+        `callbacks`: they may end a run, but change none of its rounds.
       config: further JSON values that identify the run, kept in config.json. The run's own settings take
         precedence over entries of the same name.
       checkpoint_seconds: least time between two checkpoints (the last state is always saved).
@@ -95,7 +96,8 @@ def simulate(
     Raises:
       ValueError: a setting is out of range, the workdir belongs to another run, the data is malformed or
         needed on the devices, clients' memory does not fit, a round is too long for its counters, an
-        object in `callbacks` is none, or the processes of a job differ in their settings or data.
+        object in `callbacks` has no `on_evaluation`, or the processes of a job differ in their settings
+        or data.
       OSError: the disk of the workdir is full.
       DivergenceError: a parameter or the loss is no longer finite.
       OutOfMemoryError: a device's memory does not hold the lanes.
