@@ -227,10 +227,10 @@ class Run:
         def end(row: dict) -> str | None:
             if self.is_reached(row):
                 return "stop_at"
-            if row["round"] == num_rounds:
-                return "num_rounds"
             if stopped:
                 return "callback"
+            if row["round"] == num_rounds:
+                return "num_rounds"
             return "interrupt" if interruption.requested else None
 
         def conclude(row: dict, state: Any) -> None:

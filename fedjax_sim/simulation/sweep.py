@@ -113,8 +113,9 @@ def sweep(
       it ends a run of `simulate`; the result then holds the rounds of the runs that have begun.
 
     Raises:
-      ValueError: a setting is out of range, a grid is empty or repeats a value, the data is malformed, a
-        round is too long for its counters, or the workdir belongs to another sweep.
+      ValueError: a setting is out of range, a grid is empty or repeats a value, runs share a callback,
+        the data is malformed, a round is too long for its counters, or the workdir belongs to another
+        sweep.
       DivergenceError: a loss is not finite before any training.
       UnfinishedError: `go_on` returned False; the same call continues the sweep.
     """

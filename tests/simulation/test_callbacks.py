@@ -69,6 +69,8 @@ def test_a_callback_ends_a_run_with_its_row_after_all_have_seen_it(task, data, t
     toys.assert_same(result.params, whole.params)
     assert without_clock(rows_of(tmp_path)) == without_clock(whole.rows)
     assert (tmp_path / "checkpoints" / "2").is_dir()
+    # A run whose last round is also its last by a callback is over, and not to be extended.
+    assert run(task, data, num_rounds=2, callbacks=[Watching(end=2)]).ended_by == "callback"
 
 
 def test_callbacks_end_with_a_run_that_fails(task, data):
