@@ -1,8 +1,10 @@
 """Code that the scripts share: running them, and messages to the user."""
 
+import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -32,6 +34,9 @@ def run(script: str, work: Callable[[], None]) -> None:
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        # A handler of our own, so that Ctrl-C ends the script: `simulate` would otherwise return the
+        # rounds done, which are no finished result.
+        signal.signal(signal.SIGINT, _interrupt)
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # JAX and orbax log every step
         try:
@@ -50,6 +55,10 @@ def run(script: str, work: Callable[[], None]) -> None:
             devices.leave(traceback.format_exc())
 
     app.run(main)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def say_idle_lanes(clients: int) -> None:

@@ -123,6 +123,9 @@ OUTCOMES = {
     "docs/algorithms.md": lambda names: names["scaffold"].settings["algorithm"] == "scaffold",
     "docs/how_to/data.md": lambda names: names["stored"].digest() == names["own"].digest(),
     "docs/how_to/dynamic_averaging.md": sent_less_with_a_larger_delta,
+    "docs/how_to/experiments.md": lambda names: (
+        names["longer"].rows[-1]["round"] > names["watched"].rows[-1]["round"]
+    ),
     "docs/how_to/loss.md": lambda names: np.diff(names["prices"].history()["train_mae"][[0, -1]]) < 0,
     "docs/how_to/metric.md": lambda names: names["measured"].history()["norm"].min() > 0,
     "docs/how_to/model.md": lambda names: (

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fedjax_sim.core import html
+
 _INT32 = np.iinfo(np.int32)
 
 
@@ -67,6 +69,13 @@ class Dataset:
         kinds = [f"{name} {c.dtype}{list(c.shape[1:])}" for name, c in self.examples.items()]
         columns, keys = ", ".join(kinds), "".join(f", by {key}" for key in self.keys)
         return f"<{self.name}: {len(self):,} examples of {columns}, {self.num_classes} classes{keys}>"
+
+    def _repr_html_(self) -> str:
+        columns = [
+            (f"column {name}", f"{c.dtype}{list(c.shape[1:])}") for name, c in self.examples.items()
+        ]
+        lines = [("examples", f"{len(self):,}"), ("classes", self.num_classes), *columns]
+        return html.table(self.name, lines + [("key", key) for key in self.keys])
 
 
 def from_arrays(

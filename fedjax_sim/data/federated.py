@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_sim.core import html
 from fedjax_sim.data.description import Description, Spread
 from fedjax_sim.data.storage import mapped
 from fedjax_sim.data.validation import check_examples, check_values, checked_label_names, checked_offsets
@@ -112,6 +113,18 @@ class FederatedData:
         length = int(self.offsets[-1])
         title = self.name or "data"
         return f"<{title}: {self.num_clients:,} clients, {length:,} examples of {columns}{labels}>"
+
+    def _repr_html_(self) -> str:
+        if not isinstance(self.offsets, np.ndarray):
+            return html.table(repr(self), ())
+        sizes = np.sort(self.sizes)
+        spread = f"{sizes[0]:,} to {sizes[-1]:,}, median {np.median(sizes):,g}" if sizes.size else "none"
+        lines = [("clients", f"{self.num_clients:,}"), ("examples", f"{int(self.offsets[-1]):,}")]
+        lines += [("examples of a client", spread)]
+        lines += [] if self.num_classes is None else [("classes", self.num_classes)]
+        for name, column in self.examples.items():
+            lines.append((f"column {name}", f"{column.dtype}{list(column.shape[1:])}"))
+        return html.table(self.name or "data", lines)
 
     @property
     def sizes(self):

@@ -18,6 +18,7 @@ from fedjax_sim.models.network import scale_pixels
 from fedjax_sim.models.ops.conv import conv2d, max_pool2, max_pool3
 from fedjax_sim.models.ops.lstm import LSTM
 from fedjax_sim.models.own_loss import from_loss
+from fedjax_sim.models.partial import PartialTraining, trainable
 from fedjax_sim.models.precision import bfloat16
 from fedjax_sim.models.regressor import regressor
 from fedjax_sim.models.resnet import ResNet18, resnet18
@@ -30,6 +31,7 @@ __all__ = [
     "MLP",
     "CifarCNN",
     "DropoutCNN",
+    "PartialTraining",
     "ResNet18",
     "StackedLSTM",
     "Transformer",
@@ -51,6 +53,7 @@ __all__ = [
     "regressor",
     "resnet18",
     "scale_pixels",
+    "trainable",
     "transformer",
     "vit",
     "with_class_metrics",

@@ -9,6 +9,7 @@ from fedjax_sim.reporting.frontier import (
     point_label,
 )
 from fedjax_sim.reporting.grids import neighbour, rate_grid
+from fedjax_sim.reporting.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from fedjax_sim.reporting.operation_counts import training_flops
 from fedjax_sim.reporting.plots import AXES, plot_curve, plot_curves, plot_labels, x_axis
 from fedjax_sim.reporting.rate_search import (
@@ -49,7 +50,10 @@ __all__ = [
     "MOST_RATES",
     "RESULT_COLUMNS",
     "Best",
+    "CSVLogger",
     "Records",
+    "TensorBoardLogger",
+    "WandbLogger",
     "best_of_each_seed",
     "claimed_workdir",
     "compare_points",

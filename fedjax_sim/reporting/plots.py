@@ -126,7 +126,7 @@ def plot_curves(
     targets = target if isinstance(target, Mapping) else dict.fromkeys(panels, target)
     for axes, (name, curves) in zip(grid.flat, panels.items(), strict=False):
         target = targets.get(name)
-        for (label, curve), colour in zip(curves.items(), _colours(len(curves)), strict=True):
+        for (label, curve), colour in zip(curves.items(), colours(len(curves)), strict=True):
             axes.plot(*curve, label=label, color=colour)
         if target is not None:
             axes.axhline(target, color="gray", linewidth=0.8)
@@ -167,11 +167,11 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
     if len(shown) > _MOST_CLIENTS:
         shown = np.linspace(0, len(histogram) - 1, _MOST_CLIENTS).astype(int)
     figure, axes = subplots(1)
-    colours = _colours(histogram.shape[1])
+    by_label = colours(histogram.shape[1])
     below = np.zeros(len(shown))
     for label in range(histogram.shape[1]):
         height = histogram[shown, label]
-        axes.bar(np.arange(len(shown)), height, 1.0, below, color=colours[label], label=label)
+        axes.bar(np.arange(len(shown)), height, 1.0, below, color=by_label[label], label=label)
         below += height
     part = "" if len(shown) == len(histogram) else f"{len(shown)} of "
     axes.set_title(f"labels of {part}{len(histogram)} clients")
@@ -213,7 +213,8 @@ def subplots(rows: int, columns: int = 1, **settings):
     return figure, figure.subplots(rows, columns, **settings)
 
 
-def _colours(count: int):
+def colours(count: int) -> np.ndarray:
+    """Returns colours that can be told apart, `[count, 4]`."""
     from matplotlib import colormaps
 
     return colormaps["tab10" if count <= 10 else "turbo"](np.linspace(0, 1, count))

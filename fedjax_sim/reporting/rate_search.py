@@ -17,7 +17,7 @@ from fedjax_sim.core.types import Algorithm
 from fedjax_sim.reporting.grids import neighbour, resolution
 from fedjax_sim.reporting.plots import x_axis
 from fedjax_sim.simulation import Link, SweepRun, rounds_to_target, sweep
-from fedjax_sim.simulation.result import ledger_of
+from fedjax_sim.simulation.recorded import ledger_of
 
 MOST_RATES = 13  # the most that the paper tried
 
@@ -135,6 +135,8 @@ def sweep_rates(
             workdir=None if workdir is None else pathlib.Path(workdir) / folder,
             **settings,
         )
+        if result.interrupted:  # a part of a sweep does not tell the best rate
+            raise KeyboardInterrupt
         return [describe_run(run, stop_at) for run in result.runs]
 
     rates = sorted(rates)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from fedjax_sim.reporting.plots import plot_curve
@@ -67,10 +68,15 @@ def write_tensorboard(rows: list[dict], directory: pathlib.Path) -> bool:
     shutil.rmtree(directory, ignore_errors=True)
     with SummaryWriter(str(directory)) as writer:
         for row in rows:
-            for name, value in row.items():
-                is_vector = isinstance(value, list)
-                entries = {f"{name}/{i}": v for i, v in enumerate(value)} if is_vector else {name: value}
-                for entry, number in entries.items():
-                    if name != "round" and number is not None and not isinstance(number, list):
-                        writer.add_scalar(entry, number, row["round"])
+            add_scalars(writer, row)
     return True
+
+
+def add_scalars(writer: Any, row: Mapping[str, Any]) -> None:
+    """Adds the numbers of a row to a tensorboardX `SummaryWriter`, those of a vector by their index."""
+    for name, value in row.items():
+        is_vector = isinstance(value, list)
+        entries = {f"{name}/{i}": v for i, v in enumerate(value)} if is_vector else {name: value}
+        for entry, number in entries.items():
+            if name != "round" and number is not None and not isinstance(number, list):
+                writer.add_scalar(entry, number, row["round"])

@@ -1,5 +1,7 @@
 """Runs of many rounds: evaluation, metrics, checkpoints, timing."""
 
+from fedjax_sim.simulation.callbacks import Callback, EarlyStopping, KeepBest
+from fedjax_sim.simulation.divergence import DivergenceError
 from fedjax_sim.simulation.evaluate import (
     client_evaluator,
     cluster_evaluator,
@@ -7,15 +9,22 @@ from fedjax_sim.simulation.evaluate import (
     evaluator,
 )
 from fedjax_sim.simulation.link import Link
+from fedjax_sim.simulation.loaded import LoadedRun, load_run
 from fedjax_sim.simulation.predictions import predict, prediction_evaluator
-from fedjax_sim.simulation.result import Result, SweepResult, SweepRun, rounds_to_target
-from fedjax_sim.simulation.simulate import DivergenceError, simulate
-from fedjax_sim.simulation.sweep import UnfinishedError, check_sweep, sweep
+from fedjax_sim.simulation.recorded import rounds_to_target
+from fedjax_sim.simulation.result import Result, SweepResult, SweepRun
+from fedjax_sim.simulation.simulate import simulate
+from fedjax_sim.simulation.sweep import UnfinishedError, sweep
+from fedjax_sim.simulation.sweep_grid import check_sweep
 from fedjax_sim.simulation.view import View, of_view
 
 __all__ = [
+    "Callback",
     "DivergenceError",
+    "EarlyStopping",
+    "KeepBest",
     "Link",
+    "LoadedRun",
     "Result",
     "SweepResult",
     "SweepRun",
@@ -26,6 +35,7 @@ __all__ = [
     "cluster_evaluator",
     "each_client_evaluator",
     "evaluator",
+    "load_run",
     "of_view",
     "predict",
     "prediction_evaluator",

@@ -23,11 +23,19 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """The data to continue a run: the round, the state's leaves, and the rows of metrics so far."""
+    """The data to continue a run.
+
+    Attributes:
+      round: number of completed rounds.
+      leaves: the state's leaves by number.
+      rows: the rows of metrics so far.
+      params: path and number of each leaf of the parameters, for `read_params`; see `params_among`.
+    """
 
     round: int
     leaves: dict[str, np.ndarray]
     rows: list[dict]
+    params: list[tuple[list[str], str]] | None = None
 
 
 class StructureError(ValueError):
@@ -75,12 +83,16 @@ class Checkpoints:
             "structure": self._structure(leaves),
             "rows_digest": _digest_rows(checkpoint.rows),
             "state_digest": _digest_state(leaves),
+            "params": checkpoint.params,
         }
         args = self._ocp.args
         composite = args.Composite(state=args.StandardSave(leaves), meta=args.JsonSave(meta))
         with full_disk_explained(self._directory):
             self._manager.save(checkpoint.round, args=composite)
-        write_json(self._digests / f"{checkpoint.round}.json", self._digest_files(checkpoint.round))
+        write_json(
+            self._digests / f"{checkpoint.round}.json",
+            _digest_files(self._directory / str(checkpoint.round)),
+        )
         kept = {f"{step}.json" for step in self._manager.all_steps()}
         for path in self._digests.glob("*.json"):
             if path.name not in kept:
@@ -106,32 +118,8 @@ class Checkpoints:
                 self._move_aside(step, error)
         return None
 
-    def _digest_files(self, step: int) -> dict[str, str]:
-        """Returns the digest of each file of a checkpoint, by its path there."""
-        root = self._directory / str(step)
-        files = sorted(path for path in root.rglob("*") if path.is_file())
-        return {
-            str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-        }
-
-    def _check_files(self, step: int) -> None:
-        """Checks the files before orbax, which prints a traceback for each array that it cannot read.
-
-        A run killed before it writes the digests leaves none; the state has a digest of its own.
-
-        Raises:
-          ValueError: a file is missing, has been added or has changed.
-        """
-        path = self._digests / f"{step}.json"
-        if not path.exists():
-            return
-        known, found = json.loads(path.read_text()), self._digest_files(step)
-        different = [name for name in sorted(known | found) if known.get(name) != found.get(name)]
-        if different:
-            raise ValueError(f"its file {different[0]} differs from what was written")
-
     def _read(self, step: int, like: dict[str, np.ndarray]) -> Checkpoint:
-        self._check_files(step)
+        _check_files(self._directory / str(step), self._digests)
         args = self._ocp.args
         meta = self._manager.restore(step, args=args.Composite(meta=args.JsonRestore()))["meta"]
         if meta["structure"] != self._structure(like):
@@ -142,8 +130,7 @@ class Checkpoints:
             )
         composite = args.Composite(state=args.StandardRestore(like))
         leaves = self._manager.restore(step, args=composite)["state"]
-        if _digest_state(leaves) != meta["state_digest"]:
-            raise ValueError("its state does not match its digest")
+        _check_state(leaves, meta)
         if _digest_rows(meta["rows"]) != meta["rows_digest"]:
             raise ValueError("its rows do not match their digest")
         if self._store is not None:
@@ -164,17 +151,104 @@ class Checkpoints:
         self._manager.close()
         shutil.move(self._directory / str(step), destination)
         self._manager = self._open()
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         _log.warning(
             "The checkpoint of round %d is damaged (%s); moved to %s, trying the one before.",
             step,
-            reason[:200],
+            _reason(error),
             destination,
         )
 
     def close(self) -> None:
         """Waits for the clean-up of orbax."""
         self._manager.close()
+
+
+def read_params(home: pathlib.Path) -> tuple[int, Any] | None:
+    """Returns round and parameters of the newest intact checkpoint of a workdir, if there is one.
+
+    Nothing is changed there, and nothing is unpickled. Damaged checkpoints are passed over, with a
+    warning.
+
+    Args:
+      home: workdir of a run.
+
+    Returns:
+      The round, and nested dicts of NumPy arrays; None in place of parameters that an algorithm computes
+      from its state.
+    """
+    steps = [int(path.name) for path in (home / "checkpoints").glob("*") if path.name.isdigit()]
+    for step in sorted(steps, reverse=True):
+        try:
+            return step, _read_params(home.absolute() / "checkpoints" / str(step))
+        except Exception as error:  # whatever the error, an older one may be intact
+            _log.warning("The checkpoint of round %d is damaged (%s).", step, _reason(error))
+    return None
+
+
+def _read_params(folder: pathlib.Path) -> Any:
+    import orbax.checkpoint as ocp
+
+    _check_files(folder, folder.parent.with_name(folder.parent.name + "_digests"))
+    meta = json.loads((folder / "meta" / "metadata").read_text())
+    if meta.get("params") is None:
+        return None
+    with ocp.StandardCheckpointer() as checkpointer:
+        leaves = jax.tree.map(np.asarray, checkpointer.restore(folder / "state"))
+    _check_state(leaves, meta)
+    nested: Any = {}
+    for path, number in meta["params"]:
+        if not path:  # the parameters are a single array
+            return leaves[number]
+        inner = nested
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = leaves[number]
+    return nested
+
+
+def params_among(state: Any) -> list[tuple[list[str], str]] | None:
+    """Returns path and number, see `to_numpy`, of each leaf of `state.params`.
+
+    None if they are not leaves of the state, but computed from it.
+    """
+    found = []
+
+    def look(state: Any) -> None:
+        numbers = {id(leaf): f"{i:05d}" for i, leaf in enumerate(jax.tree.leaves(state))}
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+            names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+            found.append((names, numbers.get(id(leaf))))
+
+    # By shapes alone: learners' parameters are a mean, which all processes would have to compute.
+    jax.eval_shape(look, state)
+    return None if any(number is None for _, number in found) else found
+
+
+def _digest_files(root: pathlib.Path) -> dict[str, str]:
+    """Returns the digest of each file of a checkpoint, by its path there."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _check_files(root: pathlib.Path, digests: pathlib.Path) -> None:
+    """Checks the files before orbax, which prints a traceback for each array that it cannot read.
+
+    A run killed before it writes the digests leaves none; the state has a digest of its own.
+
+    Raises:
+      ValueError: a file is missing, has been added or has changed.
+    """
+    path = digests / f"{root.name}.json"
+    if not path.exists():
+        return
+    known, found = json.loads(path.read_text()), _digest_files(root)
+    different = [name for name in sorted(known | found) if known.get(name) != found.get(name)]
+    if different:
+        raise ValueError(f"its file {different[0]} differs from what was written")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines()[0] if str(error) else type(error).__name__)[:200]
 
 
 def to_numpy(state: Any) -> dict[str, np.ndarray]:
@@ -210,6 +284,11 @@ def from_numpy(leaves: dict[str, np.ndarray], template: Any) -> Any:
 
 def _digest_rows(rows: list[dict]) -> str:
     return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def _check_state(leaves: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    if _digest_state(leaves) != meta["state_digest"]:
+        raise ValueError("its state does not match its digest")
 
 
 def _digest_state(leaves: dict[str, np.ndarray]) -> str:

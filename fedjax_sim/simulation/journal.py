@@ -9,7 +9,14 @@ import numpy as np
 
 from fedjax_sim.runtime import processes
 from fedjax_sim.simulation import workdir as files
-from fedjax_sim.simulation.checkpoint import Checkpoint, Checkpoints, from_numpy, to_numpy, zeros_like
+from fedjax_sim.simulation.checkpoint import (
+    Checkpoint,
+    Checkpoints,
+    from_numpy,
+    params_among,
+    to_numpy,
+    zeros_like,
+)
 from fedjax_sim.simulation.client_memory import WithMemory, server_state
 from fedjax_sim.simulation.saved_memory import SavedMemory
 
@@ -94,7 +101,8 @@ class Journal:
         if self._memory is not None:
             leaves |= self._memory.save(state)
         if processes.is_first():
-            self._checkpoints.save(Checkpoint(self.rows[-1]["round"], leaves, self.rows))
+            params = params_among(server_state(state))
+            self._checkpoints.save(Checkpoint(self.rows[-1]["round"], leaves, self.rows, params))
         self._saved_round, self._saved_at = self.rows[-1]["round"], time.monotonic()
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_sim.simulation.result import columns
+from fedjax_sim.simulation.recorded import columns
 
 _MOST_SPREAD = 10.0  # one client in six is then 22,000 times slower than the median; far more overflow
 

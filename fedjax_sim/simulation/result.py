@@ -1,87 +1,30 @@
-"""Results of runs and sweeps, as arrays and as summaries."""
+"""Results of runs and sweeps."""
 
 import dataclasses
-import itertools
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
-from fedjax_sim.core import trees
+from fedjax_sim.core import html, trees
+from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.types import Layout
 from fedjax_sim.simulation.client_memory import server_state
+from fedjax_sim.simulation.recorded import (
+    Recorded,
+    accuracy_curve,
+    frame_of,
+    measures,
+    measures_text,
+    rounds_to_target,
+    summary_of,
+)
 
 _MOST_RUNS = 12  # lines of a sweep that is printed
-_COUNTS = ("round", "examples", "slots", "seconds", "round_seconds")  # of a row, beside its measures
-_TOTALS = ("cumulative_", "bytes_", "messages_", "trips_")  # prefixes of columns of totals
-
-
-def rounds_to_target(rounds: Any, accuracies: Any, target: float) -> float | None:
-    """Returns the round at which a curve, made monotone, first reaches a target.
-
-    The curve is replaced by its running maximum and read by linear interpolation between the two
-    evaluations around the crossing (McMahan et al., "Communication-efficient learning of deep
-    networks from decentralized data", AISTATS 2017, section 3).
-
-    Args:
-      rounds: `[n]`, ascending; or another cumulative quantity, such as bytes.
-      accuracies: `[n]`.
-      target: target in the unit of the accuracies.
-
-    Returns:
-      The round, or None if the curve stays below the target.
-    """
-    best = np.maximum.accumulate(np.asarray(accuracies, np.float64))
-    rounds = np.asarray(rounds, np.float64)
-    reached = np.flatnonzero(best >= target)
-    if not reached.size:
-        return None
-    after = reached[0]
-    if after == 0:
-        return float(rounds[0])
-    before = after - 1
-    share = (target - best[before]) / (best[after] - best[before])
-    return float(rounds[before] + share * (rounds[after] - rounds[before]))
-
-
-def columns(rows: list[dict]) -> dict[str, np.ndarray]:
-    """Returns rows as columns, name -> `[evaluations, ...]` float64; missing values are NaN."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: _column([row.get(name) for row in rows]) for name in names}
-
-
-def _column(values: list[Any]) -> np.ndarray:
-    shape = next((np.shape(value) for value in values if value is not None), ())
-    missing = np.full(shape, np.nan)
-    return np.array([missing if value is None else value for value in values], np.float64)
-
-
-def ledger_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the columns of a row that count messages, trips and bytes, if it has any."""
-    return {name: total for name, total in row.items() if name.startswith(_TOTALS)}
-
-
-def accuracy_curve(rows: list[dict]) -> tuple[list[int], list[float]]:
-    """Returns the rounds of the rows with a test accuracy, and these accuracies."""
-    judged = [row for row in rows if "test_accuracy" in row]
-    return [row["round"] for row in judged], [row["test_accuracy"] for row in judged]
-
-
-def _measures(row: Mapping[str, Any]) -> str:
-    """Returns the losses, accuracies and other measures of a row in a few words."""
-    told = row.keys() - ledger_of(row).keys() - {*_COUNTS} | {"cumulative_loss"}
-    known = {name: value for name, value in row.items() if name in told and _is_number(value)}
-    return ", ".join(f"{name} {value:.4g}" for name, value in known.items())
-
-
-def _is_number(value: Any) -> bool:
-    return value is not None and not isinstance(value, list)
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class Result(Recorded):
     """A finished run.
 
     Attributes:
@@ -96,6 +39,7 @@ class Result:
         devices.
       waited_seconds: time that rounds waited for their cohorts; a share of
         `1 - waited_seconds / gather_seconds` was hidden behind computation.
+      ended_by: what ended the run: "num_rounds", "stop_at", "callback", or "interrupt" for Ctrl-C.
     """
 
     state: Any
@@ -106,45 +50,58 @@ class Result:
     compile_seconds: float
     gather_seconds: float = 0.0
     waited_seconds: float = 0.0
+    ended_by: str = "num_rounds"
+    _run: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         last = self.rows[-1]
-        return f"<Result of {last['round']} rounds in {last['seconds']:.3g} s: {_measures(last)}>"
+        return f"<Result of {last['round']} rounds in {last['seconds']:.3g} s: {measures_text(last)}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_run": None}  # a run holds functions, which a copy for a file cannot
 
     @property
     def params(self) -> Any:
         """The trained model; with several processes, all must ask for it together."""
         return self.state.params
 
-    def history(self) -> dict[str, np.ndarray]:
-        """Returns the rows as columns, name -> `[evaluations]`, or `[evaluations, ...]` for arrays."""
-        return columns(self.rows)
+    def _repr_html_(self) -> str:
+        last = self.rows[-1]
+        title = f"Result of {last['round']} rounds in {last['seconds']:.3g} s"
+        return html.table(title, [(name, f"{value:.4g}") for name, value in measures(last).items()])
+
+    def extend(self, num_rounds: int) -> "Result":
+        """Runs further rounds of the same run, and returns the result of all rounds so far.
+
+        The rounds are those of one longer run, to the bit. This result stays as it is, and the run's
+        callbacks go on. With a workdir the run continues from its last checkpoint there; if clients'
+        memory is in a file of the workdir, its rows then change under the earlier result. With several
+        processes, all must extend together. Counts and times of compilation and gathering are those of
+        the further rounds.
+
+        Args:
+          num_rounds: number of further rounds.
+
+        Raises:
+          ValueError: `num_rounds` is not a positive integer, `stop_at` or a callback has ended the run,
+            the result is not one that `simulate` returned, or see `simulate`.
+        """
+        num_rounds = check_count("num_rounds", num_rounds)
+        if self._run is None:
+            raise ValueError("this result does not know its run; wanted one that simulate returned")
+        return self._run.extended(self, num_rounds)
 
     def summary(self) -> dict[str, Any]:
         """Returns the run in numbers, ready for JSON."""
-        rounds, accuracies = accuracy_curve(self.rows)
-        last = self.rows[-1]
-        reached = None if self.target is None else rounds_to_target(rounds, accuracies, self.target)
-        blocks = list(itertools.pairwise(self.rows))
-        per_round = [row["round_seconds"] for _, row in blocks]
         server = server_state(self.state)  # JAX would keep memory on the host for ever
-        seconds = sum(row["round_seconds"] * (row["round"] - before["round"]) for before, row in blocks)
         return {
             # From shapes alone: the learners' mean needs all processes, a summary only one.
             "num_params": trees.num_params(jax.eval_shape(lambda state: state.params, server)),
-            "rounds": last["round"],
-            "best_accuracy": max(accuracies, default=None),
-            "final_accuracy": accuracies[-1] if accuracies else None,
-            "target_accuracy": self.target,
-            "rounds_to_target": reached,
-            "seconds_per_round": statistics.median(per_round) if per_round else None,
+            **summary_of(self.rows, self.target),
             "compile_seconds": self.compile_seconds,
             "compilations": self.compilations,
             "gather_seconds": self.gather_seconds,
             "waited_seconds": self.waited_seconds,
-            "examples_per_second": last["examples"] / seconds if seconds else None,
-            "padding_waste": 1 - last["examples"] / last["slots"] if last["slots"] else 0.0,
-            **ledger_of(last),
             "jax": jax.__version__,
             "backend": jax.default_backend(),
             "devices": self.layout.num_devices,
@@ -153,7 +110,7 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepRun:
+class SweepRun(Recorded):
     """One run of a sweep.
 
     Attributes:
@@ -180,12 +137,8 @@ class SweepRun:
         if self.diverged is not None:
             return f"{settings}: diverged in round {self.diverged}"
         best = [] if self.best_accuracy is None else [f"best test accuracy {self.best_accuracy:.4g}"]
-        parts = [f"{self.rows[-1]['round']} rounds", *best, _measures(self.rows[-1])]
+        parts = [f"{self.rows[-1]['round']} rounds", *best, measures_text(self.rows[-1])]
         return f"{settings}: {', '.join(filter(None, parts))}"
-
-    def history(self) -> dict[str, np.ndarray]:
-        """Returns the rows as columns, name -> `[evaluations]`, or `[evaluations, ...]` for arrays."""
-        return columns(self.rows)
 
     def rounds_to_target(self, target: float) -> float | None:
         """Returns when the test accuracy first reaches a target; see the function of this name."""
@@ -207,6 +160,7 @@ class SweepResult:
       seconds: time that the whole sweep took.
       compilations: programs compiled for it.
       compile_seconds: time to compile them, tracing included; see `CompilationCounter`.
+      interrupted: whether Ctrl-C ended the sweep; runs without any row are then left out.
     """
 
     runs: tuple[SweepRun, ...]
@@ -214,14 +168,67 @@ class SweepResult:
     seconds: float
     compilations: int
     compile_seconds: float
+    interrupted: bool = False
+
+    def _best_first(self) -> list[SweepRun]:
+        return sorted(self.runs, key=lambda run: (run.diverged is not None, -(run.best_accuracy or 0)))
 
     def __repr__(self) -> str:
-        runs = sorted(self.runs, key=lambda run: (run.diverged is not None, -(run.best_accuracy or 0)))
+        runs = self._best_first()
         lines = [f"<SweepResult of {len(runs)} runs in {self.seconds:.3g} s, the best first:"]
         lines += [f"  {run._told()}" for run in runs[:_MOST_RUNS]]
         if len(runs) > _MOST_RUNS:
             lines.append(f"  and {len(runs) - _MOST_RUNS} more, see summary()")
         return "\n".join(lines) + ">"
+
+    def _repr_html_(self) -> str:
+        runs = self._best_first()
+        head = [*runs[0].hparams, "seed", "rounds", "best test accuracy", "last row"]
+        lines = []
+        for run in runs[:_MOST_RUNS]:
+            best = "" if run.best_accuracy is None else f"{run.best_accuracy:.4g}"
+            told = measures_text(run.rows[-1])
+            told = told if run.diverged is None else f"diverged in round {run.diverged}"
+            values = [f"{value:g}" for value in run.hparams.values()]
+            lines.append([*values, run.seed, run.rows[-1]["round"], best, told])
+        title = f"SweepResult of {len(runs)} runs in {self.seconds:.3g} s, the best first"
+        if len(runs) > _MOST_RUNS:
+            title += f"; {len(runs) - _MOST_RUNS} more are in summary()"
+        return html.table(title, lines, head)
+
+    def to_frame(self) -> Any:
+        """Returns a pandas DataFrame, a line per run and evaluation.
+
+        Its columns are the hyper-parameters, the seed, those of the rows, and `diverged`.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return frame_of(
+            {**run.hparams, "seed": run.seed, **row, "diverged": run.diverged}
+            for run in self.runs
+            for row in run.rows
+        )
+
+    def plot(
+        self, metric: str | None = None, *, axis: str = "rounds", link: Any = None, ax: Any = None
+    ) -> Any:
+        """Draws a curve for each combination of hyper-parameters.
+
+        A curve is the mean over seeds, and its band reaches from the smallest to the largest seed. Both
+        are of rounds that all seeds have. Runs that diverged are left out, and the legend says so.
+
+        Args: see `Result.plot`.
+
+        Returns:
+          The matplotlib Axes.
+
+        Raises:
+          ValueError: the rows have no such metric, the axis is unknown, or all runs diverged.
+        """
+        from fedjax_sim.reporting.run_curves import plot_runs
+
+        return plot_runs(self.runs, metric, axis=axis, link=link, ax=ax)
 
     def summary(self) -> list[dict[str, Any]]:
         """Returns a dict per run: its hyper-parameters, seed and result, ready for JSON."""

@@ -107,6 +107,15 @@ class RowStore:
         differs = ~self.has(ids) | (self._digests[ids] != digests).any(axis=1)
         self.write(ids[differs], jax.tree.map(lambda leaf: leaf[differs], rows))
 
+    def copy_from(self, other: "RowStore") -> None:
+        """Writes all rows of another store of the same clients.
+
+        Raises:
+          OSError: the disk is full.
+        """
+        for ids in other.pieces(other.clients):
+            self.write(ids, other.read(ids))
+
     def forget(self, ids: np.ndarray) -> None:
         """Takes away the rows of clients `[K]`."""
         self._slots[ids] = _NOWHERE

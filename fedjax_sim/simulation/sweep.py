@@ -1,17 +1,14 @@
 """Many runs of one algorithm at once: every combination of hyper-parameters and seeds."""
 
 import contextlib
-import itertools
-import numbers
 import pathlib
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.types import Algorithm, Layout
 from fedjax_sim.participation import Sampler
 from fedjax_sim.runtime import processes
@@ -23,22 +20,21 @@ from fedjax_sim.simulation import workdir as files
 from fedjax_sim.simulation.block import Blocks
 from fedjax_sim.simulation.cohorts import choose_sampler, cohort_draws
 from fedjax_sim.simulation.identity import NOT_COMPARED, check_evaluations, identify
+from fedjax_sim.simulation.interruption import Interruption
 from fedjax_sim.simulation.journal import Journal
 from fedjax_sim.simulation.progress import Progress
 from fedjax_sim.simulation.result import SweepResult
 from fedjax_sim.simulation.rows import evaluated_names
+from fedjax_sim.simulation.sweep_grid import callbacks_of, check_sweep
 from fedjax_sim.simulation.sweep_runner import RunState, SweepRunner, run_on_cores, run_stacked
 from fedjax_sim.simulation.validation import (
     EvaluationFn,
     as_evaluators,
     as_rates,
     check_begins,
-    check_cohort,
     check_counters,
-    check_data,
     check_initial_params,
     check_layout,
-    merge_hparams,
 )
 
 # Least time between two checkpoints of a run; longer for many runs, which are saved one by one.
@@ -53,7 +49,7 @@ def sweep(
     algorithm: Algorithm,
     data: Any,
     *,
-    hparams: Mapping[str, Sequence[float]],
+    hparams: Mapping[str, Sequence[float]] | None = None,
     seeds: Sequence[int] = (0,),
     num_rounds: int,
     client_fraction: float | None = None,
@@ -69,6 +65,7 @@ def sweep(
     initial_params: Any = None,
     allow_version_change: bool = False,
     progress: bool = False,
+    callbacks: Callable[[Mapping[str, float], int], Sequence[Any]] | None = None,
 ) -> SweepResult:
     """Runs every combination of hyper-parameters and seeds, with one compilation for all of them.
 
@@ -83,7 +80,8 @@ def sweep(
     Args:
       algorithm: algorithm to run, such as `fed_avg(...)`.
       data: a `FederatedData`, the same for all runs; each device holds all of it.
-      hparams: name -> values to try; other hyper-parameters keep the algorithm's defaults.
+      hparams: name -> values to try; other hyper-parameters keep the algorithm's defaults, and by
+        default all do.
       seeds: seeds of the runs, each combined with every setting of the hyper-parameters.
       num_rounds: `R`, number of rounds of every run.
       client_fraction: `C`, see `simulate`; likewise `clients_per_round` and `cohorts`.
@@ -105,19 +103,29 @@ def sweep(
         raised.
       initial_params: parameters with which every run begins, see `simulate`.
       allow_version_change: see `simulate`.
-      progress: whether to show a bar on a terminal, lines elsewhere.
+      progress: whether to show a bar on a terminal and in a notebook, lines elsewhere.
+      callbacks: function of hyper-parameters and seed that returns new callbacks for each run, see
+        `simulate`; not with `stop_at`, by which rounds may be taken back. On a CPU, several threads call
+        them.
 
     Returns:
-      The runs, in the order of the combinations, with seeds varying fastest.
+      The runs, in the order of the combinations, with seeds varying fastest. Ctrl-C ends the sweep as
+      it ends a run of `simulate`; the result then holds the rounds of the runs that have begun.
 
     Raises:
-      ValueError: a setting is out of range, a grid is empty or repeats a value, the data is malformed, a
-        round is too long for its counters, or the workdir belongs to another sweep.
+      ValueError: a setting is out of range, a grid is empty or repeats a value, runs share a callback,
+        the data is malformed, a round is too long for its counters, or the workdir belongs to another
+        sweep.
       DivergenceError: a loss is not finite before any training.
       UnfinishedError: `go_on` returned False; the same call continues the sweep.
     """
     if go_on is not None and workdir is None:
         raise ValueError("go_on is given without workdir; wanted a workdir, to keep the rounds done")
+    if callbacks is not None and stop_at is not None:
+        raise ValueError(
+            "callbacks and stop_at are both given, but a sweep with stop_at may take back rounds that "
+            "callbacks have seen; wanted one of them"
+        )
     evaluators = as_evaluators(evaluate, stop_at)
     combinations = check_sweep(
         algorithm,
@@ -157,6 +165,7 @@ def sweep(
     copies = len(combinations) * (3 if stacked else 2)
     client_memory.check_room(algorithm, data.num_clients, rates, layout, copies)
     check_initial_params(algorithm, combinations[0][0], initial_params)
+    of_runs = callbacks_of(callbacks, combinations)
     num_rounds = int(num_rounds)
     home = None if workdir is None else pathlib.Path(workdir)
     settings = {
@@ -180,6 +189,7 @@ def sweep(
             first, _ = combinations[0]
             settings |= identify(algorithm, data, draws, first, evaluators, initial_params)
         here = {"workdir": home is not None, "num_evaluations": len(evaluators)}
+        here["num_callbacks"] = [len(each.all) for each in of_runs]
         processes.agree(settings | here | layout.describe())
         if home is not None:
             claim = stack.enter_context(
@@ -212,22 +222,37 @@ def sweep(
                     names = evaluated_names(run.rows[0], sizes)
                     check_evaluations(evaluators, run.rows[0], blocks.view(start, 0), home, names)
             files.confirm(home, claim)
+        for run, each in zip(runs, of_runs, strict=True):
+            run.callbacks = stack.enter_context(each)
+            folder = None if home is None else home / _name(run.hparams, run.seed)
+            run.stopped = each.start(blocks.view(run.state, run.done), run.rows, folder)
         total, done = num_rounds * len(runs), sum(run.done for run in runs)
         bar = stack.enter_context(Progress(total, done)) if progress and processes.is_first() else None
-        runner = SweepRunner(blocks, evaluators, runs, num_rounds, stop_at, bar, _agreed(go_on))
+        interruption = stack.enter_context(Interruption())
+        go_on = _agreed(go_on, interruption)
+        runner = SweepRunner(blocks, evaluators, runs, num_rounds, stop_at, bar, go_on)
         (run_stacked if stacked else run_on_cores)(runner)
         runner.keep(last=True)
-        if any(map(runner.is_open, runs)):
-            raise UnfinishedError(
-                f"{sum(run.done for run in runs)} of at most {total} rounds are done; repeat the sweep "
-                f"to continue from {home}"
+        is_open = any(map(runner.is_open, runs))
+        begun = [runner.finished(run) for run in runs if run.rows]
+        done = f"{sum(run.done for run in runs)} of at most {total} rounds are done"
+        if is_open and not (interruption.requested and begun):
+            if interruption.requested:
+                raise KeyboardInterrupt
+            raise UnfinishedError(f"{done}; repeat the sweep to continue from {home}")
+        if is_open:
+            left = "" if home is None else f"; repeat the sweep to continue from {home}"
+            warnings.warn(
+                f"interrupted: {done}, and {len(begun)} of {len(runs)} runs have begun{left}",
+                stacklevel=2,
             )
         return SweepResult(
-            tuple(runner.finished(run) for run in runs),
+            tuple(begun),
             stop_at,
             time.perf_counter() - started,
             compiled.count,
             compiled.seconds,
+            interrupted=is_open,
         )
 
 
@@ -245,11 +270,11 @@ def _check_done(runs: Sequence[RunState], num_rounds: int, home: pathlib.Path) -
         )
 
 
-def _agreed(go_on: Callable[[], bool] | None) -> Callable[[], bool]:
-    """Makes `go_on` answer alike in all processes, since their clocks differ."""
+def _agreed(go_on: Callable[[], bool] | None, interruption: Interruption) -> Callable[[], bool]:
+    """Makes `go_on` answer alike in all processes, since their clocks differ; no after Ctrl-C."""
     if go_on is None:
-        return lambda: True
-    return lambda: bool(processes.on_first_process(lambda: bool(go_on())))
+        return lambda: not interruption.requested
+    return lambda: not interruption.requested and bool(processes.on_first_process(lambda: bool(go_on())))
 
 
 def _journal(home: pathlib.Path, run: RunState, num_runs: int) -> Journal:
@@ -260,63 +285,3 @@ def _journal(home: pathlib.Path, run: RunState, num_runs: int) -> Journal:
 
 def _name(hparams: Mapping[str, float], seed: int) -> str:
     return ",".join(f"{name}={value}" for name, value in (dict(hparams) | {"seed": seed}).items())
-
-
-def check_sweep(
-    algorithm: Algorithm,
-    data: Any,
-    *,
-    hparams: Mapping[str, Sequence[float]],
-    seeds: Sequence[int] = (0,),
-    num_rounds: int,
-    client_fraction: float | None = None,
-    clients_per_round: int | None = None,
-    cohorts: Sampler | None = None,
-    evaluate: EvaluationFn | Sequence[EvaluationFn] = (),
-    eval_every: int = 1,
-    stop_at: float | None = None,
-) -> list[tuple[dict[str, float], int]]:
-    """Refuses what `sweep` would refuse, without running anything.
-
-    Args: see `sweep`.
-
-    Returns:
-      The hyper-parameters and the seed of each run.
-
-    Raises:
-      ValueError: a setting is out of range, or a grid is empty or repeats a value.
-    """
-    cohorts = choose_sampler(algorithm, client_fraction, clients_per_round, cohorts)
-    as_evaluators(evaluate, stop_at)
-    grids = [_check_grid(name, grid, numbers.Real) for name, grid in hparams.items()]
-    seeds = _check_grid("seeds", seeds, numbers.Integral)
-    strange = [seed for seed in seeds if not 0 <= seed < 2**32]
-    if strange:
-        raise ValueError(f"seeds holds {strange[0]}; wanted whole numbers from 0 to 2**32 - 1")
-    num_rounds = check_count("num_rounds", num_rounds)
-    check_count("eval_every", eval_every)
-    check_data(algorithm, data, num_rounds)
-    draws = cohort_draws(cohorts, data, jax.random.key(0))
-    check_cohort(algorithm, draws.shapes.cohort)
-    check_counters(algorithm, draws, Layout())
-    combinations = [
-        merge_hparams(algorithm, dict(zip(hparams, values, strict=True)))
-        for values in itertools.product(*grids)
-    ]
-    return [(values, seed) for values in combinations for seed in seeds]
-
-
-def _check_grid(name: str, grid: Sequence[Any], kind: type) -> list[Any]:
-    wanted = "whole numbers" if kind is numbers.Integral else "numbers"
-    if isinstance(grid, str | bytes) or not np.iterable(grid):
-        raise ValueError(f"{name} is {grid!r}; wanted a sequence of {wanted}")
-    grid = grid.tolist() if hasattr(grid, "tolist") else list(grid)  # arrays become Python numbers
-    if not grid:
-        raise ValueError(f"{name} is empty; wanted at least one value")
-    strange = [v for v in grid if not isinstance(v, kind) or isinstance(v, bool)]
-    if strange:
-        raise ValueError(f"{name} holds {strange[0]!r}; wanted {wanted}")
-    twice = [value for i, value in enumerate(grid) if value in grid[:i]]
-    if twice:
-        raise ValueError(f"{name} holds {twice[0]} twice; wanted each value once")
-    return [int(value) if kind is numbers.Integral else float(value) for value in grid]

@@ -14,11 +14,12 @@ import numpy as np
 
 from fedjax_sim.runtime.devices import available_cores
 from fedjax_sim.simulation.block import Blocks
+from fedjax_sim.simulation.callbacks import Callbacks
+from fedjax_sim.simulation.divergence import divergence
 from fedjax_sim.simulation.journal import Journal
-from fedjax_sim.simulation.progress import Progress
+from fedjax_sim.simulation.progress import Progress, measures_text
 from fedjax_sim.simulation.result import SweepRun
 from fedjax_sim.simulation.rows import evaluate_into, first_bad_round, first_row, next_row
-from fedjax_sim.simulation.simulate import divergence
 from fedjax_sim.simulation.validation import EvaluationFn
 
 
@@ -37,6 +38,8 @@ class RunState:
       seconds: its share of the time so far.
       busy: whether a core is running its next block.
       journal: journal of its final rows, or None.
+      callbacks: its callbacks, which have begun.
+      stopped: whether one of them has ended it.
     """
 
     hparams: Mapping[str, float]
@@ -49,6 +52,8 @@ class RunState:
     seconds: float = 0.0
     busy: bool = False
     journal: Journal | None = None
+    callbacks: Callbacks = dataclasses.field(default_factory=Callbacks)
+    stopped: bool = False
 
     @property
     def done(self) -> int:
@@ -85,12 +90,15 @@ class SweepRunner:
         self._evaluators, self._stop_at, self._bar = evaluators, stop_at, bar
         self._sizes = blocks.message_bytes(runs[0].state)
         self._end = dict.fromkeys((run.seed for run in runs), math.inf)  # in rows
+        self._best: tuple[float, RunState] | None = None  # the highest test accuracy so far
         for run in runs:
             self._look_for_end(run)
+            for row in run.rows:
+                self._look_for_best(run, row)
 
     def is_open(self, run: RunState) -> bool:
-        """Returns whether a run has rounds left, has not diverged, and its race is not over."""
-        going = not run.rows or run.done < self.num_rounds
+        """Returns whether a run may go on: it has rounds left, and neither it nor its race has ended."""
+        going = not run.stopped and (not run.rows or run.done < self.num_rounds)
         return going and run.diverged is None and len(run.rows) < self._end[run.seed]
 
     def next_run(self) -> RunState | None:
@@ -153,7 +161,10 @@ class SweepRunner:
             raise divergence(0, run.hparams, None)
         run.seconds += seconds + time.perf_counter() - judged
         row["seconds"] = round(run.seconds, 6)
-        return (row, None) if finite else (None, row["round"])
+        if not finite:
+            return None, row["round"]
+        run.stopped = run.callbacks.evaluated(view, row)
+        return row, None
 
     def commit(self, run: RunState, state: Any, row: dict | None, diverged: int | None) -> None:
         """Stores what `advance` or `judge` returned; only one thread at a time may call it."""
@@ -163,10 +174,25 @@ class SweepRunner:
         else:
             run.rows.append(row)
             self._look_for_end(run)
+            self._look_for_best(run, row)
         self.keep()
         if self._bar is not None:
             done = sum(r.done if self.is_open(r) else self.num_rounds for r in self.runs)
-            self._bar.update(done, run.rows[-1], last=not any(map(self.is_open, self.runs)))
+            self._bar.update(done, self._best_text(run), last=not any(map(self.is_open, self.runs)))
+
+    def _look_for_best(self, run: RunState, row: dict) -> None:
+        accuracy = row.get("test_accuracy")
+        if accuracy is not None and (self._best is None or accuracy > self._best[0]):
+            self._best = accuracy, run
+
+    def _best_text(self, run: RunState) -> str:
+        """Returns the best run so far in a few words; without accuracies, the measures of `run`."""
+        if self._best is None:
+            return measures_text(run.rows[-1])
+        accuracy, best = self._best
+        varied = [name for name in best.hparams if len({r.hparams[name] for r in self.runs}) > 1]
+        told = [*(f"{name}={best.hparams[name]:g}" for name in varied), f"seed={best.seed}"]
+        return f"best test_accuracy {accuracy:.4f} of {', '.join(told)}"
 
     def keep(self, *, last: bool = False) -> None:
         """Records what no end of a race can take back; the last time, the states as well."""

@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from fedjax_sim.runtime import processes
@@ -244,12 +244,22 @@ def _line(row: dict) -> str:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text so that the file is never seen half-written; only the first process does."""
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def write_file(path: pathlib.Path, write: Callable[[Any], Any]) -> None:
+    """Writes a file so that it is never seen half-written; only the first process does.
+
+    Args:
+      path: path of the file.
+      write: function that writes its content to an open binary file.
+    """
     if not processes.is_first():
         return
     partial = path.with_name(path.name + _PARTIAL)
     with full_disk_explained(path):
-        with partial.open("w") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -8,7 +8,7 @@ import toys
 
 import fedjax_sim as fs
 from fedjax_sim.core.messages import balance, check_counts, check_sizes
-from fedjax_sim.simulation.result import ledger_of
+from fedjax_sim.simulation.recorded import ledger_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -152,7 +152,7 @@ def widened(monkeypatch):
                 workdir.mkdir()
             sweeps.append((list(hparams["client_lr"]), num_rounds))
             runs = [run(rate, seed, num_rounds) for rate in hparams["client_lr"] for seed in seeds]
-            return types.SimpleNamespace(runs=runs)
+            return types.SimpleNamespace(runs=runs, interrupted=False)
 
         monkeypatch.setattr(PROTOCOL, "sweep", sweep)
         settings = {"seeds": seeds, "num_rounds": num_rounds, "stop_at": stop_at, "eval_every": 5}

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -182,6 +183,21 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
     whole = tmp_path / "whole"
     assert without_clock(rows_of(killed)) == without_clock(rows_of(whole))
     assert state_of(killed) == state_of(whole)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_script_without_a_result(tmp_path):
+    flags = ("--num_rounds=100000", "--checkpoint_seconds=0.05", "--workdir=w")
+    command = [sys.executable, str(ROOT / "scripts" / "train.py"), *flags]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    while newest_round(tmp_path / "w") == 0:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) == -signal.SIGINT
+    assert not (tmp_path / "w" / "summary.json").exists()
 
 
 def newest_round(workdir):

@@ -70,6 +70,8 @@ def test_an_interrupted_run_ends_to_the_bit_as_one_that_was_not(tmp_path):
     rest = simulate(algorithm, evaluate=lambda params: {}, **settings)
     toys.assert_same(jax.device_get(rest.state.learners), jax.device_get(whole.state.learners))
     assert without_clock(rest.rows) == without_clock(whole.rows)
+    loaded = fs.load_run(settings["workdir"])
+    assert (loaded.rows, loaded.params) == (rest.rows, None)  # a mean of the learners' models
 
 
 def test_an_infinite_delta_is_kept_in_the_configuration(tmp_path):

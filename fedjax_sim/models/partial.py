@@ -1,0 +1,89 @@
+"""Partial training: some leaves of a model train, the others stay as they are and are never sent."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_sim.core.types import Batch, Params, Task
+
+
+class PartialTraining(NamedTuple):
+    """A task of some leaves of a model, and the way back to the whole model.
+
+    Attributes:
+      task: the task; its parameters are the trainable leaves, a dict from path to array.
+      join: `join(params) -> params`, the whole model with these trainable leaves.
+    """
+
+    task: Task
+    join: Callable[[Params], Params]
+
+
+def trainable(task: Task, predicate: Callable[[str], bool], params: Params) -> PartialTraining:
+    """Splits a task's model into leaves that train and leaves that are frozen.
+
+    Algorithms only see the trainable leaves: no others are updated, sent, or counted in the ledger's
+    bytes. Training begins with `params`, whatever the run's key.
+
+    For example, only the last layer of a network trains:
+
+        part = fs.models.trainable(task, lambda path: path.startswith("Dense_2/"), params)
+        algorithm = fs.fed_avg(part.task, client_lr=0.1, local_epochs=1, batch_size=10)
+        evaluate = fs.evaluator(part.task, test)
+        result = fs.simulate(algorithm, clients, key=key, num_rounds=10, evaluate=evaluate)
+        whole = part.join(result.params)
+
+    Args:
+      task: task of the whole model.
+      predicate: function of a leaf's path, such as "Dense_0/kernel", that says whether it trains.
+      params: parameters of the whole model, such as those of an earlier run.
+
+    Returns:
+      The task of the trainable leaves, and the function that joins them with the frozen ones.
+
+    Raises:
+      ValueError: `params` are not of this task's model, or no leaf trains.
+    """
+    like = jax.eval_shape(task.init, jax.random.key(0))
+    if _kinds(params) != _kinds(like):
+        raise ValueError(
+            f"params are {_kinds(params)}; wanted those of the task's model, {_kinds(like)}"
+        )
+    leaves, structure = jax.tree.flatten(params)
+    paths = list(_kinds(params)[1])
+    trains = [bool(predicate(path)) for path in paths]
+    if not any(trains):
+        raise ValueError(f"predicate chooses no leaf to train; there are {', '.join(paths)}")
+    leaves = [jnp.array(leaf) for leaf in leaves]  # copied, since a run may consume the caller's arrays
+
+    def split(key: jax.Array) -> Params:
+        return {path: leaf for path, leaf, t in zip(paths, leaves, trains, strict=True) if t}
+
+    def join(params: Params) -> Params:
+        whole = [params.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
+        return jax.tree.unflatten(structure, whole)
+
+    def loss(params: Params, batch: Batch, key: jax.Array) -> Any:
+        return task.loss(join(params), batch, key)
+
+    def metrics(params: Params, batch: Batch) -> Any:
+        return task.metrics(join(params), batch)
+
+    def predict(params: Params, batch: Batch) -> Any:
+        return task.predict(join(params), batch)
+
+    predict = None if task.predict is None else predict
+    return PartialTraining(Task(split, loss, metrics, task.num_classes, predict), join)
+
+
+def _kinds(params: Params) -> tuple[Any, dict[str, str]]:
+    """Returns the structure of parameters, and path -> dtype and shape of each leaf."""
+    kinds = {
+        jax.tree_util.keystr(
+            path, simple=True, separator="/"
+        ): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    return jax.tree.structure(params), kinds
