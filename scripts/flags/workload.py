@@ -34,10 +34,11 @@ _PARTITIONS = {
 DATASET = flags.DEFINE_string(
     "dataset",
     "mnist5k",
-    "Data set: mnist5k (installed with the package); mnist, qmnist, fashion_mnist, emnist/balanced and the "
-    "like, cifar10, shakespeare or messages (files in --data_dir); tfds:<name>; synthetic (a population of --num_clients); graphical_model "
-    "(streams for --algorithm=dynamic_averaging); or stored (written by fedjax_sim.data.synthetic or "
-    "save_federated into train and test, subfolders of --data_dir).",
+    "Data set: mnist5k (installed with the package); mnist, qmnist, fashion_mnist, emnist/balanced and "
+    "the like, cifar10, shakespeare or messages (files in --data_dir); tfds:<name>; synthetic (a "
+    "population of --num_clients); graphical_model (streams for --algorithm=dynamic_averaging); or "
+    "stored (written by fedjax_sim.data.synthetic or save_federated into train and test, subfolders of "
+    "--data_dir).",
 )
 _DATA_DIR = kinds.define(kinds.TEXT, "data_dir", None, "Folder of the data set's files.")
 MODEL = kinds.define(

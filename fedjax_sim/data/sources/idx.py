@@ -43,12 +43,13 @@ def read_idx(
     try:
         with unpacked(path, max_unpacked_bytes) as file:
             found = file.read(4 * (1 + len(shape)))
-            if shape[0] is None:
-                shape = (int.from_bytes(found[4:8], "big"), *shape[1:])
+            is_free = shape[0] is None
+            shape = (int.from_bytes(found[4:8], "big"), *shape[1:]) if is_free else shape
             header = _header(dtype, shape)
             size = math.prod(shape) * dtype.itemsize
-            # Before reading, which sets aside as much memory as is asked for.
-            check_made_bytes(path, size if found == header else 0, max_unpacked_bytes)
+            if is_free and found == header:
+                # Before reading, which sets aside as much memory as is asked for.
+                check_made_bytes(path, size, max_unpacked_bytes)
             # One byte past the end reveals a file that is too long, whatever it unpacks to.
             body = file.read(size + 1) if found == header else b""
     except FileNotFoundError:
