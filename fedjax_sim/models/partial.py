@@ -80,10 +80,8 @@ def trainable(task: Task, predicate: Callable[[str], bool], params: Params) -> P
 
 def _kinds(params: Params) -> tuple[Any, dict[str, str]]:
     """Returns the structure of parameters, and path -> dtype and shape of each leaf."""
-    kinds = {
-        jax.tree_util.keystr(
-            path, simple=True, separator="/"
-        ): f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    kinds = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        kinds[name] = f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
     return jax.tree.structure(params), kinds

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedjax_sim.reporting.report import add_scalars
+from fedjax_sim.reporting.report import add_scalars, scalars_of
 from fedjax_sim.runtime import processes
 from fedjax_sim.simulation import Callback, View
 from fedjax_sim.simulation.workdir import write_text
@@ -136,8 +136,7 @@ class WandbLogger(Callback):
             self._log(row)
 
     def _log(self, row: Mapping[str, Any]) -> None:
-        known = {name: v for name, v in row.items() if name != "round" and v is not None}
-        self._run.log(known, step=row["round"])
+        self._run.log(scalars_of(row), step=row["round"])
 
     def on_end(self) -> None:
         """Ends the W&B run."""

@@ -73,10 +73,16 @@ def write_tensorboard(rows: list[dict], directory: pathlib.Path) -> bool:
 
 
 def add_scalars(writer: Any, row: Mapping[str, Any]) -> None:
-    """Adds the numbers of a row to a tensorboardX `SummaryWriter`, those of a vector by their index."""
+    """Adds the numbers of a row to a tensorboardX `SummaryWriter`."""
+    for name, number in scalars_of(row).items():
+        writer.add_scalar(name, number, row["round"])
+
+
+def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the numbers of a row but its round, those of a vector as name/0 and so on."""
+    scalars = {}
     for name, value in row.items():
         is_vector = isinstance(value, list)
-        entries = {f"{name}/{i}": v for i, v in enumerate(value)} if is_vector else {name: value}
-        for entry, number in entries.items():
-            if name != "round" and number is not None and not isinstance(number, list):
-                writer.add_scalar(entry, number, row["round"])
+        scalars |= {f"{name}/{i}": v for i, v in enumerate(value)} if is_vector else {name: value}
+    known = {k: v for k, v in scalars.items() if v is not None and not isinstance(v, list)}
+    return {name: number for name, number in known.items() if name != "round"}

@@ -116,7 +116,7 @@ class _Best:
         """Returns whether a row is better than all before; None if it has no value yet.
 
         Raises:
-          ValueError: the row lacks the metric.
+          ValueError: the row lacks the metric, or the metric is an array.
         """
         if self._metric not in row:
             raise ValueError(
@@ -124,6 +124,10 @@ class _Best:
                 "evaluation of this name, or choose another metric"
             )
         value = row[self._metric]
+        if isinstance(value, list):
+            raise ValueError(
+                f"a callback needs a number, and the metric {self._metric!r} is an array; wanted another"
+            )
         if value is None:  # such as the train_loss before the first round
             return None
         if isinstance(value, list):

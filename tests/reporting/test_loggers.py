@@ -14,6 +14,7 @@ ROWS = [
     {"round": 5, "train_loss": 1.5, "test_accuracy": 0.25, "mean_lag": 2.0},
     {"round": 10, "train_loss": 0.5, "test_accuracy": 0.75, "mean_lag": 1.0},
 ]
+VECTOR = {"round": 15, "recall": [0.5, None], "confusion": [[0.5, 0.5]]}
 KNOWN = {(k, row["round"]): v for row in ROWS for k, v in row.items() if k != "round" and v is not None}
 
 
@@ -42,8 +43,8 @@ def test_tensorboard_receives_each_row(tmp_path):
     pytest.importorskip("tensorboardX")
     play(TensorBoardLogger(tmp_path / "new"), [], ROWS)
     assert scalars(tmp_path / "new") == KNOWN
-    play(TensorBoardLogger(tmp_path / "continued"), ROWS[:2], ROWS[2:])
-    assert scalars(tmp_path / "continued") == KNOWN
+    play(TensorBoardLogger(tmp_path / "continued"), ROWS[:2], [*ROWS[2:], VECTOR])
+    assert scalars(tmp_path / "continued") == KNOWN | {("recall/0", 15): 0.5}
 
 
 class FakeRun:
@@ -70,10 +71,11 @@ def test_wandb_receives_each_row_once(monkeypatch, resumed, step, first):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     logger = WandbLogger(project="digits")
     assert not given  # the service hears of a run when it begins
-    play(logger, ROWS[:2], ROWS[2:])
+    play(logger, ROWS[:2], [*ROWS[2:], VECTOR])
     assert given == [{"project": "digits"}]
     assert fake.finished == 1
-    assert fake.logged == {(name, r): value for (name, r), value in KNOWN.items() if r >= first}
+    known = KNOWN | {("recall/0", 15): 0.5}
+    assert fake.logged == {(name, r): value for (name, r), value in known.items() if r >= first}
 
 
 @pytest.mark.parametrize(

@@ -193,6 +193,7 @@ def test_less_patience_than_before_is_refused(task, data, tmp_path):
         (lambda: EarlyStopping(patience=0), "patience is 0; wanted a whole number"),
         (lambda: EarlyStopping(patience=1, mode="best"), "mode is 'best'; wanted 'max' or 'min'"),
         (lambda: EarlyStopping("f1", patience=1).on_evaluation(None, {"round": 0}), "the metric 'f1'"),
+        (lambda: KeepBest("f1").on_evaluation(None, {"f1": [0.5, None]}), "'f1' is an array"),
     ],
 )
 def test_bad_callbacks_are_refused(make, message):
