@@ -18,6 +18,7 @@ import toys  # noqa: E402  (after the devices are chosen)
 LONGEST_FIRST = (
     "test_accelerator.py",
     "test_processes.py",
+    "test_notebooks.py",
     "test_scripts.py",
     "test_reproduce_script.py",
     "test_identities.py",

@@ -212,6 +212,6 @@ def test_the_citation_is_of_this_version():
 
 def test_the_examples_of_tests_are_there():
     rows = re.findall(r"`(test_\w+)` in `(tests/\S+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
-    assert len(rows) == 8
+    assert len(rows) == 9
     for name, path in rows:
         assert f"def {name}(" in (ROOT / path).read_text(), (name, path)
