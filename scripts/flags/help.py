@@ -9,7 +9,7 @@ from absl import flags
 
 # Module that defines a flag -> heading; the script's own flags come first.
 _TOPICS = {
-    "flags.training": "Optimizers and aggregation",
+    "flags.training": "Algorithm, optimizers and aggregation",
     "flags.workload": "Data and model",
     "flags.averaging": "Dynamic averaging",
     "flags.plot": "Plots",
