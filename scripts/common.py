@@ -3,12 +3,12 @@
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from absl import app, flags, logging
-from flags import devices
+from flags import devices, help
 
 import fedjax_sim as fs
 
@@ -23,13 +23,25 @@ _EXPECTED = (
 )
 # How to save memory; no script has all of these flags.
 _LESS = (
-    "Lower --num_clients, --num_examples, --num_rounds or --batch_size, sweep fewer rates and seeds at "
+    "Lower --num_clients, --num_rounds or --batch_size, sweep fewer rates and seeds at "
     "once, or give less data"
 )
 
 
-def run(script: str, work: Callable[[], None]) -> None:
-    """Parses the flags and runs `work`; a user's mistake ends in one message."""
+def run(script: str, work: Callable[[], None], first: Sequence[str] = ()) -> None:
+    """Parses the flags and runs `work`; a user's mistake ends in one message.
+
+    Args:
+      script: its name, for messages.
+      work: what it does.
+      first: flags that --help shows first.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        if {"-h", "--h", "-help", "--help"} & {*argv[1:]}:
+            print(help.text(first))
+            sys.exit()
+        return app.parse_flags_with_usage(argv)
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -54,7 +66,7 @@ def run(script: str, work: Callable[[], None]) -> None:
                 raise
             devices.leave(traceback.format_exc())
 
-    app.run(main)
+    app.run(main, flags_parser=parse)
 
 
 def _interrupt(signum: int, frame: Any) -> None:

@@ -1,4 +1,4 @@
-r"""Sweeps FedAvg over E, B and C, each combination at its best learning rate.
+r"""Sweeps an algorithm, FedAvg by default, over E, B and C, each combination at its best learning rate.
 
 Without flags: 100 clients with two digits each, four combinations, three rates or more.
 
@@ -23,14 +23,13 @@ from typing import Any, NamedTuple
 
 from absl import flags
 from common import run, say, say_idle_lanes
-from flags import devices, kinds, plot, workload
+from flags import devices, kinds, plot, training, workload
 from papers import fedavg
 
 import fedjax_sim as fs
 
-flags.adopt_module_key_flags(workload)
-flags.adopt_module_key_flags(plot)
-flags.adopt_module_key_flags(devices)
+for _module in (training, workload, plot, devices):
+    flags.adopt_module_key_flags(_module)
 _LOCAL_EPOCHS = flags.DEFINE_list("local_epochs", ["1", "5"], "E, epochs of a client in a round.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["10", "inf"], "B, examples in a local batch, or inf.")
 _CLIENT_FRACTIONS = flags.DEFINE_list(
@@ -122,10 +121,33 @@ def check() -> Checked:
     workload.check()
     works = [(cell.local_epochs, cell.batch_size, cell.client_fraction) for cell in cells]
     workload.check_training(rates, _NUM_ROUNDS.value, works)
+    _check_algorithm(cells[0])
     devices.check()
     workdir = _WORKDIR.value or workload.default_workdir("sweep", _settings())
     kinds.check_folder("workdir", workdir)
     return Checked(cells, rates, seeds, plot.chosen(), pathlib.Path(workdir))
+
+
+def _check_algorithm(cell: Cell) -> None:
+    """Refuses an algorithm without E, B or C."""
+    name, wanted = training.chosen().name, "wanted one such as fed_avg, fed_prox or scaffold"
+    if not all(training.chosen().takes(each) for each in ("local_epochs", "batch_size")):
+        raise ValueError(f"--algorithm={name} has no local epochs and batches to sweep; {wanted}")
+    known = training.check(local_epochs=cell.local_epochs, batch_size=cell.batch_size, client_lr=1.0)
+    if known.cohorts is not None:
+        raise ValueError(f"--algorithm={name} draws cohorts of its own, not C of all clients; {wanted}")
+    if known.model_of is None:
+        raise ValueError(f"--algorithm={name} trains several models, and the table is of one; {wanted}")
+
+
+def _algorithm(cell: Cell, clients, task) -> fs.Algorithm:
+    return training.algorithm(
+        task,
+        clients.num_clients,
+        local_epochs=cell.local_epochs,
+        batch_size=cell.batch_size,
+        client_lr=1.0,
+    )
 
 
 def _sweep() -> None:
@@ -165,7 +187,7 @@ def _check_cells(cells, clients, task, evaluate, rates, seeds) -> None:
     """Checks every cell, so that a mistake in the last one shows before anything is written."""
     for cell in cells:
         fs.simulation.check_sweep(
-            workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0),
+            _algorithm(cell, clients, task),
             clients,
             hparams={"client_lr": rates},
             seeds=seeds,
@@ -179,7 +201,7 @@ def _check_cells(cells, clients, task, evaluate, rates, seeds) -> None:
 
 def _run(cell, clients, task, evaluate, rates, seeds, kept) -> dict:
     started = time.perf_counter()
-    algorithm = workload.fed_avg(task, cell.local_epochs, cell.batch_size, 1.0)
+    algorithm = _algorithm(cell, clients, task)
     runs = fs.reporting.sweep_rates(
         algorithm,
         clients,
@@ -252,7 +274,7 @@ def _write(
         best[cell.label] = fs.reporting.envelope(runs, runs[0]["seed"], **drawn_over)
     _, label = fs.reporting.x_axis(fs.reporting.run_history(runs[0]), **drawn_over)
     fs.reporting.plot_curves(
-        {workload.title("fed_avg"): best},
+        {workload.title(training.chosen().name): best},
         workdir / "curves.png",
         target=_TARGET_ACCURACY.value,
         xlabel=label,
@@ -301,7 +323,7 @@ def _rates() -> list[float]:
 
 
 def _settings() -> dict:
-    return workload.settings(("workdir",))
+    return workload.settings(("workdir", *training.unused()))
 
 
 if __name__ == "__main__":

@@ -1,79 +1,49 @@
-"""Flags of dynamic averaging: the protocol, the learners' streams and their drift."""
+"""Flags of dynamic averaging: the protocol, and the drift of the learners' streams."""
 
 import functools
-
-import optax
-from absl import flags
+import math
+from typing import Any
 
 import fedjax_sim as fs
-from flags import catalogue, kinds, workload
+from flags import calls, catalogue, kinds, workload
 
-_OPTIMIZERS = {"sgd": optax.sgd, "adam": optax.adam, "rmsprop": optax.rmsprop}
-_PROTOCOLS = {
-    "dynamic": lambda period, fraction: fs.protocols.dynamic(delta=_DELTA.value, period=period),
-    "hedged": lambda period, fraction: fs.protocols.hedged(delta=_DELTA.value, period=period),
-    "periodic": lambda period, fraction: fs.protocols.periodic(period=period),
-    "continuous": lambda period, fraction: fs.protocols.continuous(),
-    "fed_avg": lambda period, fraction: fs.protocols.fed_avg(period=period, fraction=fraction),
-    "none": lambda period, fraction: fs.protocols.none(period=period),
-}
+
+def _labels(*at: int, probability: float = 0.0) -> None:
+    """The labels are permuted at these steps, or with this probability at each."""
+
+
+def _redraw(*at: int, probability: float = 0.0) -> None:
+    """The graphical model is drawn anew, likewise."""
+
+
+def _rotation(degrees_per_step: float = 0.1) -> None:
+    """The images are rotated at each step."""
+
+
+def _none() -> None:
+    """The concept stays."""
+
+
+_PROTOCOLS = calls.Calls("protocol", calls.functions_of([fs.protocols], [fs.protocols.Protocol]))
+_DRIFTS = calls.Calls(
+    "drift", {"none": _none, "labels": _labels, "rotation": _rotation, "redraw": _redraw}
+)
 
 _PROTOCOL = kinds.define(
-    kinds.Word("protocol", _PROTOCOLS),
+    calls.Written(_PROTOCOLS.make),
     "protocol",
-    "dynamic",
-    "When learners communicate: dynamic or hedged (see --delta), periodic, continuous (after every "
-    "step), fed_avg (--client_fraction of them), or none.",
-)
-_DELTA = kinds.define(
-    kinds.LIMIT,
-    "delta",
-    1.0,
-    "Delta, squared distance from the reference beyond which a model is sent; 0 averages like periodic, "
-    "inf never sends anything.",
-)
-_SYNC_PERIOD = kinds.define(
-    kinds.COUNT, "sync_period", 10, "b, steps of one batch between two checks, which make a round."
-)
-_STREAM = kinds.define(
-    kinds.Word("stream", ("once", "repeat", "shared")),
-    "stream",
-    "repeat",
-    "What a learner reads: its own examples in order, once or again and again (repeat), or the examples "
-    "of all in an order of its own (shared).",
-)
-_LOCAL_OPTIMIZER = kinds.define(
-    kinds.Word("local_optimizer", _OPTIMIZERS),
-    "local_optimizer",
-    "sgd",
-    "Optimizer of the learners: sgd, adam or rmsprop.",
+    "dynamic:delta=1,period=10",
+    "When learners communicate. period: steps of one batch between two checks, which make a round. "
+    "delta: squared distance from the reference beyond which a model is sent; 0 averages like periodic, "
+    f"inf never sends anything. Known: {_PROTOCOLS.describe()}.",
 )
 _DRIFT = kinds.define(
-    kinds.Word("drift", ("none", "labels", "rotation")),
+    calls.Written(_DRIFTS.read),
     "drift",
     "none",
-    "Drift of the concept: none, labels (permuted at each drift) or rotation (of images, at each step). "
-    "--dataset=graphical_model is redrawn at each drift in any case.",
-)
-_DRIFT_AT = flags.DEFINE_list("drift_at", [], "Steps at which the concept changes.")
-_DRIFT_PROBABILITY = kinds.define(
-    kinds.SHARE, "drift_probability", 0.0, "Probability of a drift at each step; excludes --drift_at."
-)
-_DEGREES = kinds.define(kinds.FINITE, "degrees_per_step", 0.1, "Degrees per step of --drift=rotation.")
-
-NAMES = tuple(
-    flag.name
-    for flag in (
-        _PROTOCOL,
-        _DELTA,
-        _SYNC_PERIOD,
-        _STREAM,
-        _LOCAL_OPTIMIZER,
-        _DRIFT,
-        _DRIFT_AT,
-        _DRIFT_PROBABILITY,
-        _DEGREES,
-    )
+    "How the concept changes: labels:30,60 permutes the labels at these steps, labels:probability=0.001 "
+    "at random ones; redraw, likewise, draws the graphical_model anew; rotation:0.1 turns images by "
+    "degrees at each step.",
 )
 
 
@@ -81,7 +51,6 @@ class Averaging:
     """Dynamic averaging as the flags define it; checks them before any data is read.
 
     Args:
-      client_fraction: `C` of --protocol=fed_avg.
       batch_size: `B`.
       num_rounds: number of rounds of the run.
       seed: seed of the drifts.
@@ -90,9 +59,9 @@ class Averaging:
       ValueError: a flag is out of range, or two contradict each other.
     """
 
-    def __init__(self, *, client_fraction: float, batch_size: int, num_rounds: int, seed: int):
+    def __init__(self, *, batch_size: int, num_rounds: int, seed: int):
         self._batch_size, self._seed = batch_size, seed
-        self._protocol = _PROTOCOLS[_PROTOCOL.value](_SYNC_PERIOD.value, client_fraction)
+        self._protocol, self._drift = _PROTOCOLS.make(_PROTOCOL.value), _DRIFTS.read(_DRIFT.value)
         self._num_steps = num_rounds * self._protocol.period
         period, num_learners = self._protocol.period, workload.known_clients()
         if num_learners == 1:
@@ -102,33 +71,39 @@ class Averaging:
         counted = batch_size * period * (num_rounds * num_learners if self._is_graphical else most)
         if counted > kinds.LARGEST:
             raise ValueError(
-                f"--batch_size={batch_size} with --sync_period={period}, --num_rounds={num_rounds} and "
-                f"{num_learners} learners makes {counted} examples to count; wanted at most "
-                f"{kinds.LARGEST}: lower them"
+                f"--batch_size={batch_size} with --protocol={_PROTOCOL.value}, "
+                f"--num_rounds={num_rounds} and {num_learners} learners makes {counted} examples to "
+                f"count; wanted at most {kinds.LARGEST}: lower them"
             )
-        self._drift_at = (
-            kinds.numbers("drift_at", _DRIFT_AT.value, kinds.COUNT) if _DRIFT_AT.value else []
-        )
-        asked = bool(self._drift_at or _DRIFT_PROBABILITY.value)
-        if self._drift_at and _DRIFT_PROBABILITY.value:
-            raise ValueError("--drift_at and --drift_probability exclude each other; give one")
-        if asked and not self._is_graphical and _DRIFT.value != "labels":
+        self._check_drift(num_rounds)
+
+    def _check_drift(self, num_rounds: int) -> None:
+        text, name = f"--drift={_DRIFT.value}", self._drift.name
+        at = self._drift.arguments.get("at", [])
+        probability = self._drift.arguments.get("probability", 0.0)
+        if not 0 <= probability <= 1:
+            raise ValueError(f"{text}: probability is {probability}; wanted a number from 0 to 1")
+        if at and probability:
+            raise ValueError(f"{text}: wanted steps or a probability, not both")
+        if name in ("labels", "redraw") and not (at or probability):
+            raise ValueError(f"{text}; wanted {name}:30,60 (steps) or {name}:probability=0.001")
+        if (name == "redraw") != self._is_graphical and name != "none":
             raise ValueError(
-                "--drift_at and --drift_probability need --drift=labels or --dataset=graphical_model"
+                f"{text}; wanted redraw for --dataset=graphical_model, and labels or rotation for others"
             )
-        if _DRIFT.value == "labels" and not asked:
-            raise ValueError("--drift=labels needs --drift_at or --drift_probability")
-        if self._drift_at != sorted(self._drift_at) or self._drift_at[-1:] >= [self._num_steps]:
+        if sorted({*at}) != at or not all(0 < step < self._num_steps for step in at):
             raise ValueError(
-                f"--drift_at={','.join(_DRIFT_AT.value)}; wanted ascending steps below "
-                f"{self._num_steps}, the number of steps in --num_rounds={num_rounds}"
+                f"{text}; wanted ascending steps from 1, below {self._num_steps}, the steps of "
+                f"--num_rounds={num_rounds}"
             )
-        catalogue.check_drift(_DRIFT.value, workload.DATASET.value)
+        if name == "rotation" and not math.isfinite(self._drift.arguments.get("degrees_per_step", 0)):
+            raise ValueError(f"{text}: wanted a finite number of degrees")
+        catalogue.check_drift(name, workload.dataset_name())
 
     @property
     def drifts(self) -> bool:
         """Whether labels or images drift away from the stored rows."""
-        return _DRIFT.value != "none"
+        return self._drift.name in ("labels", "rotation")
 
     @property
     def is_tested(self) -> bool:
@@ -137,41 +112,36 @@ class Averaging:
 
     @property
     def _is_graphical(self) -> bool:
-        return workload.DATASET.value == "graphical_model"
+        return workload.dataset_name() == "graphical_model"
 
     @functools.cached_property
     def _drift_steps(self) -> tuple[int, ...]:
         """The steps of the run at which the concept changes."""
-        if not _DRIFT_PROBABILITY.value:
-            return tuple(self._drift_at)
-        return fs.data.drift_steps(_DRIFT_PROBABILITY.value, self._num_steps, self._seed)
+        probability = self._drift.arguments.get("probability", 0.0)
+        if not probability:
+            return tuple(self._drift.arguments.get("at", ()))
+        return fs.data.drift_steps(probability, self._num_steps, self._seed)
 
     def make_streams(self, num_learners: int, seed: int) -> fs.data.FederatedData:
         """Draws streams of --dataset=graphical_model that last for the run."""
-        return fs.data.random_graphical_model(
+        return workload.population().make(
             num_learners=num_learners,
             examples_per_learner=self._num_steps * self._batch_size,
             drift_at=[step * self._batch_size for step in self._drift_steps],
             seed=seed,
         )
 
-    def algorithm(self, task: fs.Task, clients: fs.data.FederatedData, client_lr: float) -> fs.Algorithm:
-        """Returns dynamic averaging with one learner per client."""
-        classes = {"num_classes": clients.num_classes, "seed": self._seed}
-        drifts = {
-            "none": lambda: None,
-            "labels": lambda: fs.data.label_drift(self._drift_steps, **classes),
-            "rotation": lambda: fs.data.rotation_drift(_DEGREES.value),
-        }
-        return fs.dynamic_averaging(
-            task,
-            self._protocol,
-            _OPTIMIZERS[_LOCAL_OPTIMIZER.value],
-            num_learners=clients.num_clients,
-            batch_size=self._batch_size,
-            client_lr=client_lr,
-            lr_decay=workload.LR_DECAY.value,
-            weighting=workload.WEIGHTING.value,
-            stream=_STREAM.value,
-            drift=drifts[_DRIFT.value](),
-        )
+    def stand_in(self) -> dict[str, Any]:
+        """Returns the protocol alone, for what is checked before the drift's steps are drawn."""
+        return {"protocol": self._protocol}
+
+    def settings(self, num_classes: int) -> dict[str, Any]:
+        """Returns the algorithm's protocol and drift."""
+        return {"protocol": self._protocol, "drift": self._make_drift(num_classes)}
+
+    def _make_drift(self, num_classes: int) -> fs.data.Drift | None:
+        if self._drift.name == "labels":
+            return fs.data.label_drift(self._drift_steps, num_classes=num_classes, seed=self._seed)
+        if self._drift.name == "rotation":
+            return self._drift._replace(function=fs.data.rotation_drift).make(degrees_per_step=0.1)
+        return None

@@ -28,7 +28,8 @@ _DATASETS = {
     "stored": None,  # whatever was stored
 }
 WITH_CLIENTS = ("synthetic", "graphical_model", "stored")  # no partition applies to them
-_KEYS = {"qmnist": "writer", "shakespeare": "role", "messages": "author"}
+# The column that names whom an example belongs to.
+OWNERS = {"qmnist": "writer", "shakespeare": "role", "messages": "author"}
 
 
 class _Model(NamedTuple):
@@ -63,17 +64,23 @@ MODELS = {
 }
 
 
+def check_dataset(dataset: str) -> None:
+    """Checks the name of a data set.
+
+    Raises:
+      ValueError: the data set is unknown.
+    """
+    is_tfds = dataset.startswith("tfds:") and dataset != "tfds:"
+    fs.checks.choose("dataset", _TFDS if is_tfds else dataset, _DATASETS)
+
+
 def check_model(model: str, dataset: str) -> None:
     """Checks that a model can read the examples of a data set.
 
     Raises:
-      ValueError: the model cannot, or the data set is unknown.
+      ValueError: the model cannot.
     """
-    is_tfds = dataset.startswith("tfds:") and dataset != "tfds:"
-    examples, reads = (
-        fs.checks.choose("dataset", _TFDS if is_tfds else dataset, _DATASETS),
-        MODELS[model].reads,
-    )
+    examples, reads = _DATASETS.get(dataset, _IMAGES), MODELS[model].reads
     if examples is None or examples in reads:
         return
     models = [name for name, other in MODELS.items() if examples in other.reads]
@@ -91,8 +98,8 @@ def check_drift(drift: str, dataset: str) -> None:
       ValueError: the data set lacks it.
     """
     examples = _DATASETS.get(dataset, _IMAGES)
-    suits = {"labels": (_IMAGES, _NUMBERS, None), "rotation": (_IMAGES, None)}
-    if drift != "none" and examples not in suits[drift]:
+    suits = {"labels": (_IMAGES, None), "rotation": (_IMAGES, None)}
+    if drift in suits and examples not in suits[drift]:
         raise ValueError(
             f"--drift={drift} suits images, not the {examples} of --dataset={dataset}; leave it out"
         )
@@ -117,27 +124,24 @@ def check_stored(model: str, examples: Mapping[str, Any]) -> None:
         )
 
 
-def check_partition(partition: str, key: str, dataset: str) -> None:
+def check_partition(partition: str, dataset: str) -> None:
     """Checks that a data set has the labels or owners that a partition divides it by.
 
     Args:
       partition: name of the partition.
-      key: column that names the owners, for "natural".
       dataset: name of the data set.
 
     Raises:
       ValueError: the data set lacks them.
     """
-    examples, owner = _DATASETS.get(dataset, _IMAGES), _KEYS.get(dataset)
-    if partition in ("shards", "dirichlet") and examples != _IMAGES:
+    examples = _DATASETS.get(dataset, _IMAGES)
+    if partition in ("shards", "dirichlet", "label_subsets") and examples != _IMAGES:
         raise ValueError(
             f"--partition={partition} divides by label, but the {examples} of --dataset={dataset} have "
-            "none; wanted --partition=iid, lognormal or natural"
+            "none; wanted --partition=iid, lognormal:1.0 or natural"
         )
-    if partition == "natural" and owner is None:
+    if partition == "natural" and dataset not in OWNERS:
         raise ValueError(
             f"--partition=natural divides by owner, but --dataset={dataset} names none; wanted "
-            f"--dataset={' or '.join(_KEYS)}, or another --partition"
+            f"--dataset={' or '.join(OWNERS)}, or another --partition"
         )
-    if partition == "natural" and key != owner:
-        raise ValueError(f"--partition_key={key}; for --dataset={dataset}, wanted the owner, {owner}")

@@ -8,6 +8,7 @@ import jax
 from absl import flags, logging
 
 import fedjax_sim as fs
+from flags import calls
 from flags.kinds import COUNT, LARGEST, Kind, define, number, whole
 
 
@@ -16,23 +17,29 @@ def _is_address(text: str) -> bool:
     return bool(host) and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535
 
 
+def _mesh(runs: int | None = None, clients: int | None = None) -> dict[str, int | None]:
+    return {"mesh_runs": runs, "mesh_clients": clients}
+
+
+_MESHES = calls.Calls("mesh", {"mesh": _mesh})
+
+
+def _read_mesh(text: str) -> dict[str, int | None]:
+    return _MESHES.make(f"mesh:{text}")
+
+
 LANES = define(
     COUNT,
     "lanes",
     None,
     "Clients that a device trains side by side; by default chosen for it. Fewer need less memory.",
 )
-MESH_RUNS = define(
-    COUNT,
-    "mesh_runs",
+_MESH = define(
+    calls.Written(_read_mesh),
+    "mesh",
     None,
-    "Groups of devices that share the runs of a sweep; must divide the number of devices.",
-)
-MESH_CLIENTS = define(
-    COUNT,
-    "mesh_clients",
-    None,
-    "Devices that share the clients of a run; must divide the number of devices.",
+    "How devices share the work: runs=2,clients=4 makes 2 groups of devices for the runs of a sweep, of "
+    "4 devices each for the clients of a run. Chosen by default.",
 )
 _COORDINATOR = define(
     Kind(str, _is_address, "host:port, with a port from 1 to 65535"),
@@ -71,8 +78,7 @@ _LAST_WORDS = 2.0  # seconds
 # Flags that change no result, beyond the order of a float sum.
 NAMES = (
     "lanes",
-    "mesh_runs",
-    "mesh_clients",
+    "mesh",
     "coordinator",
     "num_processes",
     "process_id",
@@ -105,23 +111,37 @@ def check(num_learners: int | None = None) -> None:
     Raises:
       ValueError: the mesh does not divide the devices, or these cannot share the learners evenly.
     """
-    devices = fs.runtime.default_layout(LANES.value, num_learners=num_learners, **mesh()).num_devices
-    if num_learners is not None and num_learners % devices:
+    try:
+        layout = fs.runtime.default_layout(LANES.value, num_learners=num_learners, **mesh())
+    except ValueError as error:
+        raise ValueError(f"--mesh={_MESH.value}: {error}") from None
+    if num_learners is not None and num_learners % layout.num_devices:
         raise ValueError(
-            f"--mesh_clients={devices} devices cannot share {num_learners} learners evenly; leave it out"
+            f"--mesh={_MESH.value}: {layout.num_devices} devices cannot share {num_learners} learners "
+            "evenly; leave it out"
         )
+
+
+def check_one_run() -> None:
+    """Refuses groups of devices for runs where there is one run.
+
+    Raises:
+      ValueError: --mesh asks for several.
+    """
+    if mesh()["mesh_runs"] not in (None, 1):
+        raise ValueError(f"--mesh={_MESH.value}, but there is one run; wanted clients=... alone")
 
 
 def layout(algorithm: fs.Algorithm, clients: fs.data.FederatedData, num_runs: int) -> fs.Layout | None:
     """Returns a sweep's layout from the flags of lanes and mesh, or None if none is set."""
-    if (LANES.value, MESH_RUNS.value, MESH_CLIENTS.value) == (None, None, None):
+    if (LANES.value, _MESH.value) == (None, None):
         return None
     return fs.runtime.layout_for(algorithm, clients, LANES.value, num_runs=num_runs, **mesh())
 
 
 def mesh() -> dict[str, int | None]:
-    """Returns the flags of the mesh, as `layout_for` takes them."""
-    return {"mesh_runs": MESH_RUNS.value, "mesh_clients": MESH_CLIENTS.value}
+    """Returns --mesh as `layout_for` takes it."""
+    return _read_mesh(_MESH.value or "")
 
 
 def unpacking() -> dict[str, int]:

@@ -15,7 +15,7 @@ import fedjax_sim as fs
 flags.disclaim_key_flags()
 
 LARGEST = 2**31 - 1  # int32 counts rounds, steps and examples
-_SMALLEST_FLOAT32 = float(np.finfo(np.float32).tiny)
+SMALLEST_FLOAT32 = float(np.finfo(np.float32).tiny)
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -95,15 +95,12 @@ BATCH_SIZE = Kind(
 )
 SHARE = number(0, 1)
 TARGET = Kind(float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
-FINITE = Kind(float, math.isfinite, "a finite number")
-NOT_NEGATIVE = Kind(float, lambda v: 0 <= v < math.inf, "a finite number of at least 0")
-POSITIVE = Kind(float, lambda value: 0 < value < math.inf, "a finite number above 0")
 LIMIT = Kind(float, lambda value: value >= 0, "a number of at least 0, or inf")
 # Beyond these, float32 would silently round a rate to zero or infinity.
-POSITIVE_RATE = number(_SMALLEST_FLOAT32, LARGEST_FLOAT32)
+POSITIVE_RATE = number(SMALLEST_FLOAT32, LARGEST_FLOAT32)
 RATE = Kind(
     float,
-    lambda value: value == 0 or _SMALLEST_FLOAT32 <= value <= LARGEST_FLOAT32,
+    lambda value: value == 0 or SMALLEST_FLOAT32 <= value <= LARGEST_FLOAT32,
     f"0, or {POSITIVE_RATE.syntactic_help}",
 )
 TEXT = Kind(str, bool, "a name, or leave the flag out")

@@ -19,8 +19,8 @@ def check_population(num_clients: int, num_examples: int | None) -> None:
         num_examples = _EXAMPLES_EACH * num_clients
     if not num_clients <= num_examples <= LARGEST:
         raise ValueError(
-            f"--num_clients={num_clients} with {num_examples} examples; wanted --num_examples from "
-            f"{num_clients} to {LARGEST}, by default {_EXAMPLES_EACH} per client"
+            f"--num_clients={num_clients} with {num_examples} examples; wanted num_examples of "
+            f"--dataset=synthetic from {num_clients} to {LARGEST}, by default {_EXAMPLES_EACH} a client"
         )
 
 
@@ -40,8 +40,8 @@ def check_decay(decay: float, rates: Sequence[float], num_rounds: int) -> None:
     if decay > 1 and (num_rounds - 1) * math.log(decay) > room:
         first = math.floor(room / math.log(decay)) + 2
         raise ValueError(
-            f"--lr_decay={decay:g} makes the clients' rate exceed {LARGEST_FLOAT32:.3g}, the largest "
-            f"float32, in round {first} of {num_rounds}; wanted 1, which keeps the rate, or less"
+            f"lr_decay={decay:g} of --algorithm makes the clients' rate exceed {LARGEST_FLOAT32:.3g}, "
+            f"the largest float32, in round {first} of {num_rounds}; wanted 1, which keeps it, or less"
         )
 
 

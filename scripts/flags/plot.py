@@ -5,11 +5,28 @@ from typing import Any
 from absl import flags
 
 import fedjax_sim as fs
-from flags.kinds import define, number
+from flags import calls, kinds
 
-_DEFAULT = fs.simulation.Link()
+_LINKS = calls.Calls("link", {"link": fs.simulation.Link})
 # Wide enough for any network, and narrow enough that no time overflows.
-_MBPS = number(1e-6, 1e12)
+_MBPS, _MS = kinds.number(1e-6, 1e12), kinds.number(0, 1e9)
+
+
+def _link(text: str) -> fs.simulation.Link:
+    """Returns the link with these arguments.
+
+    Raises:
+      ValueError: an argument is unknown or out of range.
+    """
+    link = _LINKS.make(f"link:{text}")
+    for name, kind in (("up_mbps", _MBPS), ("down_mbps", _MBPS), ("latency_ms", _MS)):
+        try:
+            kind.parse(getattr(link, name))
+        except ValueError as error:
+            raise ValueError(f"{name} is {getattr(link, name):g}; {error}") from None
+    return link
+
+
 _PLOT_AXIS = flags.DEFINE_enum(
     "plot_axis",
     "rounds",
@@ -17,33 +34,19 @@ _PLOT_AXIS = flags.DEFINE_enum(
     "x-axis of the curves: rounds; bytes (in MB, up and down together); or seconds of communication, "
     "without any computing. Repeat the command with another axis to redraw the plots.",
 )
-_UP_MBPS = define(
-    _MBPS, "up_mbps", _DEFAULT.up_mbps, "Uplink bandwidth of a client in Mbit/s, to compute seconds."
-)
-_DOWN_MBPS = define(
-    _MBPS,
-    "down_mbps",
-    _DEFAULT.down_mbps,
-    "Downlink bandwidth of a client in Mbit/s, to compute seconds.",
-)
-_LATENCY_MS = define(
-    number(0, 1e9),
-    "latency_ms",
-    _DEFAULT.latency_ms,
-    "One-way latency of a message in milliseconds, to compute seconds.",
-)
-_LINK_SPREAD = define(
-    number(0, 10),
-    "link_spread",
-    _DEFAULT.spread,
-    "Sigma of the lognormal factor on clients' transfer times (0 if all are alike), to compute seconds.",
+_LINK = kinds.define(
+    calls.Written(_link),
+    "link",
+    "8,24,50,0",
+    "Network link of a client, to compute seconds: Mbit/s up, Mbit/s down, milliseconds of latency one "
+    "way, and sigma of the lognormal factor by which clients differ. By name, such as "
+    "up_mbps=2,spread=0.5, the others keep their defaults.",
 )
 
 # Flags that change how results are shown, but no result.
-NAMES = tuple(flag.name for flag in (_PLOT_AXIS, _UP_MBPS, _DOWN_MBPS, _LATENCY_MS, _LINK_SPREAD))
+NAMES = tuple(flag.name for flag in (_PLOT_AXIS, _LINK))
 
 
 def chosen() -> dict[str, Any]:
     """Returns the axis and the link, as `fedjax_sim.reporting.x_axis` takes them."""
-    link = fs.simulation.Link(_UP_MBPS.value, _DOWN_MBPS.value, _LATENCY_MS.value, _LINK_SPREAD.value)
-    return {"axis": _PLOT_AXIS.value, "link": link}
+    return {"axis": _PLOT_AXIS.value, "link": _link(_LINK.value)}

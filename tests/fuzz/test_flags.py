@@ -76,7 +76,36 @@ WORDS = (
     ),
     *("/dev/null", "/dev/null/x", "/", "\0", "w" * 300, "None", "--num_rounds=1", "=", "é" * 200),
 )
-VALUES = st.sampled_from(NUMBERS + LISTS + WORDS) | st.text(max_size=20)
+CALLS = (
+    *(
+        "fed_avg:lr_decay=0.99",
+        "fed_avg:lr_decay=1e30",
+        "fed_prox:0.1",
+        "fed_prox:-1",
+        "scaffold",
+        "ifca:2",
+    ),
+    *("fed_buff:20,5", "sgd:3", "dynamic_averaging:stream=shared", "dirichlet:0.1", "dirichlet:nan"),
+    *("shards:2,seed=3", "lognormal:1", "adam:b1=0.8", "sgd:momentum=0.9", "lbfgs", "synthetic:300"),
+    *(
+        "clip:1|gaussian:0.8|mean:uniform",
+        "error_feedback(top_k(0.1)>>quantize(8))",
+        "median|clip:1",
+        "krum:2",
+    ),
+    *("dynamic:1,10", "dynamic:inf,2147483647", "fed_avg:period=3,fraction=1", "periodic:0"),
+    *(
+        "labels:3,6",
+        "labels:probability=1",
+        "redraw:3",
+        "rotation:inf",
+        "8,24,50",
+        "spread=11",
+        "clients=2",
+    ),
+    *("fed_prox:mu=", "clip:1:2", "x:(", "median|", "a>>b", "f(*x)", "f(**x)", "lambda: 1"),
+)
+VALUES = st.sampled_from(NUMBERS + LISTS + WORDS + CALLS) | st.text(max_size=20)
 MOST_SECONDS = 1.0  # of this process, however busy the machine
 # A script is loaded once for all examples of a test; each parses its flags anew.
 SETTINGS = settings(
@@ -154,30 +183,37 @@ ENDS = {
     "batch_size": ("1", "2147483647", "inf"),
     "client_lr": ("0", "1.18e-38", "3.4e38"),
     "server_lr": ("0", "1.18e-38", "3.4e38"),
-    "lr_decay": ("0", "1.18e-38", "1", "1.0000001", "3.4e38"),
     "num_rounds": ("1", "2", "2147483647"),
     "eval_every": ("1", "2147483647"),
     "target_accuracy": ("1e-300", "1"),
     "seed": ("0", "4294967295"),
-    "weighting": ("examples", "uniform"),
-    "shuffle": ("each_epoch", "once", "never"),
-    "server_optimizer": ("sgd", "momentum", "adam", "yogi"),
+    "client_optimizer": ("sgd", "sgd:momentum=1", "adam:b1=0,b2=0"),
+    "server_optimizer": ("sgd", "sgd:momentum=0.9", "adam:b2=0.99,eps=1e-3", "yogi"),
+    "aggregator": ("mean", "clip:0", "top_k:1e-30", "trimmed_mean:0"),
 }
+DECAYS = ("0", "1.18e-38", "1", "1.0000001", "3.4e38")
 
 
 @settings(SETTINGS, max_examples=300)
 @given(
-    st.sampled_from(["fed_avg", "fed_sgd"]),
+    st.sampled_from(["fed_avg", "fed_prox", "scaffold", "fed_sgd"]),
+    st.fixed_dictionaries(
+        {"lr_decay": st.sampled_from(DECAYS)},
+        optional={"weighting": st.sampled_from(["examples", "uniform"])},
+    ),
     st.fixed_dictionaries({}, optional={name: st.sampled_from(ends) for name, ends in ENDS.items()}),
 )
-def test_what_train_accepts_the_library_accepts(train, algorithm, given):
-    checked = accepted(train, given | {"algorithm": algorithm})
+def test_what_train_accepts_the_library_accepts(train, algorithm, arguments, given):
+    if algorithm == "fed_prox":
+        arguments |= {"mu": "0", "stragglers": "1", "shuffle": "never"}
+    call = f"{algorithm}:{','.join(f'{name}={value}' for name, value in arguments.items())}"
+    checked = accepted(train, given | {"algorithm": call})
     if checked is None:  # ends that do not go together
         return
     # As small as clients may be, which is what a script assumes before it has read any data.
     clients = toys.federation((1,) * 10)
     fs.simulation.check_sweep(
-        train._ALGORITHMS[algorithm](TASK, clients, checked.width),
+        train._algorithm(TASK, clients, checked.width, None),
         clients,
         hparams={},
         seeds=[flags.FLAGS.seed],

@@ -65,7 +65,7 @@ REFUSED = {
     "--table=4 --data_dir=": "--data_dir=: wanted a name",
     "--table=4 --workdir=": "--workdir=: wanted a name",
     "--report --workdir=/dev/null": "--workdir=/dev/null: /dev/null is not a folder",
-    "--table=4 --mesh_runs=3": "mesh_runs is 3, which does not divide the 2 devices",
+    "--table=4 --mesh=3": "--mesh=3: mesh_runs is 3, which does not divide the 2 devices",
 }
 
 

@@ -14,6 +14,8 @@ from script_runs import ROOT, rows_of, train
 
 import fedjax_sim as fs
 
+EVALUATED = ("--num_rounds=6", "--eval_every=2", "--also_evaluate=train,clients", "--workdir=w")
+
 
 def without_clock(rows):
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
@@ -23,8 +25,7 @@ def without_clock(rows):
 def finished(tmp_path_factory):
     """A short run with the default model and data, and its workdir."""
     cwd = tmp_path_factory.mktemp("finished")
-    flags = ("--num_rounds=6", "--eval_every=2", "--eval_clients", "--eval_train", "--workdir=w")
-    return train(*flags, cwd=cwd), cwd / "w"
+    return train(*EVALUATED, cwd=cwd), cwd / "w"
 
 
 def test_a_run_leaves_its_files(finished):
@@ -88,11 +89,10 @@ def test_the_summary_says_what_is_promised(finished):
 def test_the_same_command_continues_and_another_is_refused(finished):
     _, workdir = finished
     before = rows_of(workdir)
-    flags = ("--num_rounds=6", "--eval_every=2", "--eval_clients", "--eval_train", "--workdir=w")
-    again = train(*flags, cwd=workdir.parent)
+    again = train(*EVALUATED, cwd=workdir.parent)
     assert rows_of(workdir) == before
     assert json.loads(again.stdout)["rounds"] == 6
-    refused = train(*flags, "--client_lr=0.2", cwd=workdir.parent, check=False)
+    refused = train(*EVALUATED, "--client_lr=0.2", cwd=workdir.parent, check=False)
     assert refused.returncode == 1
     assert "client_lr: 0.1 there, 0.2 now" in refused.stderr
     assert "Traceback" not in refused.stderr
@@ -103,8 +103,7 @@ def test_the_same_command_continues_and_another_is_refused(finished):
 def test_another_axis_draws_the_same_run_anew(finished):
     _, workdir = finished
     before, picture = rows_of(workdir), (workdir / "curve.png").read_bytes()
-    flags = ("--num_rounds=6", "--eval_every=2", "--eval_clients", "--eval_train", "--workdir=w")
-    again = train(*flags, "--plot_axis=seconds", "--up_mbps=1", "--link_spread=0.5", cwd=workdir.parent)
+    again = train(*EVALUATED, "--plot_axis=seconds", "--link=up_mbps=1,spread=0.5", cwd=workdir.parent)
     assert rows_of(workdir) == before
     assert (workdir / "curve.png").read_bytes() != picture
     link = fs.simulation.Link(up_mbps=1, spread=0.5)
@@ -127,10 +126,19 @@ def test_the_target_ends_the_run(tmp_path):
     "flags",
     [
         ("--algorithm=fed_sgd", "--client_lr=0.5", "--partition=iid", "--lanes=400"),
-        ("--algorithm=sgd", "--partition=lognormal", "--model=logistic", "--compute_dtype=bfloat16"),
-        ("--batch_size=inf", "--partition=dirichlet", "--alpha=0.1", "--server_optimizer=adam"),
+        ("--algorithm=sgd", "--partition=lognormal:1", "--model=logistic", "--compute_dtype=bfloat16"),
+        (
+            *("--batch_size=inf", "--partition=dirichlet:0.1"),
+            *("--server_optimizer=adam:eps=1e-3", "--server_lr=0.01"),
+        ),
+        ("--model=logistic", "--algorithm=scaffold", "--server_optimizer=sgd"),
+        ("--model=logistic", "--algorithm=fed_buff:concurrency=20,buffer=5"),
+        (
+            *("--model=logistic", "--algorithm=fed_prox:0.1", "--client_optimizer=sgd:momentum=0.9"),
+            "--aggregator=clip:1.0,adaptive=0.5 | error_feedback(top_k(0.1) >> quantize(8)) | median",
+        ),
     ],
-    ids=["fed_sgd", "sgd", "fed_avg inf dirichlet adam"],
+    ids=["fed_sgd", "sgd", "fed_avg inf dirichlet adam", "scaffold", "fed_buff", "fed_prox aggregated"],
 )
 def test_other_settings_run(tmp_path, flags):
     done = train("--num_rounds=3", "--workdir=w", *flags, cwd=tmp_path)
@@ -147,10 +155,19 @@ def test_divergence_ends_with_the_round_and_the_rate(tmp_path):
     assert (tmp_path / "w" / "checkpoints" / "0").is_dir()
 
 
-def test_help_teaches(tmp_path):
-    done = train("--help", cwd=tmp_path, check=False)
-    for text in ("--partition=dirichlet", "--client_fraction", "--target_accuracy", "summary.json"):
-        assert text in done.stdout
+def test_help_shows_the_ten_flags_that_matter_first_and_nothing_of_absl(tmp_path):
+    told = train("--help", cwd=tmp_path).stdout
+    for text in ("--partition=dirichlet:0.1", "fed_prox (mu, ", "summary.json", "--helpfull"):
+        assert text in " ".join(told.split())
+    described, first, *topics = re.split(r"\n\n(?=\S[^\n]*:\n  --)", told)
+    names = [re.findall(r"(?m)^  --(?:\[no\])?(\w+)", part) for part in (first, *topics)]
+    assert names[0][:3] == ["dataset", "partition", "num_clients"]
+    assert len(names[0]) == 10
+    every = [name for part in names for name in part]
+    assert len(set(every)) == len(every) <= 35
+    assert "verbosity" not in every
+    for flag in re.findall(r"--(\w+)[= \n]", described):
+        assert flag in every
 
 
 @pytest.mark.slow
@@ -215,7 +232,7 @@ def state_of(workdir):
 
 @pytest.mark.slow
 def test_a_synthetic_population_trains_and_its_placement_is_no_setting(tmp_path):
-    flags = ("--dataset=synthetic", "--num_clients=60", "--num_examples=300", "--model=small_word_lstm")
+    flags = ("--dataset=synthetic:num_examples=300", "--num_clients=60", "--model=small_word_lstm")
     flags += ("--num_rounds=2", "--local_epochs=1", "--workdir=w")
     done = train(*flags, "--data_placement=host", cwd=tmp_path)
     assert "300 examples of 60 clients" in done.stderr

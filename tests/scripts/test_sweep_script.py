@@ -13,7 +13,13 @@ from script_runs import SCRIPTS, loaded, refusal
 
 SETTINGS = ("--model=logistic", "--num_rounds=6", "--client_lrs=0.05,0.1,1e38", "--seeds=0,1")
 FLAGS = (*SETTINGS, "--local_epochs=1,2", "--batch_sizes=10", "--target_accuracy=0.58", "--workdir=w")
-TRAIN = ("--model=logistic", "--num_rounds=6", "--client_lr=0.1", "--seed=1", "--partition_seed=0")
+TRAIN = (
+    "--model=logistic",
+    "--num_rounds=6",
+    "--client_lr=0.1",
+    "--seed=1",
+    "--partition=shards:2,seed=0",
+)
 TRAIN += ("--local_epochs=1", "--target_accuracy=0.58", "--workdir=train")
 NAMES = ("C0.1-E1-B10", "C0.1-E2-B10")
 
@@ -202,7 +208,12 @@ REFUSED = {
     "--lr_grid=0.1:1": "--lr_grid=0.1:1; wanted first:last:per_decade",
     "--lr_grid=": "--lr_grid=: wanted a name",
     "--lr_grid=0.1:1:3 --client_lrs=0.1": "--client_lrs and --lr_grid exclude each other",
-    "--lr_grid=1e30:1e38:3 --lr_decay=1.5": "--lr_decay=1.5 makes the clients' rate exceed",
+    "--lr_grid=1e30:1e38:3 --algorithm=fed_avg:lr_decay=1.5": "lr_decay=1.5 of --algorithm makes",
+    "--algorithm=fed_sgd": "--algorithm=fed_sgd has no local epochs and batches to sweep",
+    "--algorithm=sgd": "--algorithm=sgd has no local epochs and batches to sweep",
+    "--algorithm=fed_buff:20,10": "--algorithm=fed_buff draws cohorts of its own",
+    "--algorithm=ifca:2": "--algorithm=ifca trains several models",
+    "--algorithm=fed_prox:mu=-1": "--algorithm=fed_prox:mu=-1: mu is -1.0",
     "--most_rates=0": "--most_rates=0: wanted a whole number from 1",
     "--seeds=0,4294967296": "--seeds holds '4294967296'; wanted a whole number from 0 to 4294967295",
     "--seeds=0,1,0": "--seeds holds 0 twice",
@@ -214,9 +225,9 @@ REFUSED = {
     "--target_accuracy=1.5": "--target_accuracy=1.5: wanted a number above 0, at most 1",
     "--num_rounds=0": "--num_rounds=0: wanted a whole number from 1 to 2147483647",
     "--plot_axis=byte": "--plot_axis=byte: value should be one of <rounds|bytes|seconds>",
-    "--down_mbps=0": "--down_mbps=0: wanted a number from 1e-06 to 1e+12",
+    "--link=down_mbps=0": "down_mbps is 0.0; wanted megabits per second, above 0",
     "--workdir=/dev/null": "--workdir=/dev/null: /dev/null is not a folder",
-    "--mesh_runs=2 --mesh_clients=2": "leave out mesh_runs or mesh_clients",
+    "--mesh=2,2": "--mesh=2,2: a mesh of 2 times 2 does not divide the 2 devices",
     "--dataset=graphical_model --model=logistic": "--algorithm=dynamic_averaging only",
 }
 
