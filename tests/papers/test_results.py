@@ -20,11 +20,7 @@ CELLS = RACED | {
 OF_THREE_DIGITS = {
     "figure4-cifar-iid-C0.1-E1-Binf",
     "figure4-cifar-iid-C0.1-E5-B50",
-    "loss-cnn-iid-C0.1-E20-B10",
-    "loss-cnn-iid-C0.1-E5-B10",
-    "loss-cnn-noniid-C0.1-E1-Binf",
     "lstm-noniid-C0.1-E5-B10",
-    "word-noniid-m200-E1-B8",
     "word-noniid-m200-E1-Binf",
 }
 
