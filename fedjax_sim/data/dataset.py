@@ -19,8 +19,8 @@ class Dataset:
     Attributes:
       examples: the columns that a model reads. `"x"`: features `[n, ...]`; images are uint8 `[n,
         height, width, channels]`. `"y"`: int32 labels in `[0, num_classes)`, `[n]`, or `[n, ...]` for
-        several per row. More columns are allowed.
-      num_classes: number of labels.
+        several per row, or floats for a regression. More columns are allowed.
+      num_classes: number of labels; None if `"y"` holds floats.
       name: name shown in descriptions and errors.
       keys: facts about rows that no model reads, such as the `"writer"` of a digit: integers or
         strings `[n]`, as NumPy or object arrays. They decide which client owns a row (see `natural`)
@@ -32,7 +32,7 @@ class Dataset:
     """
 
     examples: dict[str, np.ndarray]
-    num_classes: int
+    num_classes: int | None
     name: str = "arrays"
     keys: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -41,10 +41,11 @@ class Dataset:
         if missing:
             raise ValueError(
                 f"{self.name}: examples have columns {sorted(self.examples)}, without {missing}; "
-                "give the features as 'x' and the integer labels as 'y'."
+                "give the features as 'x', and the integer labels, or floats to predict, as 'y'."
             )
-        count = self.num_classes
-        if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 1:
+        count, is_integer = self.num_classes, isinstance(self.num_classes, int | np.integer)
+        has_classes = count is not None or np.asarray(self.examples["y"]).dtype.kind != "f"
+        if has_classes and (not is_integer or isinstance(count, bool) or count < 1):
             raise ValueError(f"{self.name}: num_classes is {count!r}; wanted an integer of at least 1.")
         examples = {k: _stored(self.name, k, np.asarray(v)) for k, v in self.examples.items()}
         keys = {k: _stored_key(self.name, k, np.asarray(v)) for k, v in self.keys.items()}
@@ -57,8 +58,9 @@ class Dataset:
                     f"{self.name}: column {column!r} has {len(array)} rows and column 'x' has "
                     f"{rows}; every column needs one entry per example."
                 )
-        _check_labels(self.name, examples["y"], self.num_classes)
-        examples["y"] = examples["y"].astype(np.int32, copy=False)
+        if has_classes:
+            _check_labels(self.name, examples["y"], self.num_classes)
+            examples["y"] = examples["y"].astype(np.int32, copy=False)
         object.__setattr__(self, "examples", examples)
         object.__setattr__(self, "keys", keys)
 
@@ -68,13 +70,15 @@ class Dataset:
     def __repr__(self) -> str:
         kinds = [f"{name} {c.dtype}{list(c.shape[1:])}" for name, c in self.examples.items()]
         columns, keys = ", ".join(kinds), "".join(f", by {key}" for key in self.keys)
-        return f"<{self.name}: {len(self):,} examples of {columns}, {self.num_classes} classes{keys}>"
+        classes = "" if self.num_classes is None else f", {self.num_classes} classes"
+        return f"<{self.name}: {len(self):,} examples of {columns}{classes}{keys}>"
 
     def _repr_html_(self) -> str:
         columns = [
             (f"column {name}", f"{c.dtype}{list(c.shape[1:])}") for name, c in self.examples.items()
         ]
-        lines = [("examples", f"{len(self):,}"), ("classes", self.num_classes), *columns]
+        classes = [] if self.num_classes is None else [("classes", self.num_classes)]
+        lines = [("examples", f"{len(self):,}"), *classes, *columns]
         return html.table(self.name, lines + [("key", key) for key in self.keys])
 
 
@@ -89,17 +93,17 @@ def from_arrays(
 
     Args:
       x: features `[n, ...]`; uint8 images stay uint8, since a task decodes them on the device.
-      y: integer labels `[n]`.
+      y: integer labels `[n]`, or floats `[n]` or `[n, m]` for a regression.
       num_classes: number of labels, by default the largest label plus one; give it if the rows may
-        lack the last class, as a small test set can.
+        lack the last class, as a small test set can. Floats have none.
       keys: columns `[n]` that decide ownership, such as `{"writer": writers}`.
       name: name shown in descriptions and errors.
 
     Raises:
       ValueError: a column is unusable, see `Dataset`.
     """
-    if num_classes is None:
-        y = np.asarray(y)
+    y = np.asarray(y)
+    if num_classes is None and y.dtype.kind != "f":
         _check_integers(name, y)
         num_classes = int(y.max(initial=0)) + 1
     return Dataset({"x": x, "y": y}, num_classes=num_classes, name=name, keys=dict(keys or {}))

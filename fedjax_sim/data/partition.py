@@ -263,9 +263,14 @@ def row_labels(dataset: Dataset) -> np.ndarray:
     """Returns the labels `[n]`.
 
     Raises:
-      ValueError: there are several labels per row.
+      ValueError: there are several labels per row, or floats.
     """
     labels = dataset.examples["y"]
+    if labels.dtype.kind == "f":
+        raise ValueError(
+            f"{dataset.name}: 'y' holds floats, and dividing by label needs integer labels; use iid, "
+            "lognormal or natural instead."
+        )
     if labels.ndim != 1:
         raise ValueError(
             f"{dataset.name}: labels have shape {labels.shape}; dividing by label needs [n], one "

@@ -160,7 +160,7 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
     Returns:
       True if the plot was written.
     """
-    if data.num_classes > _MOST_LABELS:
+    if (data.num_classes or 0) > _MOST_LABELS:
         return False
     histogram = data.label_histogram()
     shown = np.arange(len(histogram))

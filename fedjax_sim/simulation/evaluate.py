@@ -154,33 +154,35 @@ def evaluator(
 
 
 def each_client_evaluator(
-    task: Task, data: Any, *, layout: Layout | None = None
+    task: Task, data: Any, *, metric: str = "accuracy", layout: Layout | None = None
 ) -> Callable[[Params], np.ndarray]:
     """Returns a function that evaluates the model on each client's own examples.
 
     Args:
-      task: task with a metric "accuracy".
+      task: task with the metric.
       data: a `FederatedData`.
+      metric: one of the task's metrics that are numbers.
       layout: devices that share the work; all of them by default.
 
     Returns:
-      A function from params to `[N]` float64, NaN for a client without data.
+      A function from params to `[N]` float64, in the order of `data.client_ids`, NaN for a client
+      without data.
 
     Raises:
       ValueError: there are no examples, or no such metric.
     """
-    return _of_each_client(task, data, layout)[0]
+    return _of_each_client(task, data, metric, layout)[0]
 
 
 def _of_each_client(
-    task: Task, data: Any, layout: Layout | None
+    task: Task, data: Any, metric: str, layout: Layout | None
 ) -> tuple[Callable[[Params], np.ndarray], RowMetrics]:
     """Returns the function of `each_client_evaluator`, and the rows that it evaluates."""
     rows, by_client = _rows_of_clients(task, data, layout)
-    rows.check_has("accuracy")
+    rows.check_has(metric)
 
     def evaluate(params: Params) -> np.ndarray:
-        total, count = (by_client(part) for part in rows(params)["accuracy"])
+        total, count = (by_client(part) for part in rows(params)[metric])
         return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
 
     return evaluate, rows
@@ -199,22 +201,24 @@ def _rows_of_clients(
 
 
 def client_evaluator(
-    task: Task, data: Any, *, layout: Layout | None = None
+    task: Task, data: Any, *, metric: str = "accuracy", layout: Layout | None = None
 ) -> Callable[[Params], dict[str, float]]:
-    """Returns an evaluation of accuracy's spread over clients with data; see `each_client_evaluator`.
+    """Returns an evaluation of a metric's spread over clients with data; see `each_client_evaluator`.
 
     Returns:
-      A function of params with results "client_accuracy_min", "_p10", "_median", "_p90", "_max".
+      A function of params with results "client_accuracy_min", "_p10", "_median", "_p90", "_max", or those
+      of another metric.
     """
-    of_each, rows = _of_each_client(task, data, layout)
+    of_each, rows = _of_each_client(task, data, metric, layout)
     points = {"min": 0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1}
 
     def evaluate(params: Params) -> dict[str, float]:
         values = np.nanquantile(of_each(params), list(points.values()))
-        return {f"client_accuracy_{name}": float(v) for name, v in zip(points, values, strict=True)}
+        return {f"client_{metric}_{name}": float(v) for name, v in zip(points, values, strict=True)}
 
     owners = programs.digest_arrays(np.asarray(data.offsets))
-    return Evaluation(evaluate, rows, f"clients-{owners}")
+    kind = "clients" if metric == "accuracy" else f"clients-{metric}"
+    return Evaluation(evaluate, rows, f"{kind}-{owners}")
 
 
 def cluster_evaluator(

@@ -346,3 +346,15 @@ class TestAssignment:
     def test_refuses_offsets_that_do_not_fit(self, offsets, message):
         with pytest.raises(ValueError, match=message):
             Assignment(np.arange(3), np.array(offsets), np.arange(len(offsets) - 1))
+
+
+def test_floats_to_predict_are_divided_but_not_by_label():
+    x = np.arange(12, dtype=np.float32).reshape(6, 2)
+    whole = from_arrays(x, x @ np.float64([1, 2]))
+    assert whole.num_classes is None
+    assert "classes" not in repr(whole) + whole._repr_html_()
+    clients = federate(whole, iid(num_clients=3, seed=0))
+    assert clients.examples["y"].dtype == np.float32
+    assert sorted(clients.examples["y"].tolist()) == (x @ np.float32([1, 2])).tolist()
+    with pytest.raises(ValueError, match="'y' holds floats, and dividing by label needs integer labels"):
+        federate(whole, dirichlet(num_clients=3, alpha=1.0))

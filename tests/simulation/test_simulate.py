@@ -146,6 +146,19 @@ def test_accuracy_of_each_client(task, data):
     assert spread["client_accuracy_median"] == pytest.approx(np.nanmedian(values))
 
 
+def test_another_metric_of_each_client(task, data):
+    params, where = task.init(jax.random.key(0)), toys.layout()
+    losses = np.asarray(task.metrics(params, data.examples)["loss"][0])
+    owned = np.split(losses[: data.offsets[-1]], data.offsets[1:-1])
+    wanted = [own.mean() if len(own) else np.nan for own in owned]
+    found = fs.simulation.each_client_evaluator(task, data, metric="loss", layout=where)(params)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    spread = fs.simulation.client_evaluator(task, data, metric="loss", layout=where)(params)
+    assert spread["client_loss_max"] == pytest.approx(np.nanmax(wanted))
+    with pytest.raises(ValueError, match="no metric 'f1'; its metrics are accuracy, loss"):
+        fs.simulation.client_evaluator(task, data, metric="f1", layout=where)
+
+
 def test_stop_at_ends_at_the_first_evaluation_that_reaches_it(task, data):
     longest = run(task, data, num_rounds=30)
     curve = [row["test_accuracy"] for row in longest.rows]
