@@ -103,7 +103,7 @@ def from_arrays(
       ValueError: a column is unusable, see `Dataset`.
     """
     y = np.asarray(y)
-    if num_classes is None and y.dtype.kind != "f":
+    if num_classes is None and (y.dtype.kind != "f" or _is_one_hot(y)):
         _check_integers(name, y)
         num_classes = int(y.max(initial=0)) + 1
     return Dataset({"x": x, "y": y}, num_classes=num_classes, name=name, keys=dict(keys or {}))
@@ -142,6 +142,11 @@ def _check_labels(name: str, labels: np.ndarray, num_classes: int) -> None:
     in_range = (labels >= 0) & (labels < num_classes)
     wanted = f"labels from 0 to {num_classes - 1}; check num_classes, or renumber the labels"
     _check_rows(name, "y", labels, in_range, wanted)
+
+
+def _is_one_hot(labels: np.ndarray) -> bool:
+    wide = labels.ndim == 2 and labels.shape[1] > 1
+    return wide and bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())
 
 
 def _check_integers(name: str, labels: np.ndarray) -> None:

@@ -206,8 +206,8 @@ def client_evaluator(
     """Returns an evaluation of a metric's spread over clients with data; see `each_client_evaluator`.
 
     Returns:
-      A function of params with results "client_accuracy_min", "_p10", "_median", "_p90", "_max", or those
-      of another metric.
+      A function of params with results "client_accuracy_min", "_p10", "_median", "_p90", "_max", or with
+      those of another metric.
     """
     of_each, rows = _of_each_client(task, data, metric, layout)
     points = {"min": 0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1}
