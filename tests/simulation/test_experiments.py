@@ -92,6 +92,14 @@ def test_what_cannot_be_extended_says_why(task, data):
         copied.extend(1)
 
 
+@pytest.fixture(autouse=True)
+def pythons_own_handler_of_ctrl_c():
+    """Jobs in the background and tests of scripts have another one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupting(task, calls, *at):
     """An evaluation during which the user presses Ctrl-C at these calls."""
     evaluate = fs.evaluator(task, toys.dataset(31, seed=9), layout=toys.layout())
