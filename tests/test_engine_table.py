@@ -197,7 +197,7 @@ def check_against_one_lane(name, lanes, devices):
     [
         ("fed_avg", 3, 1),
         ("fed_avg, once", 1, 2),
-        ("fed_avg, never", 4, 2),
+        pytest.param("fed_avg, never", 4, 2, marks=pytest.mark.slow),
         ("fed_avg, B=inf", 4, 1),
         ("fed_sgd", 3, 2),
         ("fed_sgd, uniform", 1, 1),

@@ -39,6 +39,7 @@ def benchmark():
         ("normal", 1, 10, 0),
     ],
 )
+@pytest.mark.slow
 def test_the_initialisations_are_those_they_are_named_after(benchmark, init, deviation, most, bias):
     module, _ = benchmark.MODELS["2nn"]
     task = benchmark.network(module, benchmark.INITS[init], benchmark.INPUTS["unit"])

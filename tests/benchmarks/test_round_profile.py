@@ -32,6 +32,7 @@ def test_operations_are_listed_by_time(tmp_path):
         assert f"| {row['operations'][0]['name']} |" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_unknown_model_is_refused():
     done = profile("--rounds=3nn:2")
     assert done.returncode == 1

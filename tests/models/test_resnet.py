@@ -86,6 +86,7 @@ def by_parts(params, x):
     return x.mean(axis=(1, 2)) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
 
 
+@pytest.mark.slow
 def test_the_network_is_its_parts():
     x = random(0, 2, 8, 8, 3)
     params = TINY.init(jax.random.key(1), x)["params"]

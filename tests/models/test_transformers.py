@@ -102,7 +102,7 @@ def by_equations(params, x, heads, causal):
     return x + dense(hidden, params["Dense_3"])
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_block_is_its_equations(causal):
     block, x = Block(heads=2, causal=causal), random(0, 2, 5, 8)
     params = block.init(jax.random.key(1), x)["params"]
@@ -112,6 +112,7 @@ def test_a_block_is_its_equations(causal):
     toys.assert_close(np.asarray(got), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_patches_are_those_of_a_convolution():
     module = fs.models.ViT(num_classes=3, patch=2, layers=1, width=4, heads=2)
     images = random(0, 2, 6, 4, 3)

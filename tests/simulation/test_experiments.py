@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 scaffold = functools.cache(scaffold)  # so that tests share what is compiled
 
 
-@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.parametrize("placement", [pytest.param("device", marks=pytest.mark.slow), "host"])
 def test_an_extended_run_is_one_longer_run_to_the_bit(task, data, placement):
     settings = {"eval_every": 2}
     short = simulate(scaffold(task), data, placement, num_rounds=4, **settings)

@@ -75,7 +75,7 @@ def test_a_sweep_told_not_to_go_on_continues_where_it_was(
 
 
 @pytest.mark.parametrize("cores", [5, 0], ids=["cores", "stacked"])
-@pytest.mark.parametrize("seconds", [0.0, 1000.0])
+@pytest.mark.parametrize("seconds", [pytest.param(0.0, marks=pytest.mark.slow), 1000.0])
 def test_a_killed_sweep_ends_to_the_bit_as_one_that_was_not(
     task, data, tmp_path, monkeypatch, cores, seconds
 ):

@@ -93,7 +93,8 @@ def test_sweeps_show_the_same(algorithm, data, stacked):
     assert (norms(swept.runs[1].rows)[-1] != norms(expected.rows)[-1]).any()
 
 
-@pytest.mark.parametrize("placement", [pytest.param("device", marks=pytest.mark.slow), "host"])
+@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.slow
 def test_a_longer_run_continues_with_its_view(algorithm, data, tmp_path, placement):
     expected = run(algorithm, data, num_rounds=5, data_placement=placement)
     run(algorithm, data, num_rounds=3, data_placement=placement, workdir=tmp_path)
