@@ -86,7 +86,7 @@ def check_rates(rates: Mapping[str, float]) -> None:
     """
     for name, value in rates.items():
         if not _is_number(value) or not 0 <= as_float(name, value) < math.inf:
-            raise ValueError(f"{name} is {value}; wanted a finite number, at least 0")
+            raise ValueError(f"{name} is {value!r}; wanted a finite number, at least 0")
         if value > _LARGEST_FLOAT32:
             raise ValueError(
                 f"{name} is {value}; wanted at most {_LARGEST_FLOAT32:.3g}, the largest float32"

@@ -263,3 +263,9 @@ class Algorithm(NamedTuple):
     cohorts: Any = None
     check_cohort: Callable[[Cohort], None] = _without_lag
     errors: Mapping[str, str] = types.MappingProxyType({})
+
+    def __repr__(self) -> str:
+        fixed = dict(self.settings)
+        name = fixed.pop("algorithm", "an algorithm")
+        told = {**self.hparams, **{k: v for k, v in fixed.items() if isinstance(v, str | int | float)}}
+        return f"<{name}: {', '.join(f'{k}={v}' for k, v in told.items())}>"

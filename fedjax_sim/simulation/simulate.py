@@ -13,7 +13,13 @@ from fedjax_sim.simulation.callbacks import Callbacks
 from fedjax_sim.simulation.cohorts import choose_sampler
 from fedjax_sim.simulation.result import Result
 from fedjax_sim.simulation.run import Run
-from fedjax_sim.simulation.validation import EvaluationFn, as_evaluators, merge_hparams
+from fedjax_sim.simulation.validation import (
+    EvaluationFn,
+    as_evaluators,
+    check_key,
+    check_kinds,
+    merge_hparams,
+)
 
 
 def simulate(
@@ -104,6 +110,8 @@ def simulate(
       OutOfMemoryError: a device's memory does not hold the lanes.
       ProcessLostError: another process of the job has ended.
     """
+    check_kinds(algorithm, data)
+    check_key(key)
     run = Run(
         algorithm,
         data,

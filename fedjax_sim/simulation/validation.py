@@ -21,15 +21,55 @@ _MOST_SLOTS = 2**30
 _IDLE = 1.05  # factor by which idle lanes may increase the work of a round
 
 
+def check_kinds(algorithm: Any, data: Any) -> None:
+    """Checks that the first two arguments of a run are an algorithm and a federation.
+
+    Raises:
+      ValueError: one of them is something else.
+    """
+    if not isinstance(algorithm, Algorithm):
+        raise ValueError(
+            f"algorithm is a {type(algorithm).__name__}; wanted an fs.Algorithm, such as "
+            "fs.fed_avg(...), before the data"
+        )
+    if not hasattr(data, "offsets"):
+        make = "from_clients(data)" if isinstance(data, Mapping) else "federate(data, partition)"
+        raise ValueError(
+            f"data is a {type(data).__name__}; wanted a FederatedData: fs.data.{make} makes one"
+        )
+
+
+def check_key(key: Any) -> None:
+    """Checks that a run's key is one PRNG key.
+
+    Raises:
+      ValueError: it is something else, such as a seed.
+    """
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    is_new = shape == () and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    is_old = dtype == jnp.uint32 and len(shape) == 1  # of jax.random.PRNGKey
+    if not (is_new or is_old):
+        got = repr(key)[:40] if dtype is None else f"{dtype}{list(shape)}"
+        raise ValueError(f"key is {got}; wanted one PRNG key, such as jax.random.key(0)")
+
+
 def as_evaluators(
     evaluate: EvaluationFn | Sequence[EvaluationFn], stop_at: float | None
 ) -> tuple[EvaluationFn, ...]:
     """Returns the evaluations as a tuple.
 
     Raises:
-      ValueError: `stop_at` is not in (0, 1], or there is no evaluation to compare with it.
+      ValueError: an evaluation is no function, `stop_at` is not in (0, 1], or there is no evaluation to
+        compare with it.
     """
-    evaluators = (evaluate,) if callable(evaluate) else tuple(evaluate)
+    is_one = callable(evaluate) or not np.iterable(evaluate)
+    evaluators = (evaluate,) if is_one else tuple(evaluate)
+    for evaluator in evaluators:
+        if not callable(evaluator):
+            raise ValueError(
+                f"evaluate holds a {type(evaluator).__name__}; wanted functions of params, such as "
+                "fs.evaluator(task, data)"
+            )
     if stop_at is not None and not 0 < stop_at <= 1:
         raise ValueError(f"the target accuracy is {stop_at}; wanted a share in (0, 1]")
     if stop_at is not None and not evaluators:

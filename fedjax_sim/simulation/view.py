@@ -104,8 +104,16 @@ def results_of(evaluation: EvaluationFn, view: View) -> dict[str, Any]:
     """Returns the results of an evaluation as JSON values: floats, and arrays as lists of them.
 
     In lists None stands for NaN, which says that there is no value.
+
+    Raises:
+      ValueError: the evaluation does not return a dict.
     """
     results = evaluation(view if is_of_view(evaluation) else view.params)
+    if not isinstance(results, Mapping):
+        raise ValueError(
+            f"an evaluation returned a {type(results).__name__}; wanted a dict of floats, such as "
+            '{"test_accuracy": 0.97}'
+        )
     return {name: _as_json(value) for name, value in results.items()}
 
 

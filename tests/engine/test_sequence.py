@@ -76,9 +76,7 @@ def test_a_pull_draws_a_clients_model_to_the_shared_one(task, data):
     toys.assert_close(v_2, v, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("lanes", "devices"), [pytest.param(3, 1, marks=pytest.mark.slow), (4, 2)]
-)
+@pytest.mark.parametrize(("lanes", "devices"), [pytest.param(3, 1, marks=pytest.mark.slow), (4, 2)])
 def test_lanes_and_devices_change_rounding_alone(task, data, lanes, devices):
     algorithm = personal(task, pull=0.5)
     expected, info = toys.play(algorithm, data, rounds=2)

@@ -292,3 +292,32 @@ def test_a_full_disk_is_told_wherever_it_shows(tmp_path):
         with pytest.raises(type(error)) as same:
             fail(error)
         assert same.value is error
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": 0}, r"key is 0; wanted one PRNG key, such as jax.random.key\(0\)"),
+        ({"key": jax.random.split(jax.random.key(0))}, r"key is key<fry>\[2\]; wanted one PRNG key"),
+        ({"data": {"ann": ([0.0], [1])}}, r"data is a dict; .* fs.data.from_clients\(data\) makes one"),
+        ({"data": toys.dataset(3)}, r"data is a Dataset; .* fs.data.federate\(data, partition\) makes"),
+        ({"algorithm": "fed_avg"}, "algorithm is a str; wanted an fs.Algorithm"),
+        ({"evaluate": 3.0}, r"evaluate holds a float; wanted functions of params, such as fs.evaluator"),
+        ({"evaluate": lambda params: 0.9}, "an evaluation returned a float; wanted a dict of floats"),
+    ],
+)
+def test_what_other_libraries_take_is_refused_with_what_to_write(task, data, change, message):
+    algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)
+    given = {"algorithm": algorithm, "data": data, "key": jax.random.key(0), "num_rounds": 1} | change
+    with pytest.raises(ValueError, match=message):
+        fs.simulate(given.pop("algorithm"), given.pop("data"), **given)
+
+
+def test_keys_of_either_kind_are_taken(task, data):
+    algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)
+    assert repr(algorithm).startswith("<fed_avg: client_lr=0.1, server_lr=1.0")
+    old, new = (
+        fs.simulate(algorithm, data, key=key, num_rounds=1)
+        for key in (jax.random.PRNGKey(3), jax.random.key(3))
+    )
+    toys.assert_same(old.params, new.params)
