@@ -36,7 +36,7 @@ LONGEST_FIRST = (
 def pytest_configure(config):
     """Without XLA's fusion emitters, programs compile in half the time.
 
-    Slow tests keep them, and so does `XLA_FLAGS= pytest`, by which CI tests other versions of JAX.
+    Slow tests keep them, and so does `XLA_FLAGS= pytest`.
     """
     quick = "--xla_cpu_use_fusion_emitters=false"
     if "XLA_FLAGS" not in os.environ and config.option.markexpr == "not slow" and _is_known(quick):

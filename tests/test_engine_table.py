@@ -25,7 +25,7 @@ SIZES = np.random.default_rng(5).permutation([*range(24), 63, 0, *range(4, 20)])
 COHORT = [k for k in np.random.default_rng(6).permutation(len(SIZES)).tolist() if k not in (8, 30)]
 LEARNERS = (9, 4, 13, 7, 5, 11, 6, 10)
 BATCHES = (2, 3, 1, 3, 2, 2, 3, 1)
-LAYOUTS = [(lanes, devices) for devices in (1, 2) for lanes in (1, 3, 4, 16)]
+LAYOUTS = [(1, 1), (3, 1), (3, 2), (4, 2), (16, 2)]  # lanes and devices
 momentum = functools.partial(optax.sgd, momentum=0.8)
 
 

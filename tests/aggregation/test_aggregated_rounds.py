@@ -249,7 +249,7 @@ def test_a_chain_is_refused_or_runs(linear, data, stages, end):
 @pytest.mark.slow
 @CASES
 @settings(
-    max_examples=100,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

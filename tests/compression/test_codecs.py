@@ -164,7 +164,7 @@ def test_a_packed_message_is_as_long_as_the_ledger_says(shapes, dtype, codec, se
 
 @pytest.mark.slow
 @given(shapes=st.lists(SHAPES, min_size=1, max_size=3), **CASES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_packed_message_is_as_long_as_the_ledger_says(shapes, dtype, codec, seed):
     check_packing(shapes, dtype, *codec, seed)
 
