@@ -109,7 +109,7 @@ def test_rates_are_numbers_of_any_kind(task):
     for rate in (1, np.float32(0.5), jnp.float32(0.5)):
         fs.fed_sgd(task, client_lr=rate)
     for rate in ("0.5", True):
-        with pytest.raises(ValueError, match=f"client_lr is {rate}; wanted a finite number"):
+        with pytest.raises(ValueError, match=f"client_lr is {rate!r}; wanted a finite number"):
             fs.fed_sgd(task, client_lr=rate)
 
 
