@@ -115,7 +115,7 @@ def sent_less_with_a_larger_delta(names):
     return sent[0] > sent[1] >= sent[2] == 0
 
 
-# What holds after a page's examples, beyond that they run.
+# Each page's examples must run; this must hold afterwards.
 OUTCOMES = {
     "docs/how_to/aggregation.md": lambda names: (
         0 < names["compressed"].rows[-1]["bytes_up"] < names["compressed"].rows[-1]["bytes_down"] / 20
@@ -178,7 +178,7 @@ def test_links_lead_somewhere(page):
 
 
 def exists(dotted):
-    """Whether a name of the package exists, such as `data.load`."""
+    """Returns whether the package has a name such as `data.load`."""
     found = fs
     for name in dotted.split("."):
         found = getattr(found, name, None)

@@ -124,7 +124,7 @@ class WandbLogger(Callback):
         if not processes.is_first():
             return
         self._run = self._wandb.init(**self._settings)
-        # Of a continued W&B run, `step` is the next one; steps before it cannot be logged again.
+        # In a continued W&B run, `step` is the next one; W&B takes no earlier step again.
         first = self._run.step if self._run.resumed else 0
         for row in rows:
             if row["round"] >= first:

@@ -113,9 +113,9 @@ class Blocks:
 
     def _play(self, state, data, keys, done, count, capacity, drawn=None) -> tuple[Any, Any]:
         about = (keys, np.int32(done), np.int32(count), self._consts, drawn or self.drawn)
-        return self._run(_rounds, capacity, state, data, *about)
+        return self._execute(_rounds, capacity, state, data, *about)
 
-    def _run(self, rounds: Callable, capacity: int, *arguments: Any) -> tuple[Any, Any]:
+    def _execute(self, rounds: Callable, capacity: int, *arguments: Any) -> tuple[Any, Any]:
         """Runs a block by a program that an algorithm made anew shares with its likes."""
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(arguments))
         if (rounds, capacity, shapes) not in self._programs:
@@ -146,7 +146,7 @@ class Blocks:
         """
         counts = np.asarray(counts, np.int32)
         about = (keys, np.int32(done), counts, np.int32(counts.max()), self._consts, self.drawn)
-        states, infos = self._run(_stacked_rounds, self.capacity, states, self.data, *about)
+        states, infos = self._execute(_stacked_rounds, self.capacity, states, self.data, *about)
         return states, fetch(infos)
 
     def stack(self, states: list[Any], keys: list[Any]) -> tuple[Any, Any]:

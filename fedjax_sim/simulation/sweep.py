@@ -34,7 +34,6 @@ from fedjax_sim.simulation.validation import (
     check_begins,
     check_counters,
     check_initial_params,
-    check_kinds,
     check_layout,
 )
 
@@ -120,7 +119,6 @@ def sweep(
       DivergenceError: a loss is not finite before any training.
       UnfinishedError: `go_on` returned False; the same call continues the sweep.
     """
-    check_kinds(algorithm, data)
     if go_on is not None and workdir is None:
         raise ValueError("go_on is given without workdir; wanted a workdir, to keep the rounds done")
     if callbacks is not None and stop_at is not None:

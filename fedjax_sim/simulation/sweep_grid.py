@@ -19,6 +19,7 @@ from fedjax_sim.simulation.validation import (
     check_cohort,
     check_counters,
     check_data,
+    check_kinds,
     merge_hparams,
 )
 
@@ -45,8 +46,10 @@ def check_sweep(
       The hyper-parameters and the seed of each run.
 
     Raises:
-      ValueError: a setting is out of range, or a grid is empty or repeats a value.
+      ValueError: an argument is of another kind, a setting is out of range, or a grid is empty or
+        repeats a value.
     """
+    check_kinds(algorithm, data)
     cohorts = choose_sampler(algorithm, client_fraction, clients_per_round, cohorts)
     as_evaluators(evaluate, stop_at)
     hparams = hparams or {}

@@ -300,9 +300,8 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _wanted(accepted: Iterable[Any]) -> str:
-    words = [word for kind, word in _WRITTEN.items() if kind in accepted]
-    if float in accepted:
-        words.remove(_WRITTEN[int]) if int in accepted else None
+    named = {*accepted} - ({int} if float in accepted else set())  # whole numbers are numbers
+    words = [word for kind, word in _WRITTEN.items() if kind in named]
     return " or ".join(words) or "a call"
 
 

@@ -116,7 +116,7 @@ def _patches(x, window, pads):
 
 
 def _gathered_patches(x, window, pads):
-    """Returns the same by a gather: on an H200, 1.2 to 1.9 times as fast as to concatenate."""
+    """Returns the same by a gather: on an H200, products take 0.5 to 0.9 of the time."""
     height, width = _over(x, window, pads)
     x = _padded(x, pads)
     lanes, images, rows, columns, channels = x.shape
