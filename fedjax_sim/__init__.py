@@ -31,6 +31,7 @@ from fedjax_sim.aggregation import aggregate
 from fedjax_sim.algorithms import (
     dynamic_averaging,
     fed_avg,
+    fed_bn,
     fed_buff,
     fed_nova,
     fed_prox,
@@ -48,6 +49,7 @@ from fedjax_sim.core.types import (
     Cohort,
     Layout,
     Task,
+    Variables,
 )
 from fedjax_sim.engine import local_training, train_clients
 from fedjax_sim.runtime import use_all_cores
@@ -82,6 +84,7 @@ __all__ = [
     "Result",
     "SweepResult",
     "Task",
+    "Variables",
     "aggregate",
     "aggregation",
     "algorithms",
@@ -92,6 +95,7 @@ __all__ = [
     "engine",
     "evaluator",
     "fed_avg",
+    "fed_bn",
     "fed_buff",
     "fed_nova",
     "fed_prox",

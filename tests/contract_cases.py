@@ -3,6 +3,7 @@
 import contextlib
 import random
 
+import batch_norm
 import ditto
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ ALGORITHMS = {
         stream="shared",
     ),
     "fed_avg": lambda task: fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4),
+    "fed_bn": lambda task: fs.fed_bn(batch_norm.task(), client_lr=0.1, local_epochs=1, batch_size=4),
     "fed_buff": lambda task: fs.fed_buff(
         task, concurrency=6, buffer=3, client_lr=0.1, local_epochs=1, batch_size=4
     ),

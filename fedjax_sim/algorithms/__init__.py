@@ -3,6 +3,7 @@
 from fedjax_sim.algorithms.common import LocalSGD, ServerState, local_sgd, round_info
 from fedjax_sim.algorithms.dynamic_averaging import AveragingState, dynamic_averaging
 from fedjax_sim.algorithms.fed_avg import fed_avg
+from fedjax_sim.algorithms.fed_bn import fed_bn
 from fedjax_sim.algorithms.fed_buff import fed_buff
 from fedjax_sim.algorithms.fed_nova import fed_nova
 from fedjax_sim.algorithms.fed_prox import fed_prox
@@ -18,6 +19,7 @@ __all__ = [
     "ServerState",
     "dynamic_averaging",
     "fed_avg",
+    "fed_bn",
     "fed_buff",
     "fed_nova",
     "fed_prox",

@@ -22,6 +22,7 @@ from fedjax_sim.engine.optimizers import (
     OptimizerFactory,
     Rate,
     as_factory,
+    descend,
     one_update,
     rate_in_round,
     rate_of,
@@ -107,8 +108,8 @@ def server_step(
 
     A cohort without data has zero `weight`; it only advances the round counter.
     """
-    updates, server = optimizer.update(gradient, state.server, state.params)
-    new = state._replace(params=optax.apply_updates(state.params, updates), server=server)
+    params, server = descend(optimizer, gradient, state.server, state.params)
+    new = state._replace(params=params, server=server)
     new = jax.tree.map(lambda a, b: jnp.where(weight > 0, a, b), new, state)
     return new._replace(round=state.round + 1)
 
@@ -177,19 +178,24 @@ class LocalSGD(NamedTuple):
         return client_rate(state.hparams, state.round, self.client_lr)
 
     def round(
-        self, leave: Callable[..., ClientOutput], rate: Callable[[ServerState], Any] | None = None
+        self,
+        leave: Callable[..., ClientOutput],
+        rate: Callable[[ServerState], Any] | None = None,
+        enter: Callable[..., tuple[Params, Any]] | None = None,
     ) -> Callable[..., Any]:
         """Returns a round whose clients send updates through the aggregator, see `Algorithm.round`.
 
         Args:
           leave: see `train_clients`; `shared` is `(w, rate, view)`, and clients start from `w`.
           rate: function from the state to the clients' rate; by default `client_rate`.
+          enter: see `train_clients`, for clients that start from something else.
         """
+        clients = {"enter": enter, "leave": leave}
 
         def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
             view = view_of(self.aggregator, state)
             shared = (state.params, (rate or self.client_rate)(state), view)
-            result = train_clients(self.work, shared, data, cohort, key=key, leave=leave, own=own)
+            result = train_clients(self.work, shared, data, cohort, key=key, own=own, **clients)
             received = self.aggregator.receive(view, result.message, result.rows, key)
             state = self.server_step(state, received.update, received.weight)
             info = round_info(result, cohort) | received.report

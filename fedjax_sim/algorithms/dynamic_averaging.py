@@ -19,7 +19,7 @@ from fedjax_sim.algorithms.common import client_rate, parts
 from fedjax_sim.algorithms.protocols import Protocol, View
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_choice, check_count, check_rates
-from fedjax_sim.core.task_checks import check_task
+from fedjax_sim.core.task_checks import check_task, refuse_state
 from fedjax_sim.core.types import Algorithm, Client, Cohort, Params, Task
 from fedjax_sim.engine.client import train_step
 from fedjax_sim.engine.gradients import no_losses
@@ -113,6 +113,7 @@ def dynamic_averaging(
         models' shapes differ.
     """
     check_task(task)
+    refuse_state(task, "the distance of two models has no meaning for it; wanted fed_avg")
     rates = rate_of("client_lr", client_lr, optimizer) | {"lr_decay": lr_decay}
     check_rates(rates)
     m, b = check_count("num_learners", num_learners), protocol.period

@@ -13,6 +13,7 @@ import optax
 from fedjax_sim.aggregation import Aggregator
 from fedjax_sim.algorithms.common import ServerState, local_sgd, round_info, view_of
 from fedjax_sim.core import trees
+from fedjax_sim.core.task_checks import check_task, refuse_state
 from fedjax_sim.core.types import Algorithm, Cohort, Task
 from fedjax_sim.engine import train_clients, weigh
 from fedjax_sim.engine.optimizers import OptimizerFactory, Rate, as_factory, check_linear
@@ -47,6 +48,8 @@ def fed_nova(
       ValueError: a setting is out of its range, a rate is given twice or not at all, the client
         optimizer is not linear in its gradients, or the aggregator does not go with the weighting.
     """
+    check_task(task)
+    refuse_state(task, "an update divided by a_k has no meaning for it; wanted fed_avg")
     make_client = as_factory(client_optimizer)
     check_linear(make_client, jax.eval_shape(task.init, jax.random.key(0)))
     training = {"local_epochs": local_epochs, "batch_size": batch_size, "shuffle": shuffle}

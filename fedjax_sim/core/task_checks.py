@@ -22,6 +22,23 @@ def check_task(task: Any) -> None:
         )
 
 
+def refuse_state(task: Task, why: str) -> None:
+    """Refuses a task whose model keeps state.
+
+    Args:
+      task: the task.
+      why: what the state has no meaning for, as a clause.
+
+    Raises:
+      ValueError: the model keeps state.
+    """
+    if task.loss_and_state is not None:
+        raise ValueError(
+            f"the model keeps state beside its parameters, such as BatchNorm's statistics, and {why}; "
+            "or normalise with GroupNorm or LayerNorm, which keep none"
+        )
+
+
 def check_loss(found: Any, num_examples: int) -> Ratio:
     """Returns what `Task.loss` returned for a batch.
 

@@ -25,6 +25,22 @@ RUNS, CLIENTS = "runs", "clients"  # the axes of a mesh of devices
 ABSENT = 2**31 - 1
 
 
+class Variables(NamedTuple):
+    """The parameters of a model that also keeps state, such as BatchNorm's running statistics.
+
+    A gradient of this type holds in `state` the old state minus the new one, so that a step of rate 1
+    along it sets the new state. Clients and the server take that step whatever their optimizers are:
+    clients' states are averaged like their parameters.
+
+    Attributes:
+      params: what optimizers train.
+      state: a pytree of float arrays, which training replaces.
+    """
+
+    params: Any
+    state: Any
+
+
 class Task(NamedTuple):
     """A model and its loss, as pure functions.
 
@@ -43,6 +59,9 @@ class Task(NamedTuple):
         labels are refused before any training. None if unknown.
       predict: `predict(params, batch) -> [B, ...]`, deterministic, such as class probabilities; see
         `simulation.predict`. None without predictions.
+      loss_and_state: `loss_and_state(params, batch, real [B] bool, key) -> ((total, count), state)`, the
+        loss of training and the model's new state, if `params` are `Variables`. Rows that are not real
+        repeat another, and the state must not depend on them. None for a model without state.
     """
 
     init: Callable[[jax.Array], Params]
@@ -50,6 +69,7 @@ class Task(NamedTuple):
     metrics: Callable[[Params, Batch], dict[str, Ratio]]
     num_classes: int | None = None
     predict: Callable[[Params, Batch], jax.Array] | None = None
+    loss_and_state: Callable[[Variables, Batch, jax.Array, jax.Array], tuple[Ratio, Any]] | None = None
 
 
 class Client(NamedTuple):

@@ -24,7 +24,7 @@ from fedjax_sim.engine.gradients import (
     mean_gradient,
     no_losses,
 )
-from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, refuse_schedule
+from fedjax_sim.engine.optimizers import OptimizerFactory, as_factory, descend, refuse_schedule
 from fedjax_sim.engine.work import ClientWork, SteppedWork
 
 SHUFFLES = ("each_epoch", "once", "never")
@@ -168,8 +168,7 @@ def _full_steps(
         def epoch(e, carry):
             params, state, losses = carry
             step, new = whole.run(params, client, jax.random.fold_in(step_key, e))
-            updates, state = optimizer.update(step, state, params)
-            after = optax.apply_updates(params, updates), state, trees.add(losses, new)
+            after = *descend(optimizer, step, state, params), trees.add(losses, new)
             if epochs_of is None:
                 return after
             return jax.tree.map(functools.partial(jnp.where, e < epochs_of(key)), after, carry)
@@ -230,8 +229,7 @@ def train_step(
         params, state, losses, (chosen, real) = carry
         step_key = jax.random.fold_in(key, i)
         direction, new = find(params, take(i, chosen), real, step_key)
-        updates, state = optimizer.update(direction, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = descend(optimizer, direction, state, params)
         # Rows are chosen one step ahead; otherwise XLA would fuse the choice into the gather and repeat
         # it for every feature of every row.
         return params, state, trees.add(losses, new), batch(i + 1)

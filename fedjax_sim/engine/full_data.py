@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import trees
-from fedjax_sim.core.task_checks import check_task
+from fedjax_sim.core.task_checks import check_task, refuse_state
 from fedjax_sim.core.types import Client, Params, Task
 from fedjax_sim.engine.gradients import (
     PIECES,
@@ -20,6 +20,11 @@ from fedjax_sim.engine.gradients import (
     sum_gradient,
 )
 from fedjax_sim.engine.work import ClientWork
+
+_IN_PIECES = (
+    "all examples of a client are processed in pieces, each with statistics of its own; wanted fed_avg "
+    "or another algorithm of batches with a finite batch_size"
+)
 
 
 def full_gradient(task: Task, of_pieces: Callable | None = None) -> ClientWork:
@@ -33,9 +38,10 @@ def full_gradient(task: Task, of_pieces: Callable | None = None) -> ClientWork:
         of a piece; by default `sum_gradient`.
 
     Raises:
-      ValueError: `task` is no task.
+      ValueError: `task` is no task, or its model keeps state.
     """
     check_task(task)
+    refuse_state(task, _IN_PIECES)
     find = functools.partial(sum_gradient, task) if of_pieces is None else of_pieces
 
     def run(params: Params, client: Client, key: jax.Array):
@@ -56,7 +62,12 @@ def full_loss(task: Task) -> ClientWork:
 
     Args:
       task: the model and its loss.
+
+    Raises:
+      ValueError: `task` is no task, or its model keeps state.
     """
+    check_task(task)
+    refuse_state(task, _IN_PIECES)
 
     def run(params: Params, client: Client, key: jax.Array) -> LossSums:
         def of_piece(batch, real, key):

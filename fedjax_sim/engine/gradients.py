@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core import trees
-from fedjax_sim.core.task_checks import check_loss
-from fedjax_sim.core.types import Batch, Params, Task
+from fedjax_sim.core.task_checks import check_loss, described
+from fedjax_sim.core.types import Batch, Params, Task, Variables
 
 # An infinite batch is processed in large pieces, where a matrix product runs near its peak; smaller
 # pieces take the rest, so that little is wasted on a small client.
@@ -33,7 +33,10 @@ def mean_gradient(
 ) -> tuple[Params, LossSums]:
     """Returns the gradient of a batch's mean loss and the batch's sums; see `sum_gradient`."""
     gradient, losses = sum_gradient(task, params, batch, real, key)
-    return trees.scale(gradient, 1 / jnp.maximum(losses.count, 1) + _zero_after(gradient)), losses
+    scaled = trees.scale(gradient, 1 / jnp.maximum(losses.count, 1) + _zero_after(gradient))
+    if isinstance(gradient, Variables):
+        scaled = scaled._replace(state=gradient.state)
+    return scaled, losses
 
 
 def sum_gradient(
@@ -49,10 +52,25 @@ def sum_gradient(
       key: PRNG key for the task.
 
     Returns:
-      The gradient, shaped like `params`, and the sums over the real rows.
+      The gradient, shaped like `params`, and the sums over the real rows; for the state of a model, see
+      `Variables`.
     """
+    if task.loss_and_state is None:
+        return jax.grad(lambda params: loss_sums(task, params, batch, real, key), has_aux=True)(params)
 
-    return jax.grad(lambda params: loss_sums(task, params, batch, real, key), has_aux=True)(params)
+    if not isinstance(params, Variables):
+        raise ValueError(
+            f"the task has loss_and_state, but its parameters are {described(params)}; wanted "
+            "fs.Variables(params, state)"
+        )
+
+    def with_state(params: Variables):
+        ratio, state = task.loss_and_state(params, batch, real, key)
+        total, losses = _sums(ratio, real)
+        return total, (losses, state)
+
+    gradient, (losses, state) = jax.grad(with_state, has_aux=True)(params)
+    return gradient._replace(state=trees.subtract(params.state, state)), losses
 
 
 def loss_sums(
@@ -63,7 +81,11 @@ def loss_sums(
     Raises:
       ValueError: the task's loss returns something else than a total and a count for each row.
     """
-    total, count = check_loss(task.loss(params, batch, key), len(real))
+    return _sums(task.loss(params, batch, key), real)
+
+
+def _sums(ratio: Any, real: jax.Array) -> tuple[jax.Array, LossSums]:
+    total, count = check_loss(ratio, len(real))
     total, count = (jnp.sum(jnp.where(real, column, 0)) for column in (total, count))
     losses = LossSums(
         total.astype(jnp.float32), count.astype(jnp.float32), jnp.sum(real, dtype=jnp.int32)

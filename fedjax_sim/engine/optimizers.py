@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_rates
+from fedjax_sim.core.types import Variables
 
 OptimizerFactory = Callable[[Any], optax.GradientTransformation]
 Rate = float | optax.Schedule | None  # a schedule takes the round, from 0
@@ -91,6 +93,30 @@ def rate_in_round(
     """
     factor = hparams.get(name, 1.0)
     return factor * jnp.asarray(rate(round), jnp.float32) if callable(rate) else factor
+
+
+def descend(
+    optimizer: optax.GradientTransformation, gradient: Any, state: Any, params: Any
+) -> tuple[Any, Any]:
+    """Takes one step of an optimizer.
+
+    Args:
+      optimizer: the optimizer.
+      gradient: the gradient; a model's own state takes a step of rate 1, see `Variables`.
+      state: the optimizer's state.
+      params: the parameters.
+
+    Returns:
+      The parameters and the optimizer's state after the step.
+    """
+    if not isinstance(params, Variables):
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+    # Zeros, so that the model's state has no part in a clipped norm.
+    trained = gradient._replace(state=trees.zeros_like(gradient.state))
+    updates, state = optimizer.update(trained, state, params)
+    updates = updates._replace(state=trees.scale(gradient.state, -1))
+    return optax.apply_updates(params, updates), state
 
 
 def refuse_schedule(state: Any) -> None:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.core.types import Batch, Params, Task
+from fedjax_sim.core.types import Batch, Ratio, Task
 from fedjax_sim.models.network import Decode, network
 
 
@@ -22,8 +22,14 @@ def classifier(
     The model gets its inputs in the dtype of its parameters; the loss is float32.
 
     A flax module whose `__call__` takes `train`, `training`, `is_training`, `is_train` (True in
-    training) or `deterministic` (False in training) gets that flag; nnx modules are also switched by
-    `train()` and `eval()`. flax's own dropout must then be on in training and off in evaluation.
+    training), `deterministic` or `use_running_average` (False in training) gets that flag; nnx modules
+    are also switched by `train()` and `eval()`. flax's own dropout must then be on in training and off
+    in evaluation, and its BatchNorm use a batch's statistics in training and running ones in evaluation.
+
+    A model that keeps state, such as BatchNorm's running statistics, has parameters of the type
+    `fs.Variables`: the server averages the clients' states as it does their parameters, and `fs.fed_bn`
+    leaves BatchNorm with the clients. Rows that pad a batch repeat another and are left out of
+    BatchNorm's statistics; layers of your own that keep statistics of batches would count them.
 
     Args:
       model: a flax linen module; or a function that takes `nnx.Rngs` and returns a flax nnx module; or a
@@ -41,12 +47,11 @@ def classifier(
       `[B, classes]` as predictions.
 
     Raises:
-      ValueError: the model is of another kind, keeps state beside its parameters (such as running
-        batch statistics, which have no meaning as an average over clients), or does not return
-        one vector of logits per example; or a flax module takes another argument that is required or
-        a bool, or has dropout that stays off in training or on in evaluation.
+      ValueError: the model is of another kind, keeps integers as state, or does not return one vector of
+        logits per example; or a flax module takes another argument that is required or a bool, has
+        dropout that stays off in training or on in evaluation, or BatchNorm that does the opposite.
     """
-    init, outputs, (num_classes,) = network(
+    net = network(
         model,
         input_shape,
         integer_inputs=integer_inputs,
@@ -55,19 +60,12 @@ def classifier(
         fits=lambda shape: len(shape) == 1,
     )
 
-    def loss(params: Params, batch: Batch, key: jax.Array):
-        logits = outputs(params, batch, key)
+    def loss(logits: jax.Array, batch: Batch) -> Ratio:
         total = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
         return total, jnp.ones_like(total)
 
-    def metrics(params: Params, batch: Batch):
-        logits = outputs(params, batch, None)
-        total = optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+    def metrics(logits: jax.Array, batch: Batch) -> dict[str, Ratio]:
         correct = (jnp.argmax(logits, axis=-1) == batch["y"]).astype(jnp.float32)
-        ones = jnp.ones_like(total)
-        return {"accuracy": (correct, ones), "loss": (total, ones)}
+        return {"accuracy": (correct, jnp.ones_like(correct))}
 
-    def predict(params: Params, batch: Batch) -> jax.Array:
-        return jax.nn.softmax(outputs(params, batch, None))
-
-    return Task(init, loss, metrics, num_classes, predict)
+    return net.task(loss, metrics, jax.nn.softmax, num_classes=net.shape[0])

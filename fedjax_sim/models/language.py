@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.core.types import Batch, Params, Task
+from fedjax_sim.core.types import Batch, Ratio, Task
 from fedjax_sim.models.network import network
 from fedjax_sim.models.ops.lstm import LSTM
 
@@ -76,7 +76,7 @@ def language_model(model: Any, length: int, padding: int, unknown: int | None = 
     Raises:
       ValueError: see `classifier`.
     """
-    init, outputs, _ = network(
+    net = network(
         model,
         (length,),
         integer_inputs=True,
@@ -85,34 +85,23 @@ def language_model(model: Any, length: int, padding: int, unknown: int | None = 
         fits=lambda shape: len(shape) == 2 and shape[0] == length,
     )
 
-    def positions(
-        params: Params, batch: Batch, key: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def targets(batch: Batch) -> tuple[jax.Array, jax.Array]:
         y = batch["y"].astype(jnp.int32)
-        real = (y != padding).astype(jnp.float32)
-        return outputs(params, batch, key), y, real
+        return y, (y != padding).astype(jnp.float32)
 
-    def losses(logits: jax.Array, y: jax.Array, real: jax.Array) -> jax.Array:
+    def loss(logits: jax.Array, batch: Batch) -> Ratio:
+        y, real = targets(batch)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, y)
-        return jnp.where(real > 0, each, 0).sum(axis=1)
+        return jnp.where(real > 0, each, 0).sum(axis=1), real.sum(axis=1)
 
-    def loss(params: Params, batch: Batch, key: jax.Array):
-        logits, y, real = positions(params, batch, key)
-        return losses(logits, y, real), real.sum(axis=1)
-
-    def metrics(params: Params, batch: Batch) -> dict[str, Any]:
-        logits, y, real = positions(params, batch, None)
+    def metrics(logits: jax.Array, batch: Batch) -> dict[str, Ratio]:
+        y, real = targets(batch)
         hits = jnp.argmax(logits, axis=-1) == y
         if unknown is not None:
             hits = hits & (y != unknown)
-        correct = jnp.where(hits, real, 0)
-        count = real.sum(axis=1)
-        return {"accuracy": (correct.sum(axis=1), count), "loss": (losses(logits, y, real), count)}
+        return {"accuracy": (jnp.where(hits, real, 0).sum(axis=1), real.sum(axis=1))}
 
-    def predict(params: Params, batch: Batch) -> jax.Array:
-        return jnp.argmax(outputs(params, batch, None), axis=-1)
-
-    return Task(init, loss, metrics, predict=predict)
+    return net.task(loss, metrics, lambda logits: jnp.argmax(logits, axis=-1))
 
 
 def char_lstm(

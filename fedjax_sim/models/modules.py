@@ -1,8 +1,8 @@
-"""Flax modules, linen and nnx, as pure functions with dropout in training only."""
+"""Flax modules, linen and nnx, as pure functions: dropout in training only, state where there is any."""
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,19 +11,32 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fedjax_sim.core import trees
-from fedjax_sim.core.types import Params
-
-_FLAGS = ("train", "training", "is_training", "is_train", "deterministic")
+from fedjax_sim.core.types import Params, Variables
+from fedjax_sim.models.layer_calls import (
+    FLAGS,
+    OFF_IN_TRAINING,
+    check_linen_call,
+    complaint,
+    mask_linen_call,
+    mask_nnx_calls,
+    watch,
+)
 
 
 class Model(NamedTuple):
     """A model as the engine needs it: `init(key) -> params`, `apply(params, x, key) -> outputs`.
 
-    `apply` gets a key in training and None in evaluation, where dropout is off.
+    `apply` gets a key in training and None in evaluation, where dropout is off and BatchNorm uses its
+    running statistics.
+
+    A model that keeps state has parameters of the type `Variables`, and
+    `train(params, x, real [B] bool, key) -> (outputs, state)`, where the state does not depend on what
+    BatchNorm gets for rows that are not real. It is None for other models.
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[[Params, jax.Array, jax.Array | None], jax.Array]
+    train: Callable[[Variables, jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]] | None = None
 
 
 def from_linen(module: nn.Module, example: jax.Array) -> Model:
@@ -34,8 +47,8 @@ def from_linen(module: nn.Module, example: jax.Array) -> Model:
       example: one input `[1, ...]`.
 
     Raises:
-      ValueError: the module keeps state, takes an unknown argument, or has dropout that stays off in
-        training or on in evaluation.
+      ValueError: the module keeps integers as state, takes an unknown argument, has dropout that stays
+        off in training or on in evaluation, or BatchNorm that does the opposite.
     """
     training = _flags(module, training=True)
     evaluation = _flags(module, training=False)
@@ -43,21 +56,38 @@ def from_linen(module: nn.Module, example: jax.Array) -> Model:
     def variables(key):
         return module.init(key, example, **evaluation)
 
-    def init(key):
-        return variables(key).get("params", {})  # a module may have none
+    shapes = jax.eval_shape(variables, jax.random.key(0))
+    kept = sorted(set(shapes) - {"params"})
+    _check_state({name: shapes[name] for name in kept})
 
-    _reject_state(set(jax.eval_shape(variables, jax.random.key(0))) - {"params"})
+    def init(key):
+        made = variables(key)
+        params = made.get("params", {})  # a module may have none
+        return Variables(params, {name: made[name] for name in kept}) if kept else params
+
     abstract = jax.eval_shape(init, jax.random.key(0))
+
+    def collections(params):
+        return {"params": params.params, **params.state} if kept else {"params": params}
 
     def apply(params, x, key):
         if key is None:
-            return module.apply({"params": params}, x, **evaluation)
-        return module.apply({"params": params}, x, rngs={"dropout": key}, **training)
+            return module.apply(collections(params), x, **evaluation)
+        if kept:
+            return train(params, x, jnp.ones(len(x), bool), key)[0]
+        return module.apply(collections(params), x, rngs={"dropout": key}, **training)
+
+    def train(params, x, real, key):
+        with nn.intercept_methods(functools.partial(mask_linen_call, real)):
+            outputs, state = module.apply(
+                collections(params), x, rngs={"dropout": key}, mutable=kept, **training
+            )
+        return outputs, dict(state)
 
     for key in (jax.random.key(0), None):
-        with nn.intercept_methods(functools.partial(_check_linen_call, key is not None)):
+        with nn.intercept_methods(functools.partial(check_linen_call, key is not None)):
             jax.eval_shape(lambda params, key=key: apply(params, example, key), abstract)
-    return Model(init, apply)
+    return Model(init, apply, train if kept else None)
 
 
 def from_nnx(build: Callable[[nnx.Rngs], nnx.Module], example: jax.Array) -> Model:
@@ -69,8 +99,9 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module], example: jax.Array) -> Mod
       example: one input `[1, ...]`.
 
     Raises:
-      ValueError: `build` does not return an nnx module; or the module keeps state, takes an unknown
-        argument, or has dropout that stays off in training or on in evaluation.
+      ValueError: `build` does not return an nnx module; or the module keeps integers as state, takes an
+        unknown argument, has dropout that stays off in training or on in evaluation, or BatchNorm that
+        does the opposite.
     """
     abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
     if not isinstance(abstract, nnx.Module):
@@ -78,15 +109,20 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module], example: jax.Array) -> Mod
             f"the function given as a model returned {type(abstract).__name__}; wanted an nnx module"
         )
     flags = {training: _flags(abstract, training=training) for training in (True, False)}
-    graph, abstract_params, streams, other = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
-    _reject_state({type(variable).__name__ for _, variable in nnx.to_flat_state(other)})
+    graph, _, streams, kept = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+    _check_state({type(leaf).__name__: leaf.get_value() for _, leaf in nnx.to_flat_state(kept)})
+    keeps = bool(jax.tree.leaves(kept))
 
     def init(key):
-        return nnx.split(build(nnx.Rngs(key)), nnx.Param, ...)[1]
+        _, params, _, state = nnx.split(build(nnx.Rngs(key)), nnx.Param, nnx.RngState, ...)
+        return Variables(params, state) if keeps else params
+
+    abstract_params = jax.eval_shape(init, jax.random.key(0))
 
     def module_of(params, key):
         # Random streams are made anew from each step's key, so they are not client state.
-        module = nnx.merge(graph, params, _fresh_streams(streams, key))
+        weights, state = params if keeps else (params, kept)
+        module = nnx.merge(graph, weights, _fresh_streams(streams, key), state)
         if key is None:
             module.eval()
         else:
@@ -94,21 +130,29 @@ def from_nnx(build: Callable[[nnx.Rngs], nnx.Module], example: jax.Array) -> Mod
         return module
 
     def apply(params, x, key):
+        if key is not None and keeps:
+            return train(params, x, jnp.ones(len(x), bool), key)[0]
         return module_of(params, key)(x, **flags[key is not None])
+
+    def train(params, x, real, key):
+        module = module_of(params, key)
+        mask_nnx_calls(module, real)
+        outputs = module(x, **flags[True])
+        return outputs, nnx.split(module, nnx.Param, nnx.RngState, ...)[3]
 
     def check(params, key):
         training = key is not None
         module = module_of(params, key)
-        never_called = _watch(module, training)
+        never_called = watch(module, training)
         logits = module(example, **flags[training])
         if training and never_called:
             name, rate = never_called.popitem()
-            raise ValueError(_complaint(name, rate, "is never called, so it stays off in training"))
+            raise ValueError(complaint(name, rate, "is never called, so it stays off in training"))
         return logits
 
     for key in (jax.random.key(0), None):
         jax.eval_shape(functools.partial(check, key=key), abstract_params)
-    return Model(init, apply)
+    return Model(init, apply, train if keeps else None)
 
 
 def _flags(module: Any, *, training: bool) -> dict[str, bool]:
@@ -118,79 +162,15 @@ def _flags(module: Any, *, training: bool) -> dict[str, bool]:
         name, default = parameter.name, parameter.default
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if name in _FLAGS:
-            flags[name] = training != (name == "deterministic")
+        if name in FLAGS:
+            flags[name] = training != (name in OFF_IN_TRAINING)
         elif default is parameter.empty or isinstance(default, bool):
             raise ValueError(
                 f"{type(module).__name__}.__call__ takes {name!r}, which nothing sets; if it switches "
-                f"between training and evaluation, name it one of {', '.join(_FLAGS)}, otherwise pass a "
+                f"between training and evaluation, name it one of {', '.join(FLAGS)}, otherwise pass a "
                 f"module of your own that calls this one with {name!r} set"
             )
     return flags
-
-
-def _check_linen_call(training: bool, call: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-    layer = context.module
-    if context.method_name == "__call__" and _rate(layer) > 0:
-        _check_call(layer, "/".join(layer.path), context.orig_method, args, kwargs, training)
-    return call(*args, **kwargs)
-
-
-def _watch(module: nnx.Module, training: bool) -> dict[str, float]:
-    """Checks each later call of the module's dropout layers.
-
-    Returns:
-      The rate of each layer by name; calling a layer removes it.
-    """
-    uncalled = {}
-    for path, layer in nnx.iter_modules(module):
-        if _rate(layer) > 0:
-            name = "/".join(map(str, path))
-            uncalled[name] = _rate(layer)
-            _watch_layer(layer, name, training, uncalled)
-    return uncalled
-
-
-def _watch_layer(layer: nnx.Module, name: str, training: bool, uncalled: dict[str, float]) -> None:
-    original = type(layer)
-
-    @functools.wraps(original.__call__)
-    def call(self, *args, **kwargs):
-        _check_call(self, name, functools.partial(original.__call__, self), args, kwargs, training)
-        uncalled.pop(name, None)
-        return original.__call__(self, *args, **kwargs)
-
-    # nnx has no interceptors. Calls look up the class, not an attribute of the object, and the class
-    # survives the copies that nnx.jit or nnx.scan make.
-    object.__setattr__(layer, "__class__", type(original.__name__, (original,), {"__call__": call}))
-
-
-def _check_call(
-    layer: Any, name: str, method: Callable, args: tuple, kwargs: dict, training: bool
-) -> None:
-    deterministic = inspect.signature(method).bind(*args, **kwargs).arguments.get("deterministic")
-    if deterministic is None:
-        deterministic = layer.deterministic
-    # flax itself refuses a layer without a flag.
-    if deterministic is not None and bool(deterministic) == training:
-        fault = "stays off in training" if training else "stays on in evaluation"
-        raise ValueError(_complaint(name, _rate(layer), fault))
-
-
-def _complaint(name: str, rate: float, fault: str) -> str:
-    return (
-        f"the dropout of {name or 'the model'} with rate {rate} {fault}; have the model's __call__ take "
-        f"one of {', '.join(_FLAGS)}, which are set in training and evaluation, and pass it on to each "
-        "dropout, such as `deterministic=not train`"
-    )
-
-
-def _rate(layer: Any) -> float:
-    if isinstance(layer, nn.Dropout | nnx.Dropout):
-        return layer.rate
-    if isinstance(layer, nn.MultiHeadDotProductAttention | nnx.MultiHeadAttention):
-        return layer.dropout_rate
-    return 0.0
 
 
 def _fresh_streams(streams: nnx.State, key: jax.Array | None) -> nnx.State:
@@ -203,10 +183,16 @@ def _fresh_streams(streams: nnx.State, key: jax.Array | None) -> nnx.State:
     return jax.tree.unflatten(structure, fresh)
 
 
-def _reject_state(kinds: set[str]) -> None:
-    if kinds:
-        raise ValueError(
-            f"the model keeps state beside its parameters: {', '.join(sorted(kinds))}; averaging it "
-            "over clients has no meaning. Use a layer without state, such as GroupNorm or LayerNorm "
-            "in place of BatchNorm"
-        )
+def _check_state(kinds: Mapping[str, Any]) -> None:
+    """Refuses state, name -> shapes, that cannot be averaged."""
+    for name, shapes in kinds.items():
+        whole = [leaf.dtype for leaf in jax.tree.leaves(shapes) if not _is_float(leaf)]
+        if whole:
+            raise ValueError(
+                f"the model keeps state beside its parameters, {name}, that holds {whole[0]}; wanted "
+                "floats, since the server averages the clients' states"
+            )
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_sim.core.types import Batch, Params, Task
+from fedjax_sim.core.types import Batch, Ratio, Task
 from fedjax_sim.models.network import Decode, network
 
 
@@ -34,7 +34,7 @@ def multilabel(
       ValueError: see `classifier`. Where `y` has another shape than the logits, loss and metrics raise
         it, before any training.
     """
-    init, outputs, _ = network(
+    net = network(
         model,
         input_shape,
         integer_inputs=integer_inputs,
@@ -43,35 +43,30 @@ def multilabel(
         fits=lambda shape: len(shape) == 1,
     )
 
-    def logits_and_labels(params: Params, batch: Batch, key: jax.Array | None):
-        logits, y = outputs(params, batch, key), batch["y"]
+    def labels(logits: jax.Array, batch: Batch) -> jax.Array:
+        y = batch["y"]
         if y.shape != logits.shape:
             raise ValueError(
                 f"column 'y' has the shape {[*y.shape]} and the model's logits {[*logits.shape]}; "
                 "wanted a 0 or 1 for each label of each example: [B, labels]"
             )
-        return logits, y.astype(jnp.float32)
+        return y.astype(jnp.float32)
 
-    def loss(params: Params, batch: Batch, key: jax.Array):
-        total = optax.sigmoid_binary_cross_entropy(*logits_and_labels(params, batch, key)).mean(axis=1)
+    def loss(logits: jax.Array, batch: Batch) -> Ratio:
+        total = optax.sigmoid_binary_cross_entropy(logits, labels(logits, batch)).mean(axis=1)
         return total, jnp.ones_like(total)
 
-    def metrics(params: Params, batch: Batch):
-        logits, y = logits_and_labels(params, batch, None)
+    def metrics(logits: jax.Array, batch: Batch) -> dict[str, Ratio]:
+        y = labels(logits, batch)
         predicted = (logits > 0).astype(jnp.float32)
         right = (predicted == y).astype(jnp.float32)
-        total = optax.sigmoid_binary_cross_entropy(logits, y).mean(axis=1)
-        ones = jnp.ones_like(total)
+        ones = jnp.ones(len(y))
         return {
-            "loss": (total, ones),
             "accuracy": (right.mean(axis=1), ones),
             "exact_match": (right.min(axis=1), ones),
             # The denominator is the number of true labels and of predicted ones.
             "micro_f1": (2 * (predicted * y).sum(axis=1), (predicted + y).sum(axis=1)),
         }
 
-    def predict(params: Params, batch: Batch) -> jax.Array:
-        return jax.nn.sigmoid(outputs(params, batch, None))
-
     # `y` holds two values, whatever the number of labels.
-    return Task(init, loss, metrics, num_classes=2, predict=predict)
+    return net.task(loss, metrics, jax.nn.sigmoid, num_classes=2)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.task_checks import described
-from fedjax_sim.core.types import Batch, Params
+from fedjax_sim.core.types import Batch, Params, Ratio, Task, Variables
 from fedjax_sim.models.kinds import as_model
 from fedjax_sim.models.modules import Model
 from fedjax_sim.models.precision import follow
@@ -21,12 +21,49 @@ class Network(NamedTuple):
     Attributes:
       init: `init(key) -> params`.
       outputs: `outputs(params, batch, key) -> [B, *shape]` float32, with dropout unless `key` is None.
+      train: `train(params, batch, real [B] bool, key) -> (outputs, state)`, the new state of a model
+        that keeps any; None for others. See `Task.loss_and_state`.
       shape: shape of the outputs for one example.
     """
 
     init: Callable[[jax.Array], Params]
     outputs: Callable[[Params, Batch, jax.Array | None], jax.Array]
+    train: Callable[[Variables, Batch, jax.Array, jax.Array], tuple[jax.Array, Any]] | None
     shape: tuple[int, ...]
+
+    def task(
+        self,
+        loss: Callable[[jax.Array, Batch], Ratio],
+        metrics: Callable[[jax.Array, Batch], dict[str, Ratio]],
+        predict: Callable[[jax.Array], jax.Array],
+        *,
+        num_classes: int | None = None,
+    ) -> Task:
+        """Returns the task of this network with these functions of its outputs `[B, *shape]`.
+
+        Args:
+          loss: `loss(outputs, batch) -> (total [B], count [B])`.
+          metrics: `metrics(outputs, batch) -> {name: (total, count)}`, beside the loss itself.
+          predict: `predict(outputs) -> [B, ...]`.
+          num_classes: see `Task`.
+        """
+
+        def loss_and_state(params: Variables, batch: Batch, real: jax.Array, key: jax.Array):
+            outputs, state = self.train(params, batch, real, key)
+            return loss(outputs, batch), state
+
+        def all_metrics(params: Params, batch: Batch) -> dict[str, Ratio]:
+            outputs = self.outputs(params, batch, None)
+            return {"loss": loss(outputs, batch)} | metrics(outputs, batch)
+
+        return Task(
+            self.init,
+            lambda params, batch, key: loss(self.outputs(params, batch, key), batch),
+            all_metrics,
+            num_classes,
+            lambda params, batch: predict(self.outputs(params, batch, None)),
+            None if self.train is None else loss_and_state,
+        )
 
 
 def network(
@@ -52,7 +89,7 @@ def network(
     stored = jax.ShapeDtypeStruct((1, *input_shape), jnp.int32 if integer_inputs else jnp.float32)
     decoded = jax.eval_shape(decode, stored)
     example = jnp.zeros(decoded.shape, decoded.dtype)
-    (init, apply), outputs = _built(model, example)
+    (init, apply, train), outputs = _built(model, example)
     shape = tuple(getattr(outputs, "shape", ()))
     if shape[:1] != (1,) or not fits(shape[1:]):
         got = shape or described(outputs)
@@ -61,7 +98,11 @@ def network(
     def of_batch(params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
         return apply(params, follow(decode(batch["x"]), params), key).astype(jnp.float32)
 
-    return Network(init, of_batch, shape[1:])
+    def in_training(params: Variables, batch: Batch, real: jax.Array, key: jax.Array):
+        outputs, state = train(params, follow(decode(batch["x"]), params), real, key)
+        return outputs.astype(jnp.float32), state
+
+    return Network(init, of_batch, None if train is None else in_training, shape[1:])
 
 
 def _built(model: Any, example: jax.Array) -> tuple[Model, Any]:

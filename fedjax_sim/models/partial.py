@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.types import Batch, Params, Task
+from fedjax_sim.core.types import Params, Task, Variables
 
 
 class PartialTraining(NamedTuple):
     """A task of some leaves of a model, and the way back to the whole model.
 
     Attributes:
-      task: the task; its parameters are the trainable leaves, a dict from path to array.
+      task: the task; its parameters are the trainable leaves, a dict from path to array, or `Variables`
+        of it and the model's state.
       join: `join(params) -> params`, the whole model with these trainable leaves.
     """
 
@@ -25,7 +26,8 @@ def trainable(task: Task, predicate: Callable[[str], bool], params: Params) -> P
     """Splits a task's model into leaves that train and leaves that are frozen.
 
     Algorithms only see the trainable leaves: no others are updated, sent, or counted in the ledger's
-    bytes. Training begins with `params`, whatever the run's key.
+    bytes. Training begins with `params`, whatever the run's key. The state of a model that keeps any,
+    such as BatchNorm's statistics, always changes with training.
 
     For example, only the last layer of a network trains:
 
@@ -51,31 +53,34 @@ def trainable(task: Task, predicate: Callable[[str], bool], params: Params) -> P
         raise ValueError(
             f"params are {_kinds(params)}; wanted those of the task's model, {_kinds(like)}"
         )
-    leaves, structure = jax.tree.flatten(params)
-    paths = list(_kinds(params)[1])
+    variables = params if isinstance(params, Variables) else Variables(params, None)
+    leaves, structure = jax.tree.flatten(variables.params)
+    paths = list(_kinds(variables.params)[1])
     trains = [bool(predicate(path)) for path in paths]
     if not any(trains):
         raise ValueError(f"predicate chooses no leaf to train; there are {', '.join(paths)}")
-    leaves = [jnp.array(leaf) for leaf in leaves]  # copied, since a run may consume the caller's arrays
-
-    def split(key: jax.Array) -> Params:
-        return {path: leaf for path, leaf, t in zip(paths, leaves, trains, strict=True) if t}
+    # Copied, since a run may consume the caller's arrays.
+    leaves, state = jax.tree.map(jnp.array, (leaves, variables.state))
+    chosen = {path: leaf for path, leaf, t in zip(paths, leaves, trains, strict=True) if t}
 
     def join(params: Params) -> Params:
+        if isinstance(params, Variables):
+            return params._replace(params=join(params.params))
         whole = [params.get(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
         return jax.tree.unflatten(structure, whole)
 
-    def loss(params: Params, batch: Batch, key: jax.Array) -> Any:
-        return task.loss(join(params), batch, key)
+    def joined(function: Callable | None) -> Callable | None:
+        if function is None:
+            return None
+        return lambda params, *arguments: function(join(params), *arguments)
 
-    def metrics(params: Params, batch: Batch) -> Any:
-        return task.metrics(join(params), batch)
+    def init(key: jax.Array) -> Params:
+        return Variables(chosen, state) if isinstance(params, Variables) else chosen
 
-    def predict(params: Params, batch: Batch) -> Any:
-        return task.predict(join(params), batch)
-
-    predict = None if task.predict is None else predict
-    return PartialTraining(Task(split, loss, metrics, task.num_classes, predict), join)
+    functions = (task.loss, task.metrics, task.predict, task.loss_and_state)
+    loss, metrics, predict, loss_and_state = map(joined, functions)
+    of_part = Task(init, loss, metrics, task.num_classes, predict, loss_and_state)
+    return PartialTraining(of_part, join)
 
 
 def _kinds(params: Params) -> tuple[Any, dict[str, str]]:

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1905.12322, use bfloat16, which has float32's range and ne
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.types import Batch, Params, Task
+from fedjax_sim.core.types import Batch, Params, Ratio, Task, Variables
 
 
 def bfloat16(task: Task) -> Task:
@@ -27,21 +27,34 @@ def bfloat16(task: Task) -> Task:
       task: task with float32 parameters.
     """
 
-    def loss(params: Params, batch: Batch, key: jax.Array):
-        total, count = task.loss(_cast(params, jnp.bfloat16), batch, key)
+    def wide(ratio: Ratio) -> Ratio:
+        total, count = ratio
         return total.astype(jnp.float32), count.astype(jnp.float32)
 
-    return task._replace(loss=loss)
+    def loss(params: Params, batch: Batch, key: jax.Array) -> Ratio:
+        return wide(task.loss(_narrow(params), batch, key))
+
+    def loss_and_state(params: Variables, batch: Batch, real: jax.Array, key: jax.Array):
+        ratio, state = task.loss_and_state(_narrow(params), batch, real, key)
+        return wide(ratio), state
+
+    return task._replace(
+        loss=loss, loss_and_state=None if task.loss_and_state is None else loss_and_state
+    )
 
 
 def follow(x: jax.Array, params: Params) -> jax.Array:
     """Casts floats `x` to the parameters' common dtype, if they have one; integers stay as they are."""
-    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(params) if _is_float(leaf)}
+    weights = params.params if isinstance(params, Variables) else params
+    dtypes = {jnp.result_type(leaf) for leaf in jax.tree.leaves(weights) if _is_float(leaf)}
     return x.astype(dtypes.pop()) if _is_float(x) and len(dtypes) == 1 else x
 
 
-def _cast(tree: Params, dtype: jnp.dtype) -> Params:
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if _is_float(leaf) else leaf, tree)
+def _narrow(params: Params) -> Params:
+    """Returns the parameters in bfloat16, and a model's state as it is, since it sums up many steps."""
+    if isinstance(params, Variables):
+        return params._replace(params=_narrow(params.params))
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if _is_float(leaf) else leaf, params)
 
 
 def _is_float(leaf: jax.Array) -> bool:

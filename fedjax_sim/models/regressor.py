@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.types import Batch, Params, Task
+from fedjax_sim.core.types import Batch, Ratio, Task
 from fedjax_sim.models.network import Decode, network
 
 
@@ -31,7 +31,7 @@ def regressor(
       ValueError: see `classifier`. Where `y` has another shape than the predictions, loss and metrics
         raise it, before any training.
     """
-    init, outputs, _ = network(
+    net = network(
         model,
         input_shape,
         integer_inputs=integer_inputs,
@@ -40,9 +40,9 @@ def regressor(
         fits=lambda shape: len(shape) <= 1,
     )
 
-    def differences(params: Params, batch: Batch, key: jax.Array | None) -> jax.Array:
+    def differences(found: jax.Array, batch: Batch) -> jax.Array:
         """Returns predictions minus `y`, `[B, m]`."""
-        found, y = outputs(params, batch, key), batch["y"]
+        y = batch["y"]
         if y.shape != found.shape:
             raise ValueError(
                 f"column 'y' has the shape {[*y.shape]} and the model's predictions {[*found.shape]}; "
@@ -51,17 +51,12 @@ def regressor(
             )
         return (found - y.astype(found.dtype)).reshape(len(y), -1)
 
-    def loss(params: Params, batch: Batch, key: jax.Array):
-        total = jnp.square(differences(params, batch, key)).mean(axis=1)
+    def loss(found: jax.Array, batch: Batch) -> Ratio:
+        total = jnp.square(differences(found, batch)).mean(axis=1)
         return total, jnp.ones_like(total)
 
-    def metrics(params: Params, batch: Batch):
-        apart = differences(params, batch, None)
-        squares = jnp.square(apart).mean(axis=1)
-        ones = jnp.ones_like(squares)
-        return {"loss": (squares, ones), "mae": (jnp.abs(apart).mean(axis=1), ones)}
+    def metrics(found: jax.Array, batch: Batch) -> dict[str, Ratio]:
+        total = jnp.abs(differences(found, batch)).mean(axis=1)
+        return {"mae": (total, jnp.ones_like(total))}
 
-    def predict(params: Params, batch: Batch) -> jax.Array:
-        return outputs(params, batch, None)
-
-    return Task(init, loss, metrics, predict=predict)
+    return net.task(loss, metrics, lambda found: found)

@@ -1,20 +1,22 @@
-"""ResNet-18 with group normalisation, for small images.
+"""ResNet-18 with group or batch normalisation, for small images.
 
 K. He, X. Zhang, S. Ren, J. Sun, "Deep residual learning for image recognition", CVPR 2016,
-https://arxiv.org/abs/1512.03385. Running statistics of batches have no meaning as an average over
-clients with different data, so groups of channels are normalised instead (Y. Wu, K. He, "Group
-normalization", ECCV 2018, https://arxiv.org/abs/1803.08494), as K. Hsieh, A. Phanishayee, O. Mutlu, P.
-B. Gibbons, "The non-IID data quagmire of decentralized machine learning", ICML 2020,
-https://arxiv.org/abs/1910.00189, propose and S. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J.
-Konečný, S. Kumar, H. B. McMahan, "Adaptive federated optimization", ICLR 2021,
-https://arxiv.org/abs/2003.00295, do for CIFAR-100.
+https://arxiv.org/abs/1512.03385, normalise batches. The average of running statistics fits no client if
+their data differ, so K. Hsieh, A. Phanishayee, O. Mutlu, P. B. Gibbons, "The non-IID data quagmire of
+decentralized machine learning", ICML 2020, https://arxiv.org/abs/1910.00189, propose to normalise groups
+of channels instead (Y. Wu, K. He, "Group normalization", ECCV 2018, https://arxiv.org/abs/1803.08494),
+and S. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konečný, S. Kumar, H. B. McMahan, "Adaptive
+federated optimization", ICLR 2021, https://arxiv.org/abs/2003.00295, do so for CIFAR-100.
 """
+
+import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.core.checks import check_count
+from fedjax_sim.core.checks import check_choice, check_count
 from fedjax_sim.core.types import Task
 from fedjax_sim.models.classifier import classifier
 from fedjax_sim.models.ops.conv import conv2d
@@ -31,21 +33,26 @@ class ResNet18(nn.Module):
 
     Attributes:
       num_classes: number of classes.
-      groups: groups of channels that are normalised together.
+      norm: "group" or "batch".
+      groups: groups of channels that are normalised together, if `norm` is "group".
       widths: channels of the four pairs of blocks.
     """
 
     num_classes: int
+    norm: str = "group"
     groups: int = 2
     widths: tuple[int, ...] = _WIDTHS
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Maps `[B, H, W, C]`, H and W multiples of 8, to logits `[B, num_classes]`."""
-        x = nn.relu(nn.GroupNorm(self.groups)(_Convolution(self.widths[0], 3)(x)))
+        norm = functools.partial(nn.GroupNorm, self.groups)
+        if self.norm == "batch":
+            norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
+        x = nn.relu(norm()(_Convolution(self.widths[0], 3)(x)))
         for stage, width in enumerate(self.widths):
             for block in range(2):
-                x = _Block(width, 2 if stage and not block else 1, self.groups)(x)
+                x = _Block(width, 2 if stage and not block else 1, norm)(x)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
@@ -54,15 +61,15 @@ class _Block(nn.Module):
 
     width: int
     stride: int
-    groups: int
+    norm: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, width]`."""
-        y = nn.relu(nn.GroupNorm(self.groups)(_Convolution(self.width, 3, self.stride)(x)))
-        y = nn.GroupNorm(self.groups)(_Convolution(self.width, 3)(y))
+        y = nn.relu(self.norm()(_Convolution(self.width, 3, self.stride)(x)))
+        y = self.norm()(_Convolution(self.width, 3)(y))
         if x.shape != y.shape:
-            x = nn.GroupNorm(self.groups)(_Convolution(self.width, 1, self.stride)(x))
+            x = self.norm()(_Convolution(self.width, 1, self.stride)(x))
         return nn.relu(x + y)
 
 
@@ -108,24 +115,32 @@ def halving_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def resnet18(
-    num_classes: int = 10, input_shape: tuple[int, ...] = (32, 32, 3), *, groups: int = 2
+    num_classes: int = 10,
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    *,
+    norm: str = "group",
+    groups: int = 2,
 ) -> Task:
-    """Makes ResNet-18 with group normalisation: 11,173,962 parameters on 32 x 32 x 3 and ten classes.
+    """Makes ResNet-18: 11,173,962 parameters on 32 x 32 x 3 and ten classes.
 
-    As many as its common form for CIFAR-10 with batch normalisation, such as that of
-    https://github.com/kuangliu/pytorch-cifar, since both normalisations scale and shift each channel.
+    As many as its common form for CIFAR-10, such as that of https://github.com/kuangliu/pytorch-cifar;
+    both normalisations scale and shift each channel. Batch normalisation also keeps 9,600 running
+    statistics, see `classifier`.
 
     Args:
       num_classes: number of classes.
       input_shape: shape of an image, height and width multiples of 8.
-      groups: groups of channels that are normalised together; Reddi et al. have 2.
+      norm: "group" or "batch".
+      groups: groups of channels that are normalised together, if `norm` is "group"; Reddi et al. have 2.
 
     Returns:
       A task with the metrics "accuracy" and "loss".
 
     Raises:
-      ValueError: the images are of another shape, or `groups` does not divide 64.
+      ValueError: the images are of another shape, `norm` is something else, or `groups` does not divide
+        64.
     """
+    check_choice("norm", norm, ("group", "batch"))
     groups = check_count("groups", groups)
     if _WIDTHS[0] % groups:
         raise ValueError(f"groups is {groups}; wanted a divisor of {_WIDTHS[0]}, the channels at first")
@@ -134,4 +149,4 @@ def resnet18(
             f"input_shape is {input_shape}; wanted (height, width, channels) with height and width "
             "multiples of 8, since images are halved three times"
         )
-    return classifier(ResNet18(num_classes, groups), input_shape)
+    return classifier(ResNet18(num_classes, norm, groups), input_shape)

@@ -10,6 +10,7 @@ from fedjax_sim.simulation.evaluate import (
 )
 from fedjax_sim.simulation.link import Link
 from fedjax_sim.simulation.loaded import LoadedRun, load_run
+from fedjax_sim.simulation.own_models import own_model_evaluator
 from fedjax_sim.simulation.predictions import predict, prediction_evaluator
 from fedjax_sim.simulation.recorded import rounds_to_target
 from fedjax_sim.simulation.result import Result, SweepResult, SweepRun
@@ -37,6 +38,7 @@ __all__ = [
     "evaluator",
     "load_run",
     "of_view",
+    "own_model_evaluator",
     "predict",
     "prediction_evaluator",
     "rounds_to_target",

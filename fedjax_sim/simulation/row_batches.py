@@ -75,7 +75,7 @@ class RowBatches:
         if got != wanted:
             raise ValueError(
                 f"got parameters of the shapes {got}; wanted one model of the task, {wanted}: "
-                "cluster_evaluator takes k models, [k, ...]"
+                "cluster_evaluator takes k models, [k, ...], and own_model_evaluator each client's own"
             )
         arguments = (place(params, self._layout), self._rows, self._real)
         static |= {"layout": self._layout, "batch_size": self.batch_size}

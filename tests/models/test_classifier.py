@@ -77,29 +77,6 @@ def test_the_key_picks_the_start(name):
     assert toys.largest_difference(first, other) > 0.1
 
 
-class LinenBatchNorm(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        return nn.Dense(toys.CLASSES)(nn.BatchNorm(use_running_average=not train)(x))
-
-
-class NnxBatchNorm(nnx.Module):
-    def __init__(self, rngs):
-        self.norm = nnx.BatchNorm(toys.FEATURES, rngs=rngs)
-        self.out = nnx.Linear(toys.FEATURES, toys.CLASSES, rngs=rngs)
-
-    def __call__(self, x):
-        return self.out(self.norm(x))
-
-
-@pytest.mark.parametrize(
-    ("model", "state"), [(LinenBatchNorm(), "batch_stats"), (NnxBatchNorm, "BatchStat")]
-)
-def test_batch_statistics_are_refused(model, state):
-    with pytest.raises(ValueError, match=f"state beside its parameters: {state}.*GroupNorm"):
-        task_of(model)
-
-
 def test_group_norm_takes_the_place_of_batch_norm():
     class Normed(nn.Module):
         @nn.compact
