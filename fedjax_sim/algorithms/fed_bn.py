@@ -7,7 +7,6 @@ batch normalization", ICLR 2021, https://arxiv.org/abs/2102.07623, algorithm 1.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.tree_util import GetAttrKey, keystr, tree_flatten_with_path, tree_leaves_with_path
 
@@ -65,10 +64,8 @@ def fed_bn(
         return layers.join(w, kept), eta
 
     def leave(shared, own_k, client, trained, key):
-        (w, _, view), (before, of_stages), (model, losses) = shared, own_k, trained
+        (w, _, view), (_, of_stages), (model, losses) = shared, own_k, trained
         w_k, kept = layers.split(model)
-        # An empty client has no batch, and the statistics of none are NaN.
-        kept = jax.tree.map(lambda new, old: jnp.where(client.size > 0, new, old), kept, before)
         update, weight = trees.subtract(w_k, w), local.weight_of(client.size)
         output = local.aggregator.send(view, of_stages, update, weight, losses, key)
         return output._replace(own=(kept, output.own))
