@@ -2,6 +2,8 @@
 
 import logging
 import pathlib
+import threading
+import time
 from typing import Self
 
 import jax
@@ -49,19 +51,29 @@ class CompilationCounter:
 
     Attributes:
       count: programs compiled so far.
-      seconds: time spent tracing, lowering and compiling them; an upper bound, since nested traces
-        count twice.
     """
 
     def __init__(self):
         self.count = 0
-        self.seconds = 0.0
+        self._spans: list[tuple[float, float]] = []  # disjoint, in order
+        self._lock = threading.Lock()
+
+    @property
+    def seconds(self) -> float:
+        """The time in which something was traced, lowered or compiled, be it by several threads."""
+        return sum(end - start for start, end in self._spans)
 
     def _listen(self, event: str, duration: float, **kwargs) -> None:
-        if event in _STAGES:
-            self.seconds += duration
-        if event == _COMPILE:
-            self.count += 1
+        end = time.perf_counter()
+        with self._lock:
+            self.count += event == _COMPILE
+            if event not in _STAGES:
+                return
+            start = end - duration
+            while self._spans and self._spans[-1][1] > start:
+                first, last = self._spans.pop()
+                start, end = min(start, first), max(end, last)
+            self._spans.append((start, end))
 
     def __enter__(self) -> Self:
         jax.monitoring.register_event_duration_secs_listener(self._listen)

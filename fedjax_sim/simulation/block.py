@@ -1,5 +1,6 @@
 """Blocks of rounds, each one compiled program."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import time
@@ -43,6 +44,7 @@ class Blocks:
     capacity: int
     drawn: Drawn | None = None
     _programs: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
+    _compiling: list = dataclasses.field(default_factory=list, init=False, repr=False)
 
     @property
     def num_clients(self) -> int:
@@ -107,6 +109,8 @@ class Blocks:
           The state, infos `[count]`, and the seconds that the rounds took.
         """
         started = time.perf_counter()
+        if self._compiling:
+            concurrent.futures.wait(self._compiling)  # an error comes again, where it is handled
         state, infos = self._play(state, self.data, keys, done, count, self.capacity)
         infos = {name: np.asarray(info)[:count] for name, info in infos.items()}
         return state, infos, time.perf_counter() - started
@@ -115,8 +119,33 @@ class Blocks:
         about = (keys, np.int32(done), np.int32(count), self._consts, drawn or self.drawn)
         return self._execute(_rounds, capacity, state, data, *about)
 
+    def compile_beside(
+        self,
+        pool: concurrent.futures.Executor,
+        key: jax.Array,
+        hparams: Mapping[str, float],
+        initial_params: Any = None,
+    ) -> None:
+        """Compiles the program of `run` in a thread, for which `run` waits; arguments as of `starts`.
+
+        Only the compilation is done there, as JAX's settings of traces belong to the calling thread.
+        """
+        keys = place(split_key(key), self.layout)
+        given = () if initial_params is None else (initial_params,)
+        shapes = jax.eval_shape(self._start, keys.init, as_rates(hparams), *given)
+        where = shardings(self.layout, self._specs)
+        about = ((keys.cohorts, keys.training), np.int32(0), np.int32(0), self._consts, self.drawn)
+        arguments = (_placed_shapes(shapes, where), self.data, *about)
+        program = self._program(_rounds, self.capacity, *arguments)
+        lowered = _run_block.lower(program, self.layout, program.consts, *arguments)
+        self._compiling.append(pool.submit(lowered.compile))
+
     def _execute(self, rounds: Callable, capacity: int, *arguments: Any) -> tuple[Any, Any]:
-        """Runs a block by a program that an algorithm made anew shares with its likes."""
+        program = self._program(rounds, capacity, *arguments)
+        return _run_block(program, self.layout, program.consts, *arguments)
+
+    def _program(self, rounds: Callable, capacity: int, *arguments: Any) -> programs.Program:
+        """Returns a block's program, which an algorithm made anew shares with its likes."""
         shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(arguments))
         if (rounds, capacity, shapes) not in self._programs:
             self._programs[rounds, capacity, shapes] = programs.trace_once(
@@ -127,8 +156,7 @@ class Blocks:
                 layout=self.layout,
                 capacity=capacity,
             )
-        program = self._programs[rounds, capacity, shapes]
-        return _run_block(program, self.layout, program.consts, *arguments)
+        return self._programs[rounds, capacity, shapes]
 
     def run_stacked(
         self, states: Any, keys: Any, done: int, counts: np.ndarray
@@ -260,6 +288,20 @@ def _stacked_rounds(states, data, keys, first, counts, trips, consts, drawn, **a
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _run_block(program: programs.Program, layout: Layout, consts: list[Any], state: Any, *more: Any):
     return program.run(consts, state, *more)
+
+
+def _placed_shapes(shapes: Any, where: Any) -> Any:
+    """Returns shapes with the shardings of which `where` is a prefix; None for the default device."""
+
+    def placed(sharding, part):
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=sharding, weak_type=leaf.weak_type
+            ),
+            part,
+        )
+
+    return placed(None, shapes) if where is None else jax.tree.map(placed, where, shapes)
 
 
 def _stack(trees: list[Any]) -> Any:

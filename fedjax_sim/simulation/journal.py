@@ -21,11 +21,17 @@ from fedjax_sim.simulation.client_memory import WithMemory, server_state
 from fedjax_sim.simulation.saved_memory import SavedMemory
 
 _METRICS = "metrics.jsonl"
+_CHECKPOINTS = "checkpoints"
 
 
 def memory_file(home: pathlib.Path) -> pathlib.Path:
     """Returns the file of clients' memory in a workdir."""
     return home / "client_memory.rows"
+
+
+def is_new(home: pathlib.Path | None) -> bool:
+    """Returns whether a run starts from its first round, whose workdir is `home`."""
+    return home is None or not (home / _CHECKPOINTS).exists()
 
 
 class Journal:
@@ -72,7 +78,7 @@ class Journal:
     def _read(self) -> tuple[int, list[dict]] | None:
         """Returns the round and rows of the newest checkpoint, and rewinds the files to it."""
         store = None if self._memory is None else self._memory.store
-        self._checkpoints = Checkpoints(self._home / "checkpoints", store)
+        self._checkpoints = Checkpoints(self._home / _CHECKPOINTS, store)
         saved = self._checkpoints.restore(self._leaves)
         files.write_rows(self._home / _METRICS, [] if saved is None else saved.rows)
         if saved is None:

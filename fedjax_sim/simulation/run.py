@@ -1,5 +1,6 @@
 """One run: its arguments, and the loop over its blocks of rounds."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import pathlib
@@ -29,7 +30,7 @@ from fedjax_sim.simulation.host_memory import HostMemory
 from fedjax_sim.simulation.host_rounds import CohortPrefetcher, HostBlocks, stays_on_host
 from fedjax_sim.simulation.identity import NOT_COMPARED, check_config, check_evaluations, identify
 from fedjax_sim.simulation.interruption import Interruption
-from fedjax_sim.simulation.journal import Journal, memory_file
+from fedjax_sim.simulation.journal import Journal, is_new, memory_file
 from fedjax_sim.simulation.progress import Progress, measures_text
 from fedjax_sim.simulation.result import Result
 from fedjax_sim.simulation.rows import (
@@ -145,6 +146,10 @@ class Run:
                 )
             else:
                 blocks = Blocks.on_devices(algorithm, data, draws, layout, capacity)
+                # Beside the first evaluation. Measured on CPUs only; processes would have to agree.
+                if jax.default_backend() == "cpu" and not is_multiprocess() and is_new(home):
+                    pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+                    blocks.compile_beside(pool, self.key, hparams, self.initial_params)
             ((start, keys),) = blocks.starts([(self.key, hparams)], self.initial_params)
             check_begins(start.params, self.initial_params)
             journal = stack.enter_context(Journal(home, start, self.checkpoint_seconds))

@@ -12,6 +12,7 @@ import toys
 
 import fedjax_sim as fs
 from fedjax_sim.runtime import compilations
+from fedjax_sim.simulation.block import Blocks
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -272,3 +273,16 @@ def test_rounds_to_target_interpolates_the_monotone_curve(accuracies, target, ex
     rounds = 10 * np.arange(len(accuracies))
     got = fs.rounds_to_target(rounds, accuracies, target)
     assert got == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_rounds_compile_once_beside_the_first_evaluation(task, data, monkeypatch, devices):
+    def count():
+        jax.clear_caches()
+        algorithm = fs.fed_avg(task, client_lr=0.1, local_epochs=1, batch_size=4)
+        settings = {"num_rounds": 1, "client_fraction": 0.5, "layout": toys.layout(2, devices)}
+        return fs.simulate(algorithm, data, key=jax.random.key(0), **settings).compilations
+
+    beside = count()
+    monkeypatch.setattr(Blocks, "compile_beside", lambda *arguments: None)
+    assert beside == count()
