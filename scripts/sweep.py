@@ -153,7 +153,7 @@ def _algorithm(cell: Cell, clients, task) -> fs.Algorithm:
 def _sweep() -> None:
     cells, rates, seeds, drawn_over, workdir = check()
     clients, test, task = workload.load(seeds[0])
-    evaluate = fs.evaluator(task, test, layout=fs.Layout())
+    evaluate = fs.evaluator(task, test)
     _check_cells(cells, clients, task, evaluate, rates, seeds)
     most = max(cell.client_fraction for cell in cells)
     say_idle_lanes(fs.participation.cohort_size(clients.num_clients, most))

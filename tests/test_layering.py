@@ -37,8 +37,8 @@ CONFINED = {
     "pandas": {"simulation.recorded"},
     "absl": set(),
 }
-# Rooms that another may import inside functions only: results draw themselves.
-WITHIN_FUNCTIONS = {"simulation": {"reporting"}}
+# Rooms that another may import inside functions only: data and results draw themselves.
+WITHIN_FUNCTIONS = {"data": {"reporting"}, "simulation": {"reporting"}}
 WITHOUT_JAX = {
     "core.checks",
     "data.dataset",

@@ -254,6 +254,24 @@ class FederatedData:
             counts[first:last] = part.reshape(last - first, num_classes)
         return counts
 
+    def plot_labels(self, ax: Any = None) -> Any:
+        """Draws each client's examples as a bar stacked by label, in the clients' order.
+
+        Of a large federation only evenly spaced clients are drawn, and the title says so.
+
+        Args:
+          ax: matplotlib Axes to draw on; by default new ones.
+
+        Returns:
+          The Axes.
+
+        Raises:
+          ValueError: see `describe`; or there are more than a hundred labels.
+        """
+        from fedjax_sim.reporting.run_curves import plot_clients
+
+        return plot_clients(self, ax)
+
     def describe(self) -> Description:
         """Counts clients, examples and labels; print the result.
 

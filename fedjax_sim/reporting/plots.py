@@ -148,10 +148,7 @@ def plot_curves(
 
 
 def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
-    """Draws each client's examples as a bar stacked by label, in the clients' order.
-
-    For a large federation only evenly spaced clients are drawn, and the title says so. Nothing is drawn
-    if there are more than a hundred labels, such as a language model's symbols.
+    """Writes a picture of the clients' labels, see `draw_labels`, unless there are too many labels.
 
     Args:
       data: a `FederatedData`.
@@ -162,11 +159,23 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
     """
     if (data.num_classes or 0) > _MOST_LABELS:
         return False
+    figure, axes = subplots(1)
+    draw_labels(data, axes)
+    save_figure(figure, path)
+    return True
+
+
+def draw_labels(data: Any, axes: Any) -> None:
+    """Draws the clients' labels; for arguments and errors see `FederatedData.plot_labels`."""
+    if (data.num_classes or 0) > _MOST_LABELS:
+        raise ValueError(
+            f"the data have {data.num_classes} labels, whose colours cannot be told apart; wanted at "
+            f"most {_MOST_LABELS}"
+        )
     histogram = data.label_histogram()
     shown = np.arange(len(histogram))
     if len(shown) > _MOST_CLIENTS:
         shown = np.linspace(0, len(histogram) - 1, _MOST_CLIENTS).astype(int)
-    figure, axes = subplots(1)
     by_label = colours(histogram.shape[1])
     below = np.zeros(len(shown))
     for label in range(histogram.shape[1]):
@@ -180,8 +189,6 @@ def plot_labels(data: Any, path: str | pathlib.Path) -> bool:
     axes.set_xlim(-0.5, len(shown) - 0.5)
     if histogram.shape[1] <= 20:
         axes.legend(title="label", bbox_to_anchor=(1, 1), loc="upper left")
-    save_figure(figure, path)
-    return True
 
 
 def _plot_accuracy(axes, along, history: Mapping[str, np.ndarray], target: float | None) -> None:

@@ -1,11 +1,11 @@
-"""Curves of runs on matplotlib Axes, for notebooks."""
+"""Curves of runs, and clients' labels, on matplotlib Axes, for notebooks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fedjax_sim.reporting.plots import colours, x_axis
+from fedjax_sim.reporting.plots import colours, draw_labels, x_axis
 from fedjax_sim.simulation.link import Link
 
 
@@ -58,6 +58,13 @@ def plot_runs(
     _labelled(ax, curves[0][1][2], metric)
     is_banded = any(len(values) > 1 for _, (_, values, _) in curves)
     ax.legend(title="mean of seeds, band from least to most" if is_banded else None, fontsize="small")
+    return ax
+
+
+def plot_clients(data: Any, ax: Any = None) -> Any:
+    """Draws clients' labels; see `FederatedData.plot_labels`, which calls this."""
+    ax = _axes(ax)
+    draw_labels(data, ax)
     return ax
 
 

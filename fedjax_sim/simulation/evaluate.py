@@ -11,7 +11,6 @@ import numpy as np
 from fedjax_sim.core.task_checks import check_metrics, described
 from fedjax_sim.core.types import Layout, Params, Task
 from fedjax_sim.engine.placement import map_rows
-from fedjax_sim.runtime.devices import default_layout
 from fedjax_sim.simulation import programs
 from fedjax_sim.simulation.row_batches import RowBatches
 
@@ -25,13 +24,13 @@ class RowMetrics:
     Args:
       task: task with the metrics.
       examples: column name -> `[n, ...]`, NumPy.
-      layout: devices that share the work.
+      layout: devices that share the work, see `RowBatches`.
 
     Raises:
       ValueError: there are no examples, or the metrics are not as `Task` says.
     """
 
-    def __init__(self, task: Task, examples: Mapping[str, np.ndarray], layout: Layout):
+    def __init__(self, task: Task, examples: Mapping[str, np.ndarray], layout: Layout | None):
         self._rows, self._metrics = RowBatches(task, examples, layout), task.metrics
         if not callable(task.metrics):
             raise ValueError(
@@ -136,7 +135,7 @@ def evaluator(
       task: task with the metrics.
       dataset: a `Dataset` or `FederatedData`, with `examples`, column name -> `[n, ...]`.
       prefix: prefix of the names, such as "test" or "full_train".
-      layout: devices that share the work; all of them by default.
+      layout: devices that share the work; by default the one that has the parameters, or all.
 
     Returns:
       A function of params with results such as `{"test_accuracy": 0.97, "test_loss": 0.1}`; a metric
@@ -145,7 +144,7 @@ def evaluator(
     Raises:
       ValueError: there are no examples, or the metrics are not as `Task` says.
     """
-    rows = RowMetrics(task, dataset.examples, layout or default_layout())
+    rows = RowMetrics(task, dataset.examples, layout)
 
     def evaluate(params: Params) -> dict[str, Any]:
         return {f"{prefix}_{name}": _ratio(*parts) for name, parts in rows(params).items()}
@@ -162,7 +161,7 @@ def each_client_evaluator(
       task: task with the metric.
       data: a `FederatedData`.
       metric: one of the task's metrics that are numbers.
-      layout: devices that share the work; all of them by default.
+      layout: devices that share the work; by default the one that has the parameters, or all.
 
     Returns:
       A function from params to `[N]` float64, in the order of `data.client_ids`, NaN for a client
@@ -196,7 +195,7 @@ def _rows_of_clients(
     num_clients = len(offsets) - 1
     owned = {name: np.asarray(column[: offsets[-1]]) for name, column in data.examples.items()}
     owner = np.repeat(np.arange(num_clients), np.diff(offsets))
-    rows = RowMetrics(task, owned, layout or default_layout())
+    rows = RowMetrics(task, owned, layout)
     return rows, lambda part: np.bincount(owner, part, num_clients)
 
 
@@ -230,7 +229,7 @@ def cluster_evaluator(
       task: task with a metric "loss".
       data: a `FederatedData` of clients to test, each on its own examples.
       prefix: prefix of the names.
-      layout: devices that share the work; all of them by default.
+      layout: devices that share the work; by default the one that has the parameters, or all.
 
     Returns:
       A function of the params of k models, `[k, ...]`, with every metric of the task, as a mean over

@@ -8,7 +8,6 @@ import numpy as np
 from fedjax_sim.core.task_checks import check_task, described
 from fedjax_sim.core.types import Layout, Params, Task
 from fedjax_sim.engine.placement import map_rows
-from fedjax_sim.runtime.devices import default_layout
 from fedjax_sim.runtime.processes import fetch
 from fedjax_sim.simulation.row_batches import RowBatches
 
@@ -34,7 +33,7 @@ class _Predictor:
                 f"the data is {described(examples)}; wanted a data set, or a dict of columns [n, ...], "
                 'such as {"x": x}'
             )
-        self._rows = RowBatches(task, examples, layout or default_layout())
+        self._rows = RowBatches(task, examples, layout)
         self._function = task.predict
         found = self._rows.shapes(task.predict)
         if getattr(found, "shape", ())[:1] != (self._rows.batch_size,):
@@ -61,7 +60,7 @@ def predict(task: Task, params: Params, dataset: Any, *, layout: Layout | None =
       params: one model of the task, such as `result.params`.
       dataset: a `Dataset` or `FederatedData`, or column name -> `[n, ...]` with the columns that
         `predict` reads.
-      layout: devices that share the work; all of them by default.
+      layout: devices that share the work; by default the one that has the parameters, or all.
 
     Returns:
       `[n, ...]`, in the order of the examples.
@@ -96,7 +95,7 @@ def prediction_evaluator(
       functions: name -> function from `y` `[n, ...]` and predictions `[n, ...]`, NumPy, to a number or
         an array of numbers.
       prefix: prefix of the names.
-      layout: devices that share the work; all of them by default.
+      layout: devices that share the work; by default the one that has the parameters, or all.
 
     Returns:
       A function of params with results such as `{"test_auc": 0.97}`. It is a plain function for a

@@ -85,8 +85,8 @@ def sweep(
       seeds: seeds of the runs, each combined with every setting of the hyper-parameters.
       num_rounds: `R`, number of rounds of every run.
       client_fraction: `C`, see `simulate`; likewise `clients_per_round` and `cohorts`.
-      evaluate: see `simulate`. On a CPU, several threads call it, which JAX's context managers do not
-        reach; an evaluation made with `layout=Layout()` stays on the core of its run.
+      evaluate: see `simulate`. On a CPU, several threads call it, each for the runs of one core; JAX's
+        context managers do not reach them.
       eval_every: rounds between evaluations.
       stop_at: "test_accuracy" for which the runs of a seed race: all of them end at the first evaluation
         in which one reaches it, since the best combination is then known.

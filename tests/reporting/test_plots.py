@@ -253,3 +253,18 @@ def test_symbols_of_a_language_have_no_picture(tmp_path):
     clients = fs.data.federate(dataset, fs.data.iid(num_clients=2))
     assert not plot_labels(clients, tmp_path / "labels.png")
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="258 labels, whose colours cannot be told apart"):
+        clients.plot_labels()
+
+
+def test_clients_draw_their_labels_themselves():
+    from matplotlib import pyplot
+
+    data = toys.federation()
+    _, given = pyplot.subplots()
+    assert data.plot_labels(given) is given
+    np.testing.assert_array_equal(heights_of(given), data.label_histogram())
+    own = data.plot_labels()
+    assert own is not given
+    np.testing.assert_array_equal(heights_of(own), data.label_histogram())
+    pyplot.close("all")

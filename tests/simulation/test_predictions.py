@@ -10,6 +10,8 @@ import sklearn.metrics
 import toys
 
 import fedjax_sim as fs
+from fedjax_sim.engine.placement import place
+from fedjax_sim.simulation import predictions
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -101,3 +103,24 @@ def test_an_evaluation_needs_functions_and_labels(task):
     unlabelled = types.SimpleNamespace(examples={"x": np.ones((3, toys.FEATURES))})
     with pytest.raises(ValueError, match="no column 'y'"):
         make(task, unlabelled, {"auc": auc})
+
+
+def test_the_work_is_done_where_the_parameters_are(task, monkeypatch):
+    """In a sweep each run has a core of its own, and an evaluation on all would disturb the others."""
+    layouts = []
+    map_rows = predictions.map_rows
+
+    def watched(function, params, rows, layout, **settings):
+        layouts.append(layout)
+        return map_rows(function, params, rows, layout, **settings)
+
+    monkeypatch.setattr(predictions, "map_rows", watched)
+    data, params = toys.dataset(31), task.init(jax.random.key(0))
+    everywhere = fs.runtime.default_layout()
+    assert everywhere.num_devices > 1
+    alone = fs.predict(task, params, data)
+    shared = fs.predict(task, place(params, everywhere), data)
+    on_host = fs.predict(task, jax.tree.map(np.asarray, params), data)
+    assert layouts == [fs.Layout(), everywhere, everywhere]
+    np.testing.assert_allclose(alone, shared, rtol=1e-5)
+    np.testing.assert_array_equal(shared, on_host)
