@@ -120,6 +120,7 @@ def test_the_work_is_done_where_the_parameters_are(task, monkeypatch):
     assert everywhere.num_devices > 1
     alone = fs.predict(task, params, data)
     shared = fs.predict(task, place(params, everywhere), data)
+    jax.clear_caches()  # so that the same function is traced again
     on_host = fs.predict(task, jax.tree.map(np.asarray, params), data)
     assert layouts == [fs.Layout(), everywhere, everywhere]
     np.testing.assert_allclose(alone, shared, rtol=1e-5)
