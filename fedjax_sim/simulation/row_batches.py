@@ -23,6 +23,7 @@ class RowBatches:
 
     Attributes:
       n: number of examples.
+      batch_size: `B`, less where many devices share few examples.
 
     Args:
       task: task of the models that will see the examples.
@@ -45,12 +46,7 @@ class RowBatches:
         self._placed: dict[Layout, tuple[Any, int]] = {}
         self._programs: dict[Layout, programs.Program] = {}
         self._lock = threading.Lock()  # the runs of a sweep evaluate in threads
-        self._place(self._everywhere)
-
-    @property
-    def batch_size(self) -> int:
-        """`B`, where all devices share the work."""
-        return self._place(self._everywhere)[1]
+        self.batch_size = min(self.n, _BATCH_SIZE)
 
     def _place(self, layout: Layout) -> tuple[Any, int]:
         """Returns rows and whether each is real, on the devices, and `B`."""

@@ -115,12 +115,13 @@ def test_the_work_is_done_where_the_parameters_are(task, monkeypatch):
         return map_rows(function, params, rows, layout, **settings)
 
     monkeypatch.setattr(predictions, "map_rows", watched)
+    jax.clear_caches()  # so that all is traced
     data, params = toys.dataset(31), task.init(jax.random.key(0))
     everywhere = fs.runtime.default_layout()
     assert everywhere.num_devices > 1
     alone = fs.predict(task, params, data)
     shared = fs.predict(task, place(params, everywhere), data)
-    jax.clear_caches()  # so that the same function is traced again
+    jax.clear_caches()
     on_host = fs.predict(task, jax.tree.map(np.asarray, params), data)
     assert layouts == [fs.Layout(), everywhere, everywhere]
     np.testing.assert_allclose(alone, shared, rtol=1e-5)
