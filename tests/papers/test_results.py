@@ -18,10 +18,7 @@ CELLS = RACED | {
 # Curves of three digits, from which numbers of five do not follow. A cell that has been run again is
 # taken off this list; none is added.
 OF_THREE_DIGITS = {
-    "figure4-cifar-iid-C0.1-E1-Binf",
-    "figure4-cifar-iid-C0.1-E5-B50",
     "lstm-noniid-C0.1-E5-B10",
-    "word-noniid-m200-E1-Binf",
 }
 
 pytestmark = pytest.mark.skipif(not (RESULTS / "cells").is_dir(), reason="needs results/cells")
