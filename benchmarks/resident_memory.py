@@ -23,7 +23,7 @@ _OUT = flags.DEFINE_string("out", None, "File for the results, as JSON.")
 
 FLAGS = {"with YNNPACK": "", "without": "--xla_cpu_experimental_ynn_fusion_type="}
 PROGRAM = """
-import json, pathlib, sys, threading, time
+import json, pathlib, sys, threading
 import jax, numpy as np
 import fedjax_sim as fs
 
@@ -44,7 +44,7 @@ data = fs.data.federate(
 )
 algorithm = fs.fed_avg(task, client_lr=0.01, local_epochs=1, batch_size=10)
 about = {"key": jax.random.key(0), "clients_per_round": 10}
-short = fs.simulate(algorithm, data, num_rounds=2, **about)
+fs.simulate(algorithm, data, num_rounds=2, **about)
 before, most, done = resident(), 0.0, threading.Event()
 
 def watch():

@@ -106,7 +106,10 @@ class _Layers:
         own = [_layer(path) in layers for path, _ in leaves]
         self._kept = {path for path, kept in zip(self._paths, own, strict=True) if kept}
         if all(own):
-            raise ValueError("all layers of the model keep state, so that nothing would be shared")
+            raise ValueError(
+                "all layers of the model keep state, so that nothing would be shared; wanted a layer "
+                "without any, such as a last Dense"
+            )
 
     def split(self, model: Variables) -> tuple[dict, tuple[dict, Any]]:
         """Returns the shared leaves, and what a client keeps: leaves of its own, and the state."""

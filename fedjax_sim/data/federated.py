@@ -257,7 +257,7 @@ class FederatedData:
     def plot_labels(self, ax: Any = None) -> Any:
         """Draws each client's examples as a bar stacked by label, in the clients' order.
 
-        Of a large federation only evenly spaced clients are drawn, and the title says so.
+        A large federation shows only evenly spaced clients, and the title says so.
 
         Args:
           ax: matplotlib Axes to draw on; by default new ones.

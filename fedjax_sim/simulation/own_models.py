@@ -39,7 +39,7 @@ def own_model_evaluator(task: Task, data: Any, *, prefix: str = "own") -> Evalua
       ValueError: by the evaluation, if `data` has another number of clients than the run, or the
         algorithm cannot tell a client's model.
     """
-    offsets = np.asarray(data.offsets, np.int64)
+    offsets = np.asarray(data.offsets, np.int32)
     sizes = np.diff(offsets)
     examples = {name: np.asarray(column) for name, column in data.examples.items()}
 
@@ -50,14 +50,13 @@ def own_model_evaluator(task: Task, data: Any, *, prefix: str = "own") -> Evalua
                 f"the data to test have {len(sizes)} clients and the run has {view.num_clients}; wanted "
                 "the same clients in the same order, such as fs.data.split returns"
             )
-        parts = []
+        parts, placed = [], None
         for ids in np.split(np.arange(len(sizes)), range(_MODELS, len(sizes), _MODELS)):
             models = view.models(ids)
             everywhere = jax.tree.leaves(models)[0].sharding
-            rows = jax.device_put(
-                (examples, offsets[ids].astype(np.int32), sizes[ids].astype(np.int32)), everywhere
-            )
-            parts.append(jax.device_get(_sums(models, *rows, metrics=task.metrics)))
+            placed = placed or jax.device_put(examples, everywhere)
+            owned = jax.device_put((offsets[ids], sizes[ids]), everywhere)
+            parts.append(jax.device_get(_sums(models, placed, *owned, metrics=task.metrics)))
         sums = jax.tree.map(lambda *of_chunks: np.concatenate(of_chunks).astype(np.float64), *parts)
         results = {}
         for name, (total, count) in sums.items():

@@ -146,7 +146,8 @@ class Run:
                 )
             else:
                 blocks = Blocks.on_devices(algorithm, data, draws, layout, capacity)
-                # Beside the first evaluation. Measured on CPUs only; processes would have to agree.
+                # The first evaluation goes on meanwhile. It was measured on CPUs alone, and several
+                # processes would have to agree on it.
                 if jax.default_backend() == "cpu" and not is_multiprocess() and is_new(home):
                     pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
                     blocks.compile_beside(pool, self.key, hparams, self.initial_params)
