@@ -24,6 +24,8 @@ from workers import Worker, WorkerError, alternate, save_job
 
 _PYTORCH = flags.DEFINE_string("pytorch_python", None, "Python of PyTorch's environment.")
 _FEDJAX = flags.DEFINE_string("fedjax_python", None, "Python of FedJAX's environment.")
+_PFL = flags.DEFINE_string("pfl_python", None, "Python of pfl-research's environment.")
+_FLOWER = flags.DEFINE_string("flower_python", None, "Python of Flower's environment.")
 _ROWS = flags.DEFINE_list("rows", None, "Rows to run, by name; all of them by default.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Rounds to time; slow rows stop at 3.", lower_bound=3)
 _OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
@@ -61,7 +63,7 @@ class Model:
     """A model.
 
     Attributes:
-      data: "digits" or "text".
+      data: "digits", "colours" or "text".
       layers: layers by name.
       learning_rate: learning rate of its clients.
       tolerance: maximum relative differences of a round.
@@ -107,6 +109,18 @@ MODELS = {
         learning_rate=0.1,
         tolerance=TOLERANCE,
     ),
+    # That of pfl-research's benchmark of CIFAR-10.
+    "dropout-cnn": Model(
+        "colours",
+        {
+            "conv1": affine(3, 3, 3, 32, positions=30 * 30),
+            "conv2": affine(3, 3, 32, 64, positions=28 * 28),
+            "fc1": affine(14 * 14 * 64, 128),
+            "fc2": affine(128, 10),
+        },
+        learning_rate=0.1,
+        tolerance=TOLERANCE,
+    ),
     "lstm": char_lstm(),
     "lstm-peepholes": char_lstm(peepholes=(3, 256)),
 }
@@ -144,6 +158,9 @@ ROWS = {
     "cnn-10x600-b50": Row("cnn", (600,) * 10, 50),
     EQUAL: Row("2nn", (300,) * 20, 10),
     RAGGED: Row("2nn", lognormal_sizes(20, 6000, sigma=1.2), 10),
+    "dropout-cnn-10x50-b10": Row("dropout-cnn", (50,) * 10, 10),
+    "dropout-cnn-50x50-b10": Row("dropout-cnn", (50,) * 50, 10),
+    "dropout-cnn-1000x50-b10": Row("dropout-cnn", (50,) * 1000, 10),
     "lstm-10x20-b10": Row("lstm", (20,) * 10, 10),
     "lstm-peepholes-10x20-b10": Row("lstm-peepholes", (20,) * 10, 10),
     # Shakespeare's roles have 74 lines on average.
@@ -162,6 +179,12 @@ def load_digits(data_dir):
     return train.examples["x"].reshape(-1, 28, 28, 1), train.examples["y"].astype(np.int32)
 
 
+def draw_colours():
+    """Draws images, `[n, 32, 32, 3]` uint8, and labels, `[n]` int32."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (5000, 32, 32, 3), np.uint8), rng.integers(0, 10, 5000, np.int32)
+
+
 def draw_text():
     """Draws lines of characters, `[n, 80]` uint16, and the characters that follow, `[n, 80]` int32."""
     share = 1 / np.arange(1, 96)  # Zipf's, of the printable characters
@@ -178,7 +201,7 @@ def draw_array(rng, kind, shape):
     return rng.uniform(-limit, limit, shape).astype(np.float32)
 
 
-def make_job(path, row, data, *, local_epochs=1, shuffle=True):
+def make_job(path, row, data, *, local_epochs=1, draws=True):
     """Writes `row` as a job on a random subset of its model's data, repeated if too small.
 
     Args:
@@ -186,7 +209,7 @@ def make_job(path, row, data, *, local_epochs=1, shuffle=True):
       row: row to run.
       data: `{name: (x, y)}`, see `Model`.
       local_epochs: E.
-      shuffle: whether clients shuffle.
+      draws: whether clients shuffle and drop units.
     """
     rng = np.random.default_rng(0)
     model = MODELS[row.model]
@@ -206,7 +229,8 @@ def make_job(path, row, data, *, local_epochs=1, shuffle=True):
         batch_size=row.batch_size,
         local_epochs=local_epochs,
         learning_rate=model.learning_rate,
-        shuffle=shuffle,
+        shuffle=draws,
+        dropout=draws,
     )
 
 
@@ -231,7 +255,7 @@ def started(commands, *args):
 
 
 def check_agreement(commands, row, data, path):
-    """Compares the participants on a small round of `row`'s model and batch size, without shuffling.
+    """Compares the participants on a small round of `row`'s model and batch size, without random draws.
 
     The clients' sizes differ, so that weights matter; they are multiples of B, because FedJAX fills
     up the last batch.
@@ -244,7 +268,7 @@ def check_agreement(commands, row, data, path):
     """
     sizes = tuple(n * (row.batch_size or 20) for n in (1, 2, 3))
     small = dataclasses.replace(row, sizes=sizes)
-    make_job(path, small, data, local_epochs=2, shuffle=False)
+    make_job(path, small, data, local_epochs=2, draws=False)
     with started(commands, path) as first:
         reports = {worker.name: report for worker, report in first.items()}
     for key, tolerance in MODELS[row.model].tolerance.items():
@@ -300,14 +324,20 @@ def main(_):
     names = _ROWS.value or list(ROWS)
     if unknown := set(names) - set(ROWS):
         sys.exit(f"--rows: got {sorted(unknown)}, wanted some of {list(ROWS)}")
+    pytorch = PEERS / "pytorch" / "run.py"
     participants = {
         "ours": [sys.executable, PEERS / "ours" / "run.py"],
-        "PyTorch": [_PYTORCH.value, PEERS / "pytorch" / "run.py"],
-        "PyTorch, 1 thread": [_PYTORCH.value, PEERS / "pytorch" / "run.py", "--one_thread"],
+        "PyTorch, process per core": [_PYTORCH.value, pytorch, "--process_per_core"],
+        "pfl": [_PFL.value, PEERS / "pfl" / "run.py"],
+        "pfl, 1 thread": [_PFL.value, PEERS / "pfl" / "run.py", "--one_thread"],
+        "Flower": [_FLOWER.value, PEERS / "flower" / "run.py"],
+        "PyTorch": [_PYTORCH.value, pytorch],
+        "PyTorch, 1 thread": [_PYTORCH.value, pytorch, "--one_thread"],
         "FedJAX": [_FEDJAX.value, PEERS / "fedjax" / "run.py"],
     }
     commands = {name: command for name, command in participants.items() if command[0]}
-    data = {"digits": load_digits(_DATA_DIR.value), "text": draw_text()}
+    digits = load_digits(_DATA_DIR.value)
+    data = {"digits": digits, "colours": draw_colours(), "text": draw_text()}
     report = {
         "command": sys.orig_argv,
         "date": datetime.datetime.now().isoformat(timespec="seconds"),
@@ -328,7 +358,11 @@ def main(_):
                 seconds = alternate(list(first), _REPEATS.value)
             result = report["rows"][name] = dataclasses.asdict(row)
             result |= {"flops": row.flops, "seconds": seconds}
-            result["participants"] = {worker.name: worker.ready for worker in first}
+            result["participants"] = {
+                worker.name: worker.ready
+                | {"first_round_seconds": worker.first_round, "peak_mb": worker.peak_mb}
+                for worker in first
+            }
             medians = {who: f"{statistics.median(s):.4f} s" for who, s in seconds.items()}
             print(name, medians, file=sys.stderr)
 

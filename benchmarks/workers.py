@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,6 +45,7 @@ class Worker:
 
     def __init__(self, name, command):
         self.name = name
+        self._start = time.perf_counter()
         self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `close`)
         try:
             self._process = subprocess.Popen(
@@ -56,12 +58,33 @@ class Worker:
         except OSError as error:
             raise WorkerError(f"{name} did not start: {error}") from error
         self.ready = self._read()
+        self.first_round = None  # seconds from the start of the process to the end of its first round
 
     def round(self):
         """Asks for one round and returns what the participant reports of it."""
         with contextlib.suppress(BrokenPipeError):  # `_read` finds out why it ended.
             print("round", file=self._process.stdin, flush=True)
-        return self._read()
+        report = self._read()
+        if self.first_round is None:
+            self.first_round = time.perf_counter() - self._start
+        return report
+
+    @property
+    def peak_mb(self):
+        """The most memory that the process and its descendants held, each at its own peak, on Linux."""
+        parents = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # It has ended.
+                parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        tree = {self._process.pid}
+        while more := {child for child, parent in parents.items() if parent in tree} - tree:
+            tree |= more
+        total = 0
+        for pid in tree:
+            with contextlib.suppress(OSError):
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+                total += sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        return total // 1000
 
     def close(self):
         """Ends the process; closing its input is enough, whatever it is doing."""
@@ -114,9 +137,9 @@ def load_job(path):
 
     Returns:
       A namespace of
-        model: "2nn", "cnn", "lstm" or "lstm-peepholes";
-        x, y: for images, `[n, 28, 28, 1]` uint8, to be divided by 255, and `[n]` int32; for text,
-          `[n, T]` uint16, below 258, and `[n, T]` int32, where every position counts;
+        model: "2nn", "cnn", "dropout-cnn", "lstm" or "lstm-peepholes";
+        x, y: for images, `[n, 28, 28, 1]` or `[n, 32, 32, 3]` uint8, to be divided by 255, and `[n]`
+          int32; for text, `[n, T]` uint16, below 258, and `[n, T]` int32, where every position counts;
         offsets: `[K + 1]`, client k owns rows `offsets[k]:offsets[k + 1]`;
         params: `{layer: {"kernel": ..., "bias": ...}}`, dense kernels `[in, out]`, convolutions
           `[h, w, in, out]`, images flattened in the order height, width, channel. LSTM kernels are
@@ -124,7 +147,7 @@ def load_job(path):
           the forget gate; `peepholes` are `[3, units]`, for input, forget and output. The layer
           `characters` has only an `embedding`, `[258, 8]`;
         batch_size: int, 0 for all of a client's examples;
-        local_epochs: int; learning_rate: float; shuffle: bool.
+        local_epochs: int; learning_rate: float; shuffle, dropout: bool.
     """
     with np.load(path) as file:
         arrays = dict(file)
@@ -134,7 +157,7 @@ def load_job(path):
         params.setdefault(layer, {})[kind] = arrays.pop(name)
     scalars = {name: value.item() for name, value in arrays.items() if value.ndim == 0}
     job = SimpleNamespace(**arrays | scalars, params=params)
-    job.shuffle = bool(job.shuffle)
+    job.shuffle, job.dropout = bool(job.shuffle), bool(job.dropout)
     return job
 
 

@@ -29,12 +29,13 @@ class CifarCNN(nn.Module):
     """Two convolutions of 64 channels, pooled and normalised; dense layers of 384 and 192; logits."""
 
     num_classes: int
+    conv: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]`, H and W multiples of 4, to logits `[B, num_classes]`."""
-        x = local_response_norm(_Convolution(bias=0.0, pool=True, name="conv1")(x))
-        x = max_pool3(local_response_norm(_Convolution(bias=0.1, pool=False, name="conv2")(x)))
+        x = local_response_norm(_Convolution(0.0, True, self.conv, name="conv1")(x))
+        x = max_pool3(local_response_norm(_Convolution(0.1, False, self.conv, name="conv2")(x)))
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(_dense(384, 0.04, 0.1, "local3")(x))
         x = nn.relu(_dense(192, 0.04, 0.1, "local4")(x))
@@ -46,6 +47,7 @@ class _Convolution(nn.Module):
 
     bias: float
     pool: bool
+    conv: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -53,7 +55,7 @@ class _Convolution(nn.Module):
         shape = (5, 5, x.shape[-1], 64)
         kernel = self.param("kernel", nn.initializers.truncated_normal(0.05), shape)
         bias = self.param("bias", nn.initializers.constant(self.bias), shape[-1:])
-        x = conv2d(x, kernel)
+        x = conv2d(x, kernel, conv=self.conv)
         # Pooling first gives the same result; biases and ReLU then touch a quarter of the numbers.
         return nn.relu((max_pool3(x) if self.pool else x) + bias[None, None, None])
 
@@ -127,7 +129,11 @@ def standardise(x: jax.Array) -> jax.Array:
 
 
 def cifar_cnn(
-    num_classes: int = 10, input_shape: tuple[int, ...] = (32, 32, 3), *, weight_decay: float = 0.0
+    num_classes: int = 10,
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    *,
+    weight_decay: float = 0.0,
+    conv: str = "auto",
 ) -> Task:
     """Makes the tutorial's network: 1,068,298 parameters on three colours and ten classes.
 
@@ -138,6 +144,7 @@ def cifar_cnn(
       input_shape: shape of a stored image, at least 24 x 24.
       weight_decay: factor of `||w||^2 / 2`, which is added to the training loss for the weights of the
         two hidden dense layers. The tutorial has 0.004; the FedAvg paper does not say.
+      conv: that of `conv2d`.
 
     Returns:
       A task with the metrics "accuracy" and "loss", the latter without weight decay.
@@ -151,7 +158,7 @@ def cifar_cnn(
             f"{CROP} x {CROP}, since the network sees crops of that size"
         )
     check_rates({"weight_decay": weight_decay})
-    prepared = classifier(CifarCNN(num_classes), (CROP, CROP, input_shape[-1]))
+    prepared = classifier(CifarCNN(num_classes, conv), (CROP, CROP, input_shape[-1]))
 
     def loss(params: Params, batch: Batch, key: jax.Array):
         total, count = prepared.loss(params, dict(batch, x=distort(batch["x"], key)), key)

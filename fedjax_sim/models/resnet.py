@@ -36,12 +36,14 @@ class ResNet18(nn.Module):
       norm: "group" or "batch".
       groups: groups of channels that are normalised together, if `norm` is "group".
       widths: channels of the four pairs of blocks.
+      conv: that of `conv2d`.
     """
 
     num_classes: int
     norm: str = "group"
     groups: int = 2
     widths: tuple[int, ...] = _WIDTHS
+    conv: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -49,10 +51,10 @@ class ResNet18(nn.Module):
         norm = functools.partial(nn.GroupNorm, self.groups)
         if self.norm == "batch":
             norm = functools.partial(nn.BatchNorm, use_running_average=not train, momentum=0.9)
-        x = nn.relu(norm()(_Convolution(self.widths[0], 3)(x)))
+        x = nn.relu(norm()(_Convolution(self.widths[0], 3, conv=self.conv)(x)))
         for stage, width in enumerate(self.widths):
             for block in range(2):
-                x = _Block(width, 2 if stage and not block else 1, norm)(x)
+                x = _Block(width, 2 if stage and not block else 1, norm, self.conv)(x)
         return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
@@ -62,12 +64,13 @@ class _Block(nn.Module):
     width: int
     stride: int
     norm: Any
+    conv: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[B, H, W, C]` to `[B, H / stride, W / stride, width]`."""
-        y = nn.relu(self.norm()(_Convolution(self.width, 3, self.stride)(x)))
-        y = self.norm()(_Convolution(self.width, 3)(y))
+        y = nn.relu(self.norm()(_Convolution(self.width, 3, self.stride, self.conv)(x)))
+        y = self.norm()(_Convolution(self.width, 3, conv=self.conv)(y))
         if x.shape != y.shape:
             x = self.norm()(_Convolution(self.width, 1, self.stride)(x))
         return nn.relu(x + y)
@@ -79,6 +82,7 @@ class _Convolution(nn.Module):
     features: int
     size: int
     stride: int = 1
+    conv: str = "auto"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -86,7 +90,9 @@ class _Convolution(nn.Module):
         kernel = self.param("kernel", _kernel_init, (self.size, self.size, x.shape[-1], self.features))
         if self.size == 1:
             return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
-        return conv2d(x, kernel) if self.stride == 1 else halving_conv(x, kernel)
+        if self.stride == 1:
+            return conv2d(x, kernel, conv=self.conv)
+        return halving_conv(x, kernel)
 
 
 def halving_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -120,6 +126,7 @@ def resnet18(
     *,
     norm: str = "group",
     groups: int = 2,
+    conv: str = "auto",
 ) -> Task:
     """Makes ResNet-18: 11,173,962 parameters on 32 x 32 x 3 and ten classes.
 
@@ -132,6 +139,7 @@ def resnet18(
       input_shape: shape of an image, height and width multiples of 8.
       norm: "group" or "batch".
       groups: groups of channels that are normalised together, if `norm` is "group"; Reddi et al. have 2.
+      conv: that of `conv2d`.
 
     Returns:
       A task with the metrics "accuracy" and "loss".
@@ -149,4 +157,4 @@ def resnet18(
             f"input_shape is {input_shape}; wanted (height, width, channels) with height and width "
             "multiples of 8, since images are halved three times"
         )
-    return classifier(ResNet18(num_classes, norm, groups), input_shape)
+    return classifier(ResNet18(num_classes, norm, groups, conv=conv), input_shape)

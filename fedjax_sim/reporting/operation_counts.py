@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_sim.core.types import Task
+from fedjax_sim.models.ops.winograd import winograd_convolve
 
 
 def training_flops(task: Task, examples: dict[str, Any]) -> int:
     """Returns the useful operations of one example's forward and backward pass.
 
     Counts the matrix products and convolutions of the forward pass, two operations per
-    multiplication and addition, times three, since the backward pass does each twice. A `cond` counts
+    multiplication and addition, times three, since the backward pass does each twice, however they are
+    computed. A `cond` counts
     as its longer branch, and the body of a `while` counts once, since its iterations are unknown.
 
     Args:
@@ -39,6 +41,8 @@ def _count(jaxpr: Any) -> int:
         elif name == "conv_general_dilated":
             kernel = settings["dimension_numbers"].rhs_spec
             total += 2 * out * math.prod(shapes[1][axis] for axis in kernel[1:])
+        elif settings.get("name") == winograd_convolve.__name__:  # counts as the direct convolution
+            total += 2 * out * math.prod(shapes[1][:3])
         elif name == "cond":
             total += max(_count(branch) for branch in _inner_jaxprs(settings))
         else:

@@ -39,6 +39,10 @@ def value_and_gradients(conv, padding, x, kernel):
     return (y, *pull_back(normal(9, *y.shape)))
 
 
+def direct(x, kernel, padding):
+    return conv2d(x, kernel, padding=padding, conv="direct")
+
+
 # At the top, so that tests share what they compile.
 compiled = jax.jit(value_and_gradients, static_argnums=(0, 1))
 
@@ -47,12 +51,20 @@ compiled = jax.jit(value_and_gradients, static_argnums=(0, 1))
 @pytest.mark.parametrize(("height", "width"), [(5, 5), (3, 3), (4, 4), (5, 2)])
 def test_one_kernel_equals_xla_and_autodiff_to_the_bit(height, width, padding):
     x, kernel = inputs(height, width)
-    toys.assert_same(compiled(conv2d, padding, x, kernel), compiled(reference_conv, padding, x, kernel))
+    toys.assert_same(compiled(direct, padding, x, kernel), compiled(reference_conv, padding, x, kernel))
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (5, 2), (5, 5)])
+def test_few_channels_equal_xla_and_autodiff(height, width, padding):
+    x, kernel = inputs(height, width)
+    ours = compiled(conv2d, padding, x, kernel)
+    toys.assert_close(ours, compiled(reference_conv, padding, x, kernel), rtol=1e-5, atol=1e-5)
 
 
 def test_equal_to_the_bit_step_by_step_too():
     x, kernel = inputs(4, 4)
-    ours = value_and_gradients(conv2d, "SAME", x, kernel)
+    ours = value_and_gradients(direct, "SAME", x, kernel)
     toys.assert_same(ours, value_and_gradients(reference_conv, "SAME", x, kernel))
 
 
@@ -218,6 +230,11 @@ def test_shapes_that_do_not_fit_are_refused(x, kernel):
 def test_an_unknown_padding_is_refused(padding):
     with pytest.raises(ValueError, match="wanted 'SAME' or 'VALID'"):
         conv2d(jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 3, 1, 1)), padding=padding)
+
+
+def test_another_way_to_convolve_is_refused():
+    with pytest.raises(ValueError, match="conv is 'winograd'; wanted 'auto' or 'direct'"):
+        conv2d(jnp.zeros((1, 4, 4, 1)), jnp.zeros((3, 3, 1, 1)), conv="winograd")
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 4, 1), (1, 4, 5, 1), (1, 7, 7, 2)])

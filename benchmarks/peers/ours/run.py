@@ -18,6 +18,7 @@ from workers import PROBE, load_job, norms, serve
 MODELS = {
     "2nn": fs.models.mnist_2nn,
     "cnn": fs.models.mnist_cnn,
+    "dropout-cnn": functools.partial(fs.models.dropout_cnn, 10, (32, 32, 3)),
     "lstm": functools.partial(fs.models.char_lstm, peepholes=False),
     "lstm-peepholes": fs.models.char_lstm,
 }
@@ -30,6 +31,12 @@ LAYERS = {
         "conv2": ("ConvPool_1",),
         "fc1": ("MLP_0", "Dense_0"),
         "fc2": ("MLP_0", "Dense_1"),
+    },
+    "dropout-cnn": {
+        "conv1": ("ConvPool_0",),
+        "conv2": ("ConvPool_1",),
+        "fc1": ("Dense_0",),
+        "fc2": ("Dense_1",),
     },
     "lstm": LSTM,
     "lstm-peepholes": LSTM,
@@ -50,6 +57,8 @@ def ours(params, model):
 def main(path):
     job = load_job(path)
     task = MODELS[job.model]()
+    if job.model == "dropout-cnn" and not job.dropout:
+        task = fs.models.classifier(fs.models.DropoutCNN(10, rates=(0.0, 0.0)), (32, 32, 3))
     algorithm = fs.fed_avg(
         task,
         client_lr=job.learning_rate,

@@ -53,7 +53,7 @@ def convolve(role: str, pads: Padding, x: jax.Array, kernel: jax.Array) -> jax.A
       `[L, B, H', W', Co]`, of x's dtype.
     """
     window = kernel.shape[1:3]
-    positions = _over(x, window, pads)
+    positions = over(x, window, pads)
     shape = Shape(*x.shape[:2], *positions, *kernel.shape[3:], *window)
     return _chosen(role, shape).convolve(pads, x, kernel).astype(x.dtype)
 
@@ -69,7 +69,7 @@ def kernel_gradient(pads: Padding, x: jax.Array, dy: jax.Array) -> jax.Array:
     Returns:
       `[L, kh, kw, Ci, Co]`, of x's dtype.
     """
-    window = _over(x, dy.shape[2:4], pads)
+    window = over(x, dy.shape[2:4], pads)
     shape = Shape(*x.shape[:2], *dy.shape[2:4], x.shape[-1], dy.shape[-1], *window)
     return _chosen("pair", shape).kernel_gradient(pads, x, dy).astype(x.dtype)
 
@@ -92,7 +92,7 @@ def _sums_of(x):
     return jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
 
 
-def _over(x, size, pads):
+def over(x: jax.Array, size: tuple[int, int], pads: Padding) -> tuple[int, int]:
     """Returns the output size for a window of `size` on padded images, or the window for that output."""
     return tuple(n + sum(pad) - k + 1 for n, k, pad in zip(x.shape[-3:-1], size, pads, strict=True))
 
@@ -103,7 +103,7 @@ def _padded(x, pads):
 
 def _shifts(x, window, pads):
     """Returns, for each place of the window, row by row, the `[..., H', W', C]` that it sees of `x`."""
-    height, width = _over(x, window, pads)
+    height, width = over(x, window, pads)
     x = _padded(x, pads)
     return [x[..., i : i + height, j : j + width, :] for i in range(window[0]) for j in range(window[1])]
 
@@ -117,7 +117,7 @@ def _patches(x, window, pads):
 
 def _gathered_patches(x, window, pads):
     """Returns the same by a gather: on an H200, products take 0.5 to 0.9 of the time."""
-    height, width = _over(x, window, pads)
+    height, width = over(x, window, pads)
     x = _padded(x, pads)
     lanes, images, rows, columns, channels = x.shape
     # A row of the window is contiguous: [L * B, rows, columns * C] in slices of [kh, kw * C].
@@ -168,14 +168,14 @@ def _kernel_gradient_grouped(pads, x, dy):
 
 
 def _kernel_gradient_patches(pads, x, dy):
-    window = _over(x, dy.shape[2:4], pads)
+    window = over(x, dy.shape[2:4], pads)
     patches = _patches(x, window, pads)
     matrix = jnp.einsum("lbhwp,lbhwo->lpo", patches, dy, preferred_element_type=_sums_of(x))
     return matrix.reshape(len(x), *window, x.shape[-1], dy.shape[-1])
 
 
 def _kernel_gradient_shifted(pads, x, dy):
-    window = _over(x, dy.shape[2:4], pads)
+    window = over(x, dy.shape[2:4], pads)
     matrices = [
         jnp.einsum("lbhwc,lbhwo->lco", shifted, dy, preferred_element_type=_sums_of(x))
         for shifted in _shifts(x, window, pads)
