@@ -26,6 +26,7 @@ _PYTORCH = flags.DEFINE_string("pytorch_python", None, "Python of PyTorch's envi
 _FEDJAX = flags.DEFINE_string("fedjax_python", None, "Python of FedJAX's environment.")
 _PFL = flags.DEFINE_string("pfl_python", None, "Python of pfl-research's environment.")
 _FLOWER = flags.DEFINE_string("flower_python", None, "Python of Flower's environment.")
+_BEFORE = flags.DEFINE_string("before", None, "Checkout of an earlier version of this package.")
 _ROWS = flags.DEFINE_list("rows", None, "Rows to run, by name; all of them by default.")
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Rounds to time; slow rows stop at 3.", lower_bound=3)
 _OUT = flags.DEFINE_string("out", None, "File for all times, as JSON.")
@@ -160,7 +161,7 @@ ROWS = {
     RAGGED: Row("2nn", lognormal_sizes(20, 6000, sigma=1.2), 10),
     "dropout-cnn-10x50-b10": Row("dropout-cnn", (50,) * 10, 10),
     "dropout-cnn-50x50-b10": Row("dropout-cnn", (50,) * 50, 10),
-    "dropout-cnn-1000x50-b10": Row("dropout-cnn", (50,) * 1000, 10),
+    "dropout-cnn-1000x10-b10": Row("dropout-cnn", (10,) * 1000, 10),
     "lstm-10x20-b10": Row("lstm", (20,) * 10, 10),
     "lstm-peepholes-10x20-b10": Row("lstm-peepholes", (20,) * 10, 10),
     # Shakespeare's roles have 74 lines on average.
@@ -261,22 +262,44 @@ def check_agreement(commands, row, data, path):
     up the last batch.
 
     Returns:
-      The `commands` that took part; the others cannot run such a row.
-
-    Raises:
-      SystemExit: two participants disagree.
+      The `commands` of those that compute what we compute, in the versions that their requirements
+      name. The others are named and left out.
     """
     sizes = tuple(n * (row.batch_size or 20) for n in (1, 2, 3))
     small = dataclasses.replace(row, sizes=sizes)
     make_job(path, small, data, local_epochs=2, draws=False)
     with started(commands, path) as first:
-        reports = {worker.name: report for worker, report in first.items()}
-    for key, tolerance in MODELS[row.model].tolerance.items():
-        values = {name: report[key] for name, report in reports.items()}
-        if not np.allclose(list(values.values()), next(iter(values.values()), 0), tolerance, 0):
-            batch_size = row.batch_size or "inf"
-            sys.exit(f"{row.model}, B = {batch_size}: participants disagree on {key}: {values}")
-    return {name: commands[name] for name in reports}
+        reports = {worker.name: (worker.ready["versions"], report) for worker, report in first.items()}
+    able, (_, wanted) = {}, reports["ours"]
+    for name, (versions, report) in reports.items():
+        wrong = wrong_versions(commands[name], versions) | {
+            key: f"{report[key]} where ours is {wanted[key]}"
+            for key, tolerance in MODELS[row.model].tolerance.items()
+            if not math.isclose(report[key], wanted[key], rel_tol=tolerance)
+        }
+        if wrong:
+            print(
+                f"Left out of {row.model}, B = {row.batch_size or 'inf'}: {name}: {wrong}",
+                file=sys.stderr,
+            )
+        else:
+            able[name] = commands[name]
+    return able
+
+
+def wrong_versions(command, versions):
+    """Returns, for each package whose version is not the one of the peer's requirements, both."""
+    scripts = [part for part in command if isinstance(part, Path) and part.name == "run.py"]
+    requirements = scripts[0].with_name("requirements.txt")
+    if not requirements.exists():
+        return {}
+    lines = [line.partition("==") for line in requirements.read_text().splitlines()]
+    pinned = {name.partition("[")[0]: version for name, _, version in lines if version}
+    return {
+        name: f"version {version} where {pinned[name]} is required"
+        for name, version in versions.items()
+        if name in pinned and pinned[name].partition("+")[0] != version.partition("+")[0]
+    }
 
 
 def measure_peak(python, pytorch_python):
@@ -324,9 +347,10 @@ def main(_):
     names = _ROWS.value or list(ROWS)
     if unknown := set(names) - set(ROWS):
         sys.exit(f"--rows: got {sorted(unknown)}, wanted some of {list(ROWS)}")
-    pytorch = PEERS / "pytorch" / "run.py"
+    ours, pytorch = [sys.executable, PEERS / "ours" / "run.py"], PEERS / "pytorch" / "run.py"
     participants = {
-        "ours": [sys.executable, PEERS / "ours" / "run.py"],
+        "ours": ours,
+        "before": [_BEFORE.value and "env", f"PYTHONPATH={_BEFORE.value}", *ours],
         "PyTorch, process per core": [_PYTORCH.value, pytorch, "--process_per_core"],
         "pfl": [_PFL.value, PEERS / "pfl" / "run.py"],
         "pfl, 1 thread": [_PFL.value, PEERS / "pfl" / "run.py", "--one_thread"],
