@@ -64,9 +64,10 @@ def loops(layer):
     mesh = jax.make_mesh((cores,), ("core",))
     rng = np.random.default_rng(0)
     shape = (cores * layer.images, layer.size, layer.size, layer.channels[0])
-    x = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    x = rng.normal(size=shape).astype(np.float32)
     shape = (cores * layer.window, layer.window, *layer.channels)
-    kernel = jnp.asarray(rng.normal(size=shape) / layer.window**2, jnp.float32)
+    kernel = (rng.normal(size=shape) / layer.window**2).astype(np.float32)
+    x, kernel = jax.device_put((x, kernel), jax.NamedSharding(mesh, PartitionSpec("core")))
     first = layer.channels[0] < 16
 
     def step(_, carry):
@@ -79,6 +80,7 @@ def loops(layer):
     compiled = {}
     for way in WAYS:
         conv._fastest = lambda *_, way=way: way
+        jax.clear_caches()  # or JAX would find the first way's trace again
 
         @jax.jit
         @jax.shard_map(mesh=mesh, in_specs=(core, core), out_specs=(core, core))

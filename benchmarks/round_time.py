@@ -380,11 +380,12 @@ def main(_):
             make_job(path, row, data)
             with started(able[row.model, row.batch_size], path) as first:
                 seconds = alternate(list(first), _REPEATS.value)
+                memory = {worker: worker.peak_mb for worker in first}
             result = report["rows"][name] = dataclasses.asdict(row)
             result |= {"flops": row.flops, "seconds": seconds}
             result["participants"] = {
                 worker.name: worker.ready
-                | {"first_round_seconds": worker.first_round, "peak_mb": worker.peak_mb}
+                | {"first_round_seconds": worker.first_round, "peak_mb": memory[worker]}
                 for worker in first
             }
             medians = {who: f"{statistics.median(s):.4f} s" for who, s in seconds.items()}

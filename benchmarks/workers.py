@@ -118,11 +118,12 @@ def alternate(workers, rounds, *, at_least=3, budget=30.0):
     for turn in range(rounds):
         if turn >= at_least and time.perf_counter() - start > budget:
             break
-        for worker in workers:
+        first = turn % len(workers)  # each follows each, as the one before leaves the caches behind
+        for worker in workers[first:] + workers[:first]:
             time.sleep(_REST)
-            first = worker.round()["seconds"]
-            again = first < _SHORT
-            seconds[worker.name].append(worker.round()["seconds"] if again else first)
+            taken = worker.round()["seconds"]
+            again = taken < _SHORT
+            seconds[worker.name].append(worker.round()["seconds"] if again else taken)
     return seconds
 
 

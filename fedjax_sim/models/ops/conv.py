@@ -187,7 +187,7 @@ def _fastest(x, kernel):
     """
     if jax.default_backend() != "cpu" or jnp.finfo(x.dtype).bits < 32:
         return "direct"
-    if kernel[:2] in ((3, 3), (5, 5)) and min(kernel[2:]) >= 32:
+    if kernel[:2] in ((3, 3), (5, 5)) and min(kernel[2:]) >= 16:
         return "winograd"
     narrow = kernel[2] > 1 and math.prod(kernel[:3]) <= 32  # patches of few numbers, as of colours
     return "patches" if narrow else "direct"
