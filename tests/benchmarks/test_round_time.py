@@ -18,7 +18,7 @@ for _ in sys.stdin:
 
 CHECK = """
 import json, pathlib, sys
-import round_time
+import round_jobs, round_time
 peers, job = map(pathlib.Path, sys.argv[1:])
 commands = {
     "ours": [sys.executable, peers / "ours" / "run.py", "1.0", "3.0"],
@@ -28,8 +28,8 @@ commands = {
     "crashed": [sys.executable, peers / "pinned" / "run.py"],
     "missing": [peers / "nowhere" / "python", peers / "pinned" / "run.py"],
 }
-data = {"digits": round_time.load_digits(None)}
-able = round_time.check_agreement(commands, round_time.ROWS["2nn-10x600-b10"], data, job)
+data = {"digits": round_jobs.load_digits(None)}
+able = round_time.check_agreement(commands, round_jobs.ROWS["2nn-10x600-b10"], data, job)
 print(json.dumps(list(able)))
 """
 

@@ -116,6 +116,7 @@ def test_conv2d_uses_it_for_many_channels_unless_told_not_to(r):
         ((2, 6, 6, 15), (3, 3, 15, 32), jnp.float32),
         ((2, 6, 6, 32), (3, 3, 32, 15), jnp.float32),
         ((2, 6, 6, 32), (2, 2, 32, 32), jnp.float32),
+        ((0, 6, 6, 32), (3, 3, 32, 32), jnp.float32),
         ((2, 6, 6, 32), (3, 5, 32, 32), jnp.float32),
         ((2, 6, 6, 32), (3, 3, 32, 32), jnp.bfloat16),
     ],

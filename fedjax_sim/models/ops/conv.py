@@ -182,10 +182,10 @@ _conv.defvjp(_conv_forward, _conv_backward)
 def _fastest(x, kernel):
     """Names the fastest way to convolve `[B, H, W, C]` with one kernel of shape `(kh, kw, Ci, Co)`.
 
-    From `benchmarks/convolutions.py`. Accelerators have convolutions of their own, and narrow floats
-    lack the digits for Winograd's.
+    From `benchmarks/convolutions.py`. Accelerators have convolutions of their own, narrow floats lack
+    the digits for Winograd's, and no images need none.
     """
-    if jax.default_backend() != "cpu" or jnp.finfo(x.dtype).bits < 32:
+    if jax.default_backend() != "cpu" or jnp.finfo(x.dtype).bits < 32 or not len(x):
         return "direct"
     if kernel[:2] in ((3, 3), (5, 5)) and min(kernel[2:]) >= 16:
         return "winograd"
