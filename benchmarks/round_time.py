@@ -1,9 +1,9 @@
-"""Times one round of FedAvg beside PyTorch, FedJAX and the machine's matrix multiplication rate.
+"""Times one round of FedAvg beside other libraries and the machine's matrix multiplication rate.
 
-    python benchmarks/round_time.py --pytorch_python=PATH --fedjax_python=PATH --out=round_time.json
+    python benchmarks/round_time.py --pytorch_python=PATH --pfl_python=PATH --flower_python=PATH \
+        --fedjax_python=PATH --out=round_time.json
 
-Before anything is timed, the participants must agree on what a round computes. They then run in
-turn, one at a time. `benchmarks/peers/README.md` says how to make the peers' environments.
+Participants that do not compute our round are named and left out. The others run in turn, one at a time. `benchmarks/peers/README.md` says how to make the peers' environments.
 """
 
 import contextlib

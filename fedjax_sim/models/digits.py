@@ -93,16 +93,15 @@ class DropoutCNN(nn.Module):
 
     num_classes: int
     conv: str = "auto"
-    rates: tuple[float, float] = (0.25, 0.5)  # of dropout: pooled values, units
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps `[B, H, W, C]`, H and W even, to logits `[B, num_classes]`."""
         x = ConvPool(32, 3, "VALID", pool=False, conv=self.conv)(x)
         x = ConvPool(64, 3, "VALID", conv=self.conv)(x)
-        x = _Dropout(self.rates[0])(x.reshape(x.shape[0], -1), train)
+        x = _Dropout(0.25)(x.reshape(x.shape[0], -1), train)
         x = nn.relu(nn.Dense(128, kernel_init=_glorot)(x))
-        x = _Dropout(self.rates[1])(x, train)
+        x = _Dropout(0.5)(x, train)
         return nn.Dense(self.num_classes, kernel_init=_glorot)(x)
 
 
