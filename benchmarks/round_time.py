@@ -3,7 +3,8 @@
     python benchmarks/round_time.py --pytorch_python=PATH --pfl_python=PATH --flower_python=PATH \
         --fedjax_python=PATH --out=round_time.json
 
-Participants that do not compute our round are named and left out. The others run in turn, one at a time. `benchmarks/peers/README.md` says how to make the peers' environments.
+Participants that do not compute our round are named and left out; the others run in turn, one at a
+time. `benchmarks/peers/README.md` says how to make the peers' environments.
 """
 
 import contextlib

@@ -133,7 +133,7 @@ MODELS = {
 
 
 def mean_loss(logits, y):
-    """Of images or of all positions of a text."""
+    """Returns the mean cross-entropy over images, or over all positions of texts."""
     return cross_entropy(logits.flatten(0, -2), y.flatten())
 
 
