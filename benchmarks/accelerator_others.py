@@ -64,13 +64,13 @@ def pytorch(context, name, python, ours, left):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.npz"
 
-        def job(sizes, shuffle):
+        def job(sizes, draws):
             columns = model.draw(np.random.default_rng(0), sum(sizes))
             offsets, own = np.cumsum([0, *sizes]), layers(name, params)
-            save_job(path, **columns, offsets=offsets, params=own, shuffle=shuffle, **settings)
+            save_job(path, **columns, offsets=offsets, params=own, draws=draws, **settings)
             return columns
 
-        columns = job(_SMALL_SIZES, shuffle=False)
+        columns = job(_SMALL_SIZES, draws=False)
         _, (report, *_) = rounds_of(command, path, 1, 0)
         wanted = reference_round(task, params, columns, _SMALL_SIZES, 0.1, model.batch_size)
         norm = np.linalg.norm(flat(wanted) - flat(params))
@@ -78,7 +78,7 @@ def pytorch(context, name, python, ours, left):
         if not apart <= _AGREEMENT:
             raise ValueError(f"PyTorch's update is {apart:.1e} off in length; wanted {_AGREEMENT}")
 
-        job((model.size,) * _COHORT, shuffle=True)
+        job((model.size,) * _COHORT, draws=True)
         ready, reports = rounds_of(command, path, 1 + _ROUNDS, min(left, _MOST_SECONDS))
     seconds = [report["seconds"] for report in reports[1:]]  # the first one warms up
     median = statistics.median(seconds)

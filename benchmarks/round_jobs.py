@@ -203,6 +203,5 @@ def make_job(path, row, data, *, local_epochs=1, draws=True):
         batch_size=row.batch_size,
         local_epochs=local_epochs,
         learning_rate=model.learning_rate,
-        shuffle=draws,
-        dropout=draws,
+        draws=draws,
     )

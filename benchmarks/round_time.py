@@ -148,6 +148,10 @@ def main(_):
     names = _ROWS.value or list(ROWS)
     if unknown := set(names) - set(ROWS):
         sys.exit(f"--rows: got {sorted(unknown)}, wanted some of {list(ROWS)}")
+    if _BEFORE.value and not (Path(_BEFORE.value) / "fedjax_sim").is_dir():
+        sys.exit(
+            f"--before: got {_BEFORE.value}, wanted a checkout of this package, with fedjax_sim in it"
+        )
     ours, pytorch = [sys.executable, PEERS / "ours" / "run.py"], PEERS / "pytorch" / "run.py"
     participants = {
         "ours": ours,

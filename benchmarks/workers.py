@@ -148,7 +148,8 @@ def load_job(path):
           the forget gate; `peepholes` are `[3, units]`, for input, forget and output. The layer
           `characters` has only an `embedding`, `[258, 8]`;
         batch_size: int, 0 for all of a client's examples;
-        local_epochs: int; learning_rate: float; shuffle, dropout: bool.
+        local_epochs: int; learning_rate: float;
+        draws: bool, whether clients shuffle their examples and drop units.
     """
     with np.load(path) as file:
         arrays = dict(file)
@@ -158,7 +159,7 @@ def load_job(path):
         params.setdefault(layer, {})[kind] = arrays.pop(name)
     scalars = {name: value.item() for name, value in arrays.items() if value.ndim == 0}
     job = SimpleNamespace(**arrays | scalars, params=params)
-    job.shuffle, job.dropout = bool(job.shuffle), bool(job.dropout)
+    job.draws = bool(job.draws)
     return job
 
 

@@ -102,7 +102,7 @@ def main(path):
         client_optimizer=fedjax.optimizers.sgd(job.learning_rate),
         server_optimizer=fedjax.optimizers.sgd(1.0),
         client_batch_hparams=fedjax.ShuffleRepeatBatchHParams(
-            batch_size=job.batch_size, num_epochs=job.local_epochs, skip_shuffle=not job.shuffle
+            batch_size=job.batch_size, num_epochs=job.local_epochs, skip_shuffle=not job.draws
         ),
     )
     dataset = fedjax.ClientDataset if job.batch_size else WholeBatches

@@ -57,7 +57,7 @@ def ours(params, model):
 def main(path):
     job = load_job(path)
     task = MODELS[job.model]()
-    if job.model == "dropout-cnn" and not job.dropout:
+    if job.model == "dropout-cnn" and not job.draws:
         metrics = task.metrics  # which drop nothing
         task = task._replace(loss=lambda params, batch, key: metrics(params, batch)["loss"])
     algorithm = fs.fed_avg(
@@ -65,7 +65,7 @@ def main(path):
         client_lr=job.learning_rate,
         local_epochs=job.local_epochs,
         batch_size=job.batch_size or math.inf,
-        shuffle="each_epoch" if job.shuffle else "never",
+        shuffle="each_epoch" if job.draws else "never",
     )
     layout = fs.runtime.default_layout()
     data = fs.data.FederatedData({"x": job.x, "y": job.y}, job.offsets.astype(np.int32))

@@ -1,4 +1,4 @@
-"""FedAvg in pfl-research, as its own benchmark of CIFAR-10 sets it up; `--one_thread` for one thread."""
+"""FedAvg in pfl-research, from the parts of its benchmark of CIFAR-10; `--one_thread` for one thread."""
 
 import sys
 import types

@@ -29,9 +29,10 @@ def weighted_sum(model, initial, clients, job, total):
 
 
 def work(job, share, total, connection):
-    """Trains every `share[1]`-th client from `share[0]` on whenever told to, in a process of its own."""
+    """Trains its share of the clients, largest first, whenever told to, in a process of its own."""
     torch.set_num_threads(1)
     model, initial, clients = prepare(job)
+    clients.sort(key=lambda client: len(client[1]), reverse=True)  # so that shares are about equal
     connection.send("ready")
     while connection.recv():
         connection.send(weighted_sum(model, initial, clients[share[0] :: share[1]], job, total))
@@ -62,6 +63,8 @@ def main(path, how):
     if job.model not in MODELS:
         sys.exit(f"no {job.model}: PyTorch's LSTM has no peepholes")
     on_gpu = torch.cuda.is_available()
+    if on_gpu and how:
+        sys.exit(f"{how} is for a CPU; this machine has a GPU")
     # TF32, which is what JAX multiplies with by default on such devices, and PyTorch convolves with.
     torch.set_float32_matmul_precision("high" if on_gpu else "highest")
     model, initial, clients = prepare(job)

@@ -26,7 +26,9 @@ from jax import lax
 from fedjax_sim.models.ops.lane_conv import Padding
 
 _TILE = 4  # m
-_MOST_IMAGES = 50  # at once, so that their tiles stay in the cache
+# At once: on one core of an Intel Xeon, 100 images of the MNIST CNN's second layer take twice the time
+# per image of 10 or 40 (jax 0.10.2).
+_MOST_IMAGES = 50
 _POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5)
 
 
