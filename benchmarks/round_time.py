@@ -1,7 +1,7 @@
 """Times one round of FedAvg beside other libraries and the machine's matrix multiplication rate.
 
     python benchmarks/round_time.py --pytorch_python=PATH --pfl_python=PATH --flower_python=PATH \
-        --fedjax_python=PATH --out=round_time.json
+        --fedjax_python=PATH --drjax_python=PATH --out=round_time.json
 
 Participants that do not compute our round are named and left out; the others run in turn, one at a
 time. `benchmarks/peers/README.md` says how to make the peers' environments.
@@ -9,11 +9,7 @@ time. `benchmarks/peers/README.md` says how to make the peers' environments.
 
 import contextlib
 import dataclasses
-import datetime
-import json
 import math
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,8 +19,11 @@ from absl import app, flags
 from round_jobs import EQUAL, MODELS, RAGGED, ROWS, draw_colours, draw_text, load_digits, make_job
 from workers import Worker, WorkerError, alternate
 
+import fedjax_sim as fs
+
 _PYTORCH = flags.DEFINE_string("pytorch_python", None, "Python of PyTorch's environment.")
 _FEDJAX = flags.DEFINE_string("fedjax_python", None, "Python of FedJAX's environment.")
+_DRJAX = flags.DEFINE_string("drjax_python", None, "Python of DrJAX's environment.")
 _PFL = flags.DEFINE_string("pfl_python", None, "Python of pfl-research's environment.")
 _FLOWER = flags.DEFINE_string("flower_python", None, "Python of Flower's environment.")
 _BEFORE = flags.DEFINE_string("before", None, "Checkout of an earlier version of this package.")
@@ -117,17 +116,11 @@ def measure_peak(python, pytorch_python):
     return peak
 
 
-def machine():
-    """Returns the processor's name and its number of cores."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count()}
-
-
 def table(report, peers):
-    """Returns a Markdown table with a line per row: our rate and each peer's time over ours."""
-    head = ["round", "ours ms", "GFLOP/s", "of peak"]
+    """Returns a Markdown table with a line per row: our rate, our time over the floor (`floor.py`), and
+    each peer's time over ours.
+    """
+    head = ["round", "ours ms", "GFLOP/s", "of peak", "of floor"]
     head += [column for peer in peers for column in (f"{peer} ms", f"{peer} / ours")]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
     for name, row in report["rows"].items():
@@ -135,12 +128,25 @@ def table(report, peers):
         ours = median.get("ours", math.nan)
         rate = row["flops"] / ours / 1e9
         line = [name, f"{1e3 * ours:.1f}", f"{rate:.0f}", f"{rate / report['peak']:.0%}"]
+        line.append(f"{ours / median.get('floor', math.nan):.2f}")
         for peer in peers:
             if peer in median:
                 line += [f"{1e3 * median[peer]:.1f}", f"{median[peer] / ours:.2f}"]
             else:
                 line += ["absent", ""]
         lines.append(line)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def resources(report):
+    """Returns a Markdown table of what else each participant takes, by row."""
+    lines = [["round", "participant", "round ms", "first round s", "peak MB"]]
+    lines.append(["---", "---"] + ["---:"] * 3)
+    for name, row in report["rows"].items():
+        for who, facts in row["participants"].items():
+            ms = 1e3 * statistics.median(row["seconds"][who])
+            figures = [f"{ms:.1f}", f"{facts['first_round_seconds']:.1f}", f"{facts['peak_mb']}"]
+            lines.append([name, who, *figures])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -162,15 +168,13 @@ def main(_):
         "Flower": [_FLOWER.value, PEERS / "flower" / "run.py"],
         "PyTorch": [_PYTORCH.value, pytorch],
         "PyTorch, 1 thread": [_PYTORCH.value, pytorch, "--one_thread"],
+        "DrJAX": [_DRJAX.value, PEERS / "drjax" / "run.py"],
         "FedJAX": [_FEDJAX.value, PEERS / "fedjax" / "run.py"],
     }
     commands = {name: command for name, command in participants.items() if command[0]}
     digits = load_digits(_DATA_DIR.value)
     data = {"digits": digits, "colours": draw_colours(), "text": draw_text()}
-    report = {
-        "command": sys.orig_argv,
-        "date": datetime.datetime.now().isoformat(timespec="seconds"),
-        "machine": machine(),
+    report = fs.reporting.provenance() | {
         "gemm_gflops": measure_peak(sys.executable, _PYTORCH.value),
         "rows": {},
     }
@@ -183,11 +187,14 @@ def main(_):
         able = {kind: check_agreement(commands, row, data, path) for kind, row in kinds.items()}
         for name, row in rows.items():
             make_job(path, row, data)
-            with started(able[row.model, row.batch_size], path) as first:
+            # The floor takes turns as well, because the machine's speed drifts.
+            floor = {"floor": [sys.executable, Path(__file__).with_name("floor.py")]}
+            with started(able[row.model, row.batch_size] | floor, path) as first:
                 seconds = alternate(list(first), _REPEATS.value)
                 memory = {worker: worker.peak_mb for worker in first}
+                parts = next((worker.round() for worker in first if worker.name == "floor"), None)
             result = report["rows"][name] = dataclasses.asdict(row)
-            result |= {"flops": row.flops, "seconds": seconds}
+            result |= {"flops": row.flops, "seconds": seconds, "floor": parts}
             result["participants"] = {
                 worker.name: worker.ready
                 | {"first_round_seconds": worker.first_round, "peak_mb": memory[worker]}
@@ -197,7 +204,7 @@ def main(_):
             print(name, medians, file=sys.stderr)
 
     peers = [name for name in participants if name != "ours"]
-    print(table(report, peers))
+    print(table(report, peers), resources(report), sep="\n\n")
     print(f"\nMatrix multiplication, the peak: {report['gemm_gflops']} GFLOP/s.")
     if {EQUAL, RAGGED} <= set(names):
         pair = report["rows"][EQUAL]["seconds"], report["rows"][RAGGED]["seconds"]
@@ -205,7 +212,7 @@ def main(_):
             equal, ragged = (statistics.median(seconds[who]) for seconds in pair)
             print(f"{who}: GFLOP/s on ragged clients over equal ones: {equal / ragged:.2f}.")
     if _OUT.value:
-        Path(_OUT.value).write_text(json.dumps(report, indent=1) + "\n")
+        fs.reporting.write_json(Path(_OUT.value), report)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def alternate(workers, rounds, *, at_least=3, budget=30.0):
       workers: participants, already warm.
       rounds: turns to take, each of one round per participant.
       at_least: turns to take even if they exceed `budget`.
-      budget: seconds after which no further turn begins.
+      budget: seconds after which no further turn begins; a participant whose round takes longer has
+        one.
 
     Returns:
       A dict from a participant's name to the seconds of each of its rounds.
@@ -120,6 +121,8 @@ def alternate(workers, rounds, *, at_least=3, budget=30.0):
             break
         first = turn % len(workers)  # each follows each, as the one before leaves the caches behind
         for worker in workers[first:] + workers[:first]:
+            if max(seconds[worker.name], default=0.0) > budget:
+                continue
             time.sleep(_REST)
             taken = worker.round()["seconds"]
             again = taken < _SHORT
@@ -188,7 +191,7 @@ def serve(name, versions, run_round, report, *, threads=None):
         Only it is timed.
       report: function from the result of `run_round` to a dict of numbers. For a round of training:
         `loss`, the new model's mean loss on the job's first `PROBE` examples, and what `norms`
-        returns.
+        returns. A participant that times something itself reports its own `seconds`.
       threads: number of threads of the participant; by default the number of cores.
     """
     _send(ready=True, name=name, versions=versions, threads=threads or os.cpu_count())
@@ -198,7 +201,7 @@ def serve(name, versions, run_round, report, *, threads=None):
         start = time.perf_counter()
         result = run_round()
         seconds = time.perf_counter() - start
-        _send(seconds=seconds, **report(result))
+        _send(**{"seconds": seconds} | report(result))
 
 
 def _send(**message):

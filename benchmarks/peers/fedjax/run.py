@@ -9,9 +9,10 @@ import fedjax
 import haiku as hk
 import jax
 import numpy as np
-import optax
 
-sys.path.append(str(Path(__file__).parents[2]))
+sys.path += [str(Path(__file__).parents[i]) for i in (1, 2)]
+import jax_models
+from jax_models import cross_entropy, dense
 from workers import PROBE, load_job, norms, serve
 
 
@@ -20,36 +21,6 @@ class WholeBatches(fedjax.ClientDataset):
 
     def shuffle_repeat_batch(self, hparams):
         return super().shuffle_repeat_batch(hparams.replace(batch_size=len(self)))
-
-
-def dense(p, x):
-    return x @ p["kernel"] + p["bias"]
-
-
-def conv(p, x):
-    dimensions = ("NHWC", "HWIO", "NHWC")
-    y = jax.lax.conv_general_dilated(x, p["kernel"], (1, 1), "SAME", dimension_numbers=dimensions)
-    return y + p["bias"]
-
-
-def max_pool(x):
-    # `reduce_window`, which haiku's pooling calls, takes a round of the CNN from 0.55 to 0.59 s.
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
-
-
-def two_nn(params, batch, rng=None):
-    x = batch["x"].reshape(-1, 784)
-    x = jax.nn.relu(dense(params["fc1"], x))
-    x = jax.nn.relu(dense(params["fc2"], x))
-    return dense(params["fc3"], x)
-
-
-def cnn(params, batch, rng=None):
-    x = max_pool(jax.nn.relu(conv(params["conv1"], batch["x"])))
-    x = max_pool(jax.nn.relu(conv(params["conv2"], x)))
-    x = jax.nn.relu(dense(params["fc1"], x.reshape(-1, 3136)))
-    return dense(params["fc2"], x)
 
 
 @hk.without_apply_rng
@@ -68,20 +39,11 @@ def char_lstm(params, batch, rng=None):
     return dense(params["fc"], x).swapaxes(0, 1)
 
 
-def images(x):
-    return x.astype(np.float32) / 255
-
-
 def text(x):
     return x.astype(np.int32)
 
 
-# What computes logits, and what takes the job's x to it.
-MODELS = {"2nn": (two_nn, images), "cnn": (cnn, images), "lstm": (char_lstm, text)}
-
-
-def cross_entropy(batch, logits):
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+MODELS = jax_models.MODELS | {"lstm": (char_lstm, text)}
 
 
 def main(path):
@@ -90,9 +52,13 @@ def main(path):
         sys.exit(f"no {job.model}: haiku's LSTM has no peepholes")
     apply, decode = MODELS[job.model]
     x = decode(job.x)
+
+    def apply_for_train(params, batch, rng):
+        return apply(params, batch, rng if job.draws else None)
+
     model = fedjax.Model(
         init=lambda rng: job.params,
-        apply_for_train=apply,
+        apply_for_train=apply_for_train,
         apply_for_eval=apply,
         train_loss=cross_entropy,
         eval_metrics={},

@@ -43,23 +43,29 @@ LAYERS = {
 }
 
 
-def ours(params, model):
-    """The job's parameters in the shape of our model's."""
+def make_task(job):
+    """Makes the job's model; without draws, one that drops nothing."""
+    task = MODELS[job.model]()
+    if job.model == "dropout-cnn" and not job.draws:
+        metrics = task.metrics  # which drop nothing
+        task = task._replace(loss=lambda params, batch, key: metrics(params, batch)["loss"])
+    return task
+
+
+def initial_params(job):
+    """Returns the job's parameters in the shape of our model's."""
     tree = {}
-    for layer, path in LAYERS[model].items():
+    for layer, path in LAYERS[job.model].items():
         branch = tree
         for name in path:
             branch = branch.setdefault(name, {})
-        branch |= {kind: jnp.asarray(array) for kind, array in params[layer].items()}
+        branch |= {kind: jnp.asarray(array) for kind, array in job.params[layer].items()}
     return tree
 
 
 def main(path):
     job = load_job(path)
-    task = MODELS[job.model]()
-    if job.model == "dropout-cnn" and not job.draws:
-        metrics = task.metrics  # which drop nothing
-        task = task._replace(loss=lambda params, batch, key: metrics(params, batch)["loss"])
+    task = make_task(job)
     algorithm = fs.fed_avg(
         task,
         client_lr=job.learning_rate,
@@ -69,7 +75,7 @@ def main(path):
     )
     layout = fs.runtime.default_layout()
     data = fs.data.FederatedData({"x": job.x, "y": job.y}, job.offsets.astype(np.int32))
-    initial = ours(job.params, job.model)
+    initial = initial_params(job)
     hparams = {name: jnp.float32(value) for name, value in algorithm.hparams.items()}
     state = algorithm.init(jax.random.key(0), hparams, data.num_clients)._replace(params=initial)
     cohort = fs.Cohort(jnp.arange(data.num_clients, dtype=jnp.int32), layout)
