@@ -36,10 +36,12 @@ from fedjax_sim.algorithms import (
     fed_nova,
     fed_prox,
     fed_sgd,
+    gossip,
     ifca,
     protocols,
     scaffold,
     sgd,
+    topologies,
 )
 from fedjax_sim.core import checks, messages
 from fedjax_sim.core.types import (
@@ -100,6 +102,7 @@ __all__ = [
     "fed_nova",
     "fed_prox",
     "fed_sgd",
+    "gossip",
     "ifca",
     "load_run",
     "local_training",
@@ -116,6 +119,7 @@ __all__ = [
     "simulate",
     "simulation",
     "sweep",
+    "topologies",
     "train_clients",
     "use_all_cores",
 ]

@@ -33,6 +33,16 @@ ALGORITHMS = {
     "fed_prox": lambda task: fs.fed_prox(
         task, client_lr=0.1, mu=0.5, local_epochs=2, batch_size=4, stragglers=0.5
     ),
+    "gossip": lambda task: fs.gossip(
+        task,
+        fs.topologies.ring(),
+        num_learners=len(toys.SIZES),
+        batch_size=4,
+        client_lr=0.1,
+        codec=compression.quantize(6),
+        gamma=0.5,
+        stream="shared",
+    ),
     "ifca": lambda task: fs.ifca(task, num_clusters=2, client_lr=0.1, local_epochs=1, batch_size=4),
     "scaffold": lambda task: fs.scaffold(task, client_lr=0.1, local_epochs=2, batch_size=4),
     "fed_sgd": lambda task: fs.fed_sgd(task, client_lr=0.1),

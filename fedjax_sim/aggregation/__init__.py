@@ -2,12 +2,12 @@
 
 from fedjax_sim.aggregation.aggregator import Aggregator, aggregate
 from fedjax_sim.aggregation.clip import clip
-from fedjax_sim.aggregation.ends import End, keep_updates, mean
-from fedjax_sim.aggregation.error_feedback import error_feedback
+from fedjax_sim.aggregation.ends import End, keep_updates, majority_vote, mean
 from fedjax_sim.aggregation.gaussian import gaussian
 from fedjax_sim.aggregation.krum import krum
 from fedjax_sim.aggregation.median import median, trimmed_mean
-from fedjax_sim.aggregation.stage import Stage
+from fedjax_sim.compression.error_feedback import error_feedback
+from fedjax_sim.core.stage import Stage
 
 __all__ = [
     "Aggregator",
@@ -19,6 +19,7 @@ __all__ = [
     "gaussian",
     "keep_updates",
     "krum",
+    "majority_vote",
     "mean",
     "median",
     "trimmed_mean",

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from fedjax_sim.aggregation.chain import as_stages, check_weighting
 from fedjax_sim.aggregation.ends import End, mean
-from fedjax_sim.aggregation.stage import Stage
 from fedjax_sim.compression import Codec, num_bytes
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_rates
+from fedjax_sim.core.stage import Stage
 from fedjax_sim.core.types import ClientOutput
 
 # Folded into a round's key, beyond the ids of clients.
@@ -120,6 +120,19 @@ class Aggregator:
         """Returns the clients' view; other entries of `hparams` are left out."""
         return View(states, {name: hparams[name] for name in self.hparams})
 
+    @property
+    def structured(self) -> Codec | None:
+        """The codec inside whose subspace clients train, if there is one."""
+        return next((s.structured for s in self.stages if s.structured is not None), None)
+
+    def with_pattern(self, view: View, pattern: jax.Array) -> View:
+        """Returns a view in which a structured stage knows the key of its subspace."""
+        states = [
+            state if stage.structured is None else pattern
+            for stage, state in zip(self.stages, view.states, strict=True)
+        ]
+        return view._replace(states=tuple(states))
+
     def encode(self, view: View, own: Any, update: Any, key: jax.Array) -> tuple[Any, Any, Any]:
         """Encodes the update of ONE client, from the first stage to the last.
 
@@ -159,7 +172,13 @@ class Aggregator:
           own: the client's memory; `()` if no stage remembers anything.
           weight: `[]`, at least 0.
           metrics: see `ClientOutput`.
+
+        Raises:
+          ValueError: a stage is structured and `with_pattern` has not been called.
         """
+        for stage, state in zip(self.stages, view.states, strict=True):
+            if stage.structured is not None and isinstance(state, tuple):
+                raise not_inside(stage.name)
         before = own or tuple(() for _ in self.stages)
         sent, after, asides = self.encode(view, before, update, key)
         for stage in reversed(self.stages):
@@ -231,6 +250,14 @@ def aggregate(*stages: Stage | Codec, end: End | None = None) -> Aggregator:
     """
     end = mean() if end is None else end
     return Aggregator(as_stages(stages, end), end)
+
+
+def not_inside(codec: str) -> ValueError:
+    """Returns the error of an algorithm that takes a structured codec and trains the whole model."""
+    return ValueError(
+        f"{codec}: this algorithm's clients do not train inside a subspace; wanted an algorithm with "
+        "local training, such as fed_avg, or a codec of any update, such as fs.compression.subsample"
+    )
 
 
 def as_aggregator(aggregator: Any) -> Aggregator:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedjax_sim.aggregation.ends import End
-from fedjax_sim.aggregation.stage import Stage
 from fedjax_sim.compression import Codec
+from fedjax_sim.core.stage import Stage
 
 
 def as_stages(given: Sequence[Any], end: Any) -> tuple[Stage, ...]:
@@ -100,7 +100,8 @@ def _check_bound(before: Sequence[Stage], noise: Stage) -> None:
 
 def _of_codec(codec: Codec) -> Stage:
     def encode(state, hparams, own, update, key):
-        return codec.encode(key, update), own, ()
+        pattern = None if isinstance(state, tuple) else state
+        return codec.encode(key, update, pattern), own, ()
 
     return Stage(
         codec.name,
@@ -110,6 +111,7 @@ def _of_codec(codec: Codec) -> Stage:
         decode=codec.decode,
         keeps_bound=codec.keeps_norm,
         is_encoder=True,
+        structured=codec if codec.is_structured else None,
     )
 
 

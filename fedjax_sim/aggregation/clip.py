@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregation.stage import Stage
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import as_float, check_rates
+from fedjax_sim.core.stage import Stage
 
 
 def clip(norm: float, *, adaptive: float | None = None, rate: float = 0.2) -> Stage:

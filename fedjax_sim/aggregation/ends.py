@@ -54,6 +54,22 @@ def mean(weighting: str | None = None) -> End:
     return End("mean", {"weighting": weighting}, send, receive, weighting)
 
 
+def majority_vote() -> End:
+    """Takes the sign of the sum of the updates, entry by entry: 1, -1, or 0 for a tie.
+
+    After `fs.compression.sign(majority=True)` each client has one vote. The server's rate is then the
+    size of its steps.
+
+    Source: J. Bernstein, J. Zhao, K. Azizzadenesheli, A. Anandkumar, "signSGD with majority vote is
+    communication efficient and fault tolerant", ICLR 2019, https://arxiv.org/abs/1810.05291
+    """
+
+    def receive(message, rows):
+        return jax.tree.map(jnp.sign, message.mean()), message.weight, {}
+
+    return mean("uniform")._replace(name="majority_vote", settings={}, receive=receive)
+
+
 def keep_updates(
     name: str,
     combine: Callable[[Any, jax.Array], Any],

@@ -7,8 +7,8 @@ models", ICLR 2018, https://arxiv.org/abs/1710.06963
 import jax
 import jax.numpy as jnp
 
-from fedjax_sim.aggregation.stage import Stage
 from fedjax_sim.core.checks import as_float, check_rates
+from fedjax_sim.core.stage import Stage
 
 
 def gaussian(noise_multiplier: float) -> Stage:

@@ -8,12 +8,14 @@ from fedjax_sim.algorithms.fed_buff import fed_buff
 from fedjax_sim.algorithms.fed_nova import fed_nova
 from fedjax_sim.algorithms.fed_prox import fed_prox
 from fedjax_sim.algorithms.fed_sgd import fed_sgd
+from fedjax_sim.algorithms.gossip import GossipState, gossip
 from fedjax_sim.algorithms.ifca import ifca
 from fedjax_sim.algorithms.scaffold import scaffold
 from fedjax_sim.algorithms.sgd import SGDState, sgd
 
 __all__ = [
     "AveragingState",
+    "GossipState",
     "LocalSGD",
     "SGDState",
     "ServerState",
@@ -24,6 +26,7 @@ __all__ = [
     "fed_nova",
     "fed_prox",
     "fed_sgd",
+    "gossip",
     "ifca",
     "local_sgd",
     "round_info",

@@ -11,6 +11,7 @@ import optax
 
 from fedjax_sim.aggregation import Aggregator
 from fedjax_sim.aggregation.aggregator import View, as_aggregator
+from fedjax_sim.aggregation.subspaces import in_coordinates, inside_subspaces
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.messages import exchange, model_exchange
@@ -29,6 +30,9 @@ from fedjax_sim.engine.optimizers import (
 )
 from fedjax_sim.engine.queues import train_clients
 from fedjax_sim.engine.work import ClientWork
+
+# Folded into a round's key, beyond the ids of clients, for the subspaces of a structured codec.
+_PATTERN = 2**32 - 4
 
 
 def client_weight(weighting: str) -> Callable[[jax.Array], jax.Array]:
@@ -190,12 +194,16 @@ class LocalSGD(NamedTuple):
           rate: function from the state to the clients' rate; by default `client_rate`.
           enter: see `train_clients`, for clients that start from something else.
         """
-        clients = {"enter": enter, "leave": leave}
+        if self.aggregator.structured is not None:
+            enter, leave = inside_subspaces(self.aggregator, enter, leave)
 
         def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
             view = view_of(self.aggregator, state)
-            shared = (state.params, (rate or self.client_rate)(state), view)
-            result = train_clients(self.work, shared, data, cohort, key=key, own=own, **clients)
+            known = self.aggregator.with_pattern(view, jax.random.fold_in(key, _PATTERN))
+            shared = (state.params, (rate or self.client_rate)(state), known)
+            result = train_clients(
+                self.work, shared, data, cohort, key=key, own=own, enter=enter, leave=leave
+            )
             received = self.aggregator.receive(view, result.message, result.rows, key)
             state = self.server_step(state, received.update, received.weight)
             info = round_info(result, cohort) | received.report
@@ -251,7 +259,7 @@ def local_sgd(
     local_epochs = check_count("local_epochs", local_epochs)
     work = local_training(
         task,
-        wrap(make_client),
+        wrap(make_client if chain.structured is None else in_coordinates(chain.structured, make_client)),
         local_epochs=local_epochs,
         batch_size=batch_size,
         shuffle=shuffle,

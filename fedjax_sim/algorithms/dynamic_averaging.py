@@ -6,16 +6,21 @@ update sums a batch's gradients, ours averages them, so its learning rate is our
 """
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fedjax_sim.algorithms.common import client_rate, parts
+from fedjax_sim.algorithms.own_models import (
+    check_models,
+    check_round,
+    digest_of,
+    mean_of,
+    stack_models,
+)
 from fedjax_sim.algorithms.protocols import Protocol, View
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_choice, check_count, check_rates
@@ -60,12 +65,7 @@ class AveragingState(NamedTuple):
     @property
     def params(self) -> Params:
         """The mean of the learners' models, for evaluation; it costs no communication."""
-        return _mean(self.learners)
-
-
-@jax.jit
-def _mean(learners: Params) -> Params:
-    return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0, dtype=leaf.dtype), learners)
+        return mean_of(self.learners)
 
 
 def dynamic_averaging(
@@ -122,22 +122,14 @@ def dynamic_averaging(
     check_choice("weighting", weighting, WEIGHTINGS)
     check_choice("stream", stream, MODES)
     streams = Streams(batch_sizes(batch_size, m), stream, drift)
-    if m * b * streams.slots >= 2**31:
-        raise ValueError(
-            f"a round of {m} learners x {b} steps x {streams.slots} examples overflows its int32 count; "
-            "wanted fewer than 2**31 examples"
-        )
-    if initial is not None:
-        _check_models(initial, m, jax.eval_shape(task.init, jax.random.key(0)))
+    check_round(m, b, streams.slots)
+    check_models(initial, m, jax.eval_shape(task.init, jax.random.key(0)))
     make_optimizer = as_factory(optimizer)
 
     def init(key: jax.Array, hparams: Mapping, num_clients: int, params: Any = None) -> AveragingState:
         params_key, order_key = jax.random.split(key)
         reference = task.init(params_key) if params is None else params
-        if initial is None:
-            learners = jax.tree.map(lambda w: jnp.broadcast_to(w, (m, *w.shape)), reference)
-        else:
-            learners = jax.tree.map(lambda *leaves: jnp.stack(leaves), *initial)
+        learners = stack_models(initial, m, reference)
         zero = jnp.zeros((), jnp.int32)
         return AveragingState(
             learners=learners,
@@ -225,7 +217,7 @@ def dynamic_averaging(
         "weighting": weighting,
         "stream": stream,
         "drift": None if drift is None else dict(drift.settings),
-        "initial": None if initial is None else _digest(initial),
+        "initial": digest_of(initial),
     }
     return Algorithm(
         init,
@@ -244,26 +236,3 @@ def dynamic_averaging(
         model_of=lambda state, own_k, id: jax.tree.map(lambda w: w[id], state.learners),
         parts=functools.partial(parts, task, {"optimizer": make_optimizer}),
     )
-
-
-def _check_models(models: Sequence[Params], m: int, like: Params) -> None:
-    if len(models) != m:
-        raise ValueError(f"initial has {len(models)} models for {m} learners; wanted one for each")
-
-    def arrays(model):
-        leaves = jax.tree.leaves(model)
-        return [f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for leaf in leaves]
-
-    for i, model in enumerate(models):
-        if jax.tree.structure(model) != jax.tree.structure(like) or arrays(model) != arrays(like):
-            raise ValueError(
-                f"the initial model of learner {i} holds the arrays {arrays(model)}, but the task's "
-                f"model holds {arrays(like)}; wanted the same structure, shapes and dtypes"
-            )
-
-
-def _digest(models: Sequence[Params]) -> str:
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(list(models)):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]

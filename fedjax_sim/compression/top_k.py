@@ -4,14 +4,13 @@ A. F. Aji, K. Heafield, "Sparse communication for distributed gradient descent",
 https://arxiv.org/abs/1704.05021
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from fedjax_sim.compression.codec import Codec, Step
+from fedjax_sim.compression.codec import Codec, Step, count_kept
+from fedjax_sim.compression.subsample import check_fraction
 from fedjax_sim.compression.wire import Wire
-from fedjax_sim.core.checks import as_float
 
 
 def top_k(fraction: float) -> Codec:
@@ -26,20 +25,24 @@ def top_k(fraction: float) -> Codec:
     Raises:
       ValueError: the fraction is out of range.
     """
-    fraction = as_float("fraction", fraction)
-    if not 0 < fraction <= 1:
-        raise ValueError(f"top_k's fraction is {fraction}; wanted a number above 0, at most 1")
+    fraction = check_fraction("top_k", fraction)
 
     def split(key, x):
         del key
         flat = x.reshape(-1)
-        # Rounded first, so that 0.07 of 100 entries is 7 despite binary fractions.
-        count = max(1, math.ceil(round(fraction * x.size, 6)))
-        _, index = jax.lax.top_k(jnp.abs(flat), count)
+        _, index = jax.lax.top_k(jnp.abs(flat), count_kept(fraction, x.size))
         return flat[index], Wire(index.astype(jnp.uint32), (x.size - 1).bit_length())
 
     def join(values, index, like):
         zeros = jnp.zeros((like.size,), like.dtype)
         return zeros.at[index.data].set(values, unique_indices=True).reshape(like.shape)
 
-    return Codec((Step("top_k", {"fraction": fraction}, split, join, True, True),))
+    def check(index, like):
+        places = np.asarray(index.data)
+        if places.max() >= like.size or np.unique(places).size < places.size:
+            raise ValueError(
+                f"top_k got places up to {places.max()}, some of them perhaps twice; wanted different "
+                f"places below {like.size}"
+            )
+
+    return Codec((Step("top_k", {"fraction": fraction}, split, join, True, True, check=check),))

@@ -18,8 +18,8 @@ class Wire:
     """An array whose elements are sent with fewer bits than they take in memory.
 
     Attributes:
-      data: `[...]`, unsigned integers below `2 ** bits`.
-      bits: static; 0 if there is only one possible value.
+      data: `[...]`, unsigned integers below `2 ** bits`; anything if `bits` is 0.
+      bits: static; 0 if nothing is sent, because the receiver knows the value.
     """
 
     data: jax.Array
@@ -49,7 +49,8 @@ def unpack(data: bytes, like: Any) -> Any:
       like: a message of the same shapes; its arrays may be abstract.
 
     Raises:
-      ValueError: there are more or fewer bytes than such a message has.
+      ValueError: there are more or fewer bytes than such a message has, or bits that only fill up a
+        byte are not zero.
     """
     if len(data) != num_bytes(like):
         raise ValueError(
@@ -89,7 +90,13 @@ def _pack_one(wire: Wire) -> bytes:
 def _unpack_one(data: bytes, leaf: Any) -> Any:
     wire = _as_wire(leaf)
     count, dtype = wire.data.size, np.dtype(wire.data.dtype)
-    given = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: count * wire.bits]
+    given = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
+    if given[count * wire.bits :].any():
+        raise ValueError(
+            f"the bits behind an array of {count} x {wire.bits} bits are not zero; wanted bytes that "
+            "pack returned"
+        )
+    given = given[: count * wire.bits]
     bits = np.zeros((count, 8 * dtype.itemsize), np.uint8)
     bits[:, : wire.bits] = given.reshape(count, wire.bits)
     octets = np.packbits(bits, axis=1, bitorder="little")

@@ -92,6 +92,31 @@ class Group(NamedTuple):
             return values
         return jax.lax.all_gather(values, CLIENTS, tiled=True)
 
+    def mix(self, rows: Any, weights: jax.Array) -> Any:
+        """Returns `sum over j of W_ij x_j` for this device's learners i.
+
+        The rows of one device after another come by, so that no device holds those of all.
+
+        Args:
+          rows: `[m / D, ...]`, this device's `x_j`.
+          weights: `[m, m]` float32, `W`.
+        """
+        devices = self.layout.num_devices
+        mine = jax.lax.dynamic_slice_in_dim(weights, self.first, self.here)
+
+        def add(step, carry):
+            total, block = carry
+            source = (self.first + step * self.here) % self.size
+            part = jax.lax.dynamic_slice_in_dim(mine, source, self.here, axis=1)
+            total = jax.tree.map(lambda t, b: t + _times(part, b), total, block)
+            if devices > 1:
+                before = [(d, (d - 1) % devices) for d in range(devices)]
+                block = jax.lax.ppermute(block, CLIENTS, before)
+            return total, block
+
+        nothing = jax.tree.map(jnp.zeros_like, rows)
+        return jax.lax.fori_loop(0, devices, add, (nothing, rows))[0]
+
     def weighted_sum(self, models: Params, weights: jax.Array, members: jax.Array) -> Params:
         """Returns `sum of w_i f_i` over the members; only their models are read.
 
@@ -124,6 +149,14 @@ class Group(NamedTuple):
         mine = jax.lax.dynamic_slice_in_dim(members, self.first, self.here)
         order = jnp.argsort(~mine, stable=True).astype(jnp.int32)
         return jax.lax.fori_loop(0, jnp.sum(mine), lambda c, carry: visit(order[c], carry), carry)
+
+
+def _times(weights: jax.Array, rows: jax.Array) -> jax.Array:
+    """Multiplies `[n, k]` by `[k, ...]`, in float32 or wider."""
+    wide = jnp.promote_types(rows.dtype, weights.dtype)
+    return jnp.tensordot(weights.astype(wide), rows.astype(wide), 1, precision="highest").astype(
+        rows.dtype
+    )
 
 
 def with_learners(

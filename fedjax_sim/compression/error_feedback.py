@@ -9,9 +9,9 @@ compression schemes", ICML 2019, https://arxiv.org/abs/1901.09847
 
 from typing import Any
 
-from fedjax_sim.aggregation.stage import Stage
-from fedjax_sim.compression import Codec
+from fedjax_sim.compression.codec import Codec
 from fedjax_sim.core import trees
+from fedjax_sim.core.stage import Stage
 
 
 def error_feedback(codec: Codec) -> Stage:
@@ -24,13 +24,9 @@ def error_feedback(codec: Codec) -> Stage:
       codec: such as `top_k(0.01)` or `top_k(0.01) >> quantize(8)`.
 
     Raises:
-      ValueError: `codec` is no codec.
+      ValueError: `codec` is no codec, or is structured.
     """
-    if not isinstance(codec, Codec):
-        raise ValueError(
-            f"error_feedback got {_name(codec)}, which loses nothing that could be fed back; wanted a "
-            "codec, such as error_feedback(top_k(0.01))"
-        )
+    check_codec("error_feedback", codec)
 
     def encode(state, hparams, residual, update, key):
         update = trees.add(update, residual)
@@ -48,5 +44,20 @@ def error_feedback(codec: Codec) -> Stage:
     )
 
 
-def _name(value: Any) -> str:
-    return value.name if isinstance(value, Stage) else repr(value)
+def check_codec(name: str, codec: Any) -> None:
+    """Checks the codec of an error feedback.
+
+    Raises:
+      ValueError: it is no codec, or a structured one.
+    """
+    if not isinstance(codec, Codec):
+        shown = codec.name if isinstance(codec, Stage) else repr(codec)
+        raise ValueError(
+            f"{name} got {shown}, which loses nothing that could be fed back; wanted a codec, such as "
+            f"{name}(top_k(0.01))"
+        )
+    if codec.is_structured:
+        raise ValueError(
+            f"{name} got {codec.name}, whose clients train inside a subspace and lose nothing there; "
+            f"wanted {codec.name} without {name}"
+        )

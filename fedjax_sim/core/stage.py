@@ -48,6 +48,8 @@ class Stage(NamedTuple):
         if there is none.
       keeps_bound: whether a bound of an earlier stage still holds after this one.
       is_encoder: whether it sends something other than an update.
+      structured: a codec inside whose subspace clients train; the `state` of `encode` is then the PRNG
+        key of ONE client's subspace. None for all other stages.
     """
 
     name: str
@@ -63,3 +65,4 @@ class Stage(NamedTuple):
     bound: Callable[[Any, Any], Any] | None = None
     keeps_bound: bool = False
     is_encoder: bool = False
+    structured: Any = None
