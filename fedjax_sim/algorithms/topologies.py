@@ -9,6 +9,8 @@ import numpy as np
 
 from fedjax_sim.core.checks import check_count, check_seed
 
+__all__ = ["Topology", "complete", "expander", "exponential", "mixing", "ring", "torus"]
+
 _TOLERANCE = 1e-6
 
 

@@ -12,12 +12,6 @@ import numpy as np
 from fedjax_sim.compression import wire
 from fedjax_sim.compression.wire import Wire
 
-# Pairs of steps, in this order, that are seldom meant.
-_UNUSUAL = {
-    ("top_k", "rotate"): "only the values that top_k keeps are rotated, which it has already chosen "
-    "because they are large; rotate() >> top_k(...) chooses among rotated values",
-}
-
 
 class Subspace(NamedTuple):
     """A family of linear subspaces of arrays of one shape, with coordinates `[c]` or `[k, d2]`.
@@ -179,9 +173,12 @@ class Codec:
                 f"{self.name} >> {other.name}: clients train inside {other.steps[0].name}'s subspace, "
                 f"before anything is encoded; wanted {other.steps[0].name} first"
             )
-        for step in self.steps:
-            if advice := _UNUSUAL.get((step.name, other.steps[0].name)):
-                warnings.warn(f"{self.name} >> {other.name}: {advice}", stacklevel=2)
+        if other.steps[0].name == "rotate" and any(step.name == "top_k" for step in self.steps):
+            warnings.warn(
+                f"{self.name} >> {other.name}: rotates only the values that top_k has kept; "
+                "rotate() >> top_k(...) chooses among rotated values",
+                stacklevel=2,
+            )
         return Codec(self.steps + other.steps)
 
     def encode(self, key: jax.Array, x: Any, pattern: jax.Array | None = None) -> Any:

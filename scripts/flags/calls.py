@@ -62,11 +62,13 @@ class Calls(NamedTuple):
       kind: what the functions are, for messages, such as "partition".
       functions: name -> function.
       elsewhere: parameters that no value gives, since other flags or the script do.
+      inside: name -> function of calls that stand inside others only, such as the codec of an algorithm.
     """
 
     kind: str
     functions: Mapping[str, Callable[..., Any]]
     elsewhere: Collection[str] = ()
+    inside: Mapping[str, Callable[..., Any]] = types.MappingProxyType({})
 
     def read(self, text: str) -> Call:
         """Returns the call that a value stands for.
@@ -140,7 +142,7 @@ class Calls(NamedTuple):
 
     def _accepted(self, parameter: inspect.Parameter) -> set[Any]:
         """Returns the types of a parameter that can be written: plain ones and results of functions."""
-        known = {*_WRITTEN, *map(_returns, self.functions.values())}
+        known = {*_WRITTEN, *map(_returns, (self.inside or self.functions).values())}
         annotation = parameter.annotation
         members = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
         if {Any, parameter.empty} & {*members}:
@@ -152,8 +154,10 @@ class Calls(NamedTuple):
         """Returns the value of an argument."""
         accepted = self._accepted(parameter)
         for nested in accepted - {*_WRITTEN}:
-            of_type = {n: f for n, f in self.functions.items() if _returns(f) == nested}
-            return self._replace(kind=parameter.name, functions=of_type)._object(node)
+            of_type = {
+                n: f for n, f in (self.inside or self.functions).items() if _returns(f) == nested
+            }
+            return self._replace(kind=parameter.name, functions=of_type, elsewhere=())._object(node)
         value = _plain(node, accepted)
         if type(value) not in accepted and not (type(value) is int and float in accepted):
             raise ValueError(
@@ -200,14 +204,17 @@ class Written(flags.ArgumentParser):
 
 
 def functions_of(
-    modules: Iterable[Any], results: Collection[Any], elsewhere: Collection[str] = ()
+    modules: Iterable[Any],
+    results: Collection[Any],
+    elsewhere: Collection[str] = (),
+    inside: Mapping[str, Callable[..., Any]] = types.MappingProxyType({}),
 ) -> dict[str, Callable[..., Any]]:
     """Returns public functions with these results that need nothing a value cannot give.
 
     Args:
       modules: modules with `__all__`.
       results: annotations of the results.
-      elsewhere: see `Calls`.
+      elsewhere, inside: see `Calls`.
     """
     public = {name: getattr(module, name) for module in modules for name in module.__all__}
     found = {
@@ -215,7 +222,7 @@ def functions_of(
         for name, function in public.items()
         if inspect.isfunction(function) and _returns(function) in results
     }
-    known = Calls("", found, elsewhere)
+    known = Calls("", found, elsewhere, inside)
     return {
         name: function
         for name, function in found.items()

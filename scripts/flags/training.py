@@ -28,8 +28,14 @@ _FLAG_OF = {
     "client_lr": "client_lr",
 }
 _ELSEWHERE = (*_FLAG_OF, "task", "num_learners")
+_INSIDE = calls.functions_of(
+    [fs.topologies, fs.compression], [fs.topologies.Topology, fs.compression.Codec]
+)
 _ALGORITHMS = calls.Calls(
-    "algorithm", calls.functions_of([fs.algorithms], [fs.Algorithm], _ELSEWHERE), _ELSEWHERE
+    "algorithm",
+    calls.functions_of([fs.algorithms], [fs.Algorithm], _ELSEWHERE, _INSIDE),
+    _ELSEWHERE,
+    _INSIDE,
 )
 _OPTIMIZERS = calls.Calls(
     "optimizer",
@@ -99,7 +105,8 @@ ALGORITHM = kinds.define(
     "fed_avg",
     "Algorithm and its own arguments, such as fed_prox:mu=0.1 or fed_avg:lr_decay=0.99 (a factor on "
     "--client_lr after each round). sgd is the baseline: sequential, on all clients' data pooled. In "
-    f"dynamic_averaging each client keeps a model of its own. Known: {_ALGORITHMS.describe()}.",
+    "dynamic_averaging and gossip, as in gossip:topology=ring,codec=top_k(0.01),gamma=0.1, each client "
+    f"keeps a model of its own. Known: {_ALGORITHMS.describe()}.",
 )
 _CLIENT_OPTIMIZER = kinds.define(
     calls.Written(_OPTIMIZERS.read),
@@ -214,4 +221,4 @@ def check(*, also_used: Collection[str] = (), **settings: Any) -> fs.Algorithm:
     is_sgd = _optimizer(_SERVER_OPTIMIZER) is optax.sgd
     if uses("server_lr") and _SERVER_LR.value is None and not is_sgd:
         raise ValueError(f"--server_optimizer={_SERVER_OPTIMIZER.value} needs --server_lr, its rate")
-    return algorithm(fs.models.logistic_regression(2, (2,)), 2, **settings)
+    return algorithm(fs.models.logistic_regression(2, (2,)), 4, **settings)
