@@ -154,9 +154,7 @@ class Calls(NamedTuple):
         """Returns the value of an argument."""
         accepted = self._accepted(parameter)
         for nested in accepted - {*_WRITTEN}:
-            of_type = {
-                n: f for n, f in (self.inside or self.functions).items() if _returns(f) == nested
-            }
+            of_type = {n: f for n, f in (self.inside or self.functions).items() if _returns(f) == nested}
             return self._replace(kind=parameter.name, functions=of_type, elsewhere=())._object(node)
         value = _plain(node, accepted)
         if type(value) not in accepted and not (type(value) is int and float in accepted):
