@@ -4,10 +4,11 @@
 
 A. Koloskova, S. U. Stich, M. Jaggi, "Decentralized stochastic optimization and gossip algorithms with
 compressed communication", ICML 2019, https://arxiv.org/abs/1902.00340. 25 learners on a ring hold
-vectors of 2000 entries and look for their mean. The paper takes vectors of a data set; here they are drawn
-from a Gaussian. Compared with CHOCO-Gossip are the two earlier schemes of its section 3, which send C(x_i)
-instead of C(x_i - x^_i): Q1 mixes C(x_j) with a learner's own x_i, Q2 with C(x_i). The step size is the
-largest power of two with which the error falls in every tenth of the run, or else the one that ends lowest.
+vectors of 2000 entries and look for their mean. The paper takes vectors of a data set; here they are
+drawn from a Gaussian. Compared with CHOCO-Gossip are the two earlier schemes of its section 3, which
+send C(x_i) instead of C(x_i - x^_i): Q1 mixes C(x_j) with a learner's own x_i, Q2 with C(x_i). The step
+size is the largest power of two with which the error falls in every tenth of the run, or else the one
+that ends lowest.
 """
 
 import pathlib

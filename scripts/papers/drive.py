@@ -4,9 +4,9 @@
 
 S. Vargaftik et al., "DRIVE: one-bit distributed mean estimation", NeurIPS 2021,
 https://arxiv.org/abs/2105.08339; "EDEN: communication-efficient and robust distributed mean estimation
-for federated learning", ICML 2022, https://arxiv.org/abs/2108.08842. The error is that of the clients' mean,
-||mean - x||^2 / ||x||^2, averaged over trials; each client draws its own rotation. The published values
-are from notes, not read in the papers.
+for federated learning", ICML 2022, https://arxiv.org/abs/2108.08842. The error is that of the clients'
+mean, ||mean - x||^2 / ||x||^2, averaged over trials; each client draws its own rotation. The published
+values are from notes, not read in the papers.
 """
 
 import pathlib

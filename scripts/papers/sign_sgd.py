@@ -4,11 +4,11 @@
 
 J. Bernstein et al., "signSGD: compressed optimisation for non-convex problems", ICML 2018,
 https://arxiv.org/abs/1802.04434, figure A.1: ||x||^2 / 2 in 100 dimensions from a random start, whose
-gradient has noise of standard deviation 100 on one coordinate; SGD at rate 0.001, signSGD at 0.01, 10,000
-steps, 10 repeats. S. P. Karimireddy et al., "Error feedback fixes SignSGD and other gradient
+gradient has noise of standard deviation 100 on one coordinate; SGD at rate 0.001, signSGD at 0.01,
+10,000 steps, 10 repeats. S. P. Karimireddy et al., "Error feedback fixes SignSGD and other gradient
 compression schemes", ICML 2019, https://arxiv.org/abs/1901.09847, section 3: least squares with more
-parameters than examples, where SGD and EF-signSGD find the solution nearest to the start and signSGD does
-not. Rates fall to a sixteenth.
+parameters than examples, where SGD and EF-signSGD find the solution nearest to the start and signSGD
+does not. Rates fall to a sixteenth.
 """
 
 import pathlib
