@@ -19,6 +19,7 @@ from fedjax_sim.compression.subsample import random_k, subsample
 from fedjax_sim.compression.tern_grad import tern_grad
 from fedjax_sim.compression.top_k import top_k
 from fedjax_sim.compression.wire import Wire, num_bytes
+from fedjax_sim.core.hadamard import hadamard_transform
 
 __all__ = [
     "Codec",
@@ -31,6 +32,7 @@ __all__ = [
     "ef21",
     "error_feedback",
     "fp8",
+    "hadamard_transform",
     "low_rank",
     "num_bytes",
     "power_sgd",
