@@ -9,6 +9,7 @@ from fedjax_sim.compression.drive import drive
 from fedjax_sim.compression.eden import eden
 from fedjax_sim.compression.ef21 import ef21
 from fedjax_sim.compression.error_feedback import error_feedback
+from fedjax_sim.compression.hadamard import hadamard_transform
 from fedjax_sim.compression.power_sgd import power_sgd
 from fedjax_sim.compression.qsgd import qsgd
 from fedjax_sim.compression.quantize import quantize
@@ -19,7 +20,6 @@ from fedjax_sim.compression.subsample import random_k, subsample
 from fedjax_sim.compression.tern_grad import tern_grad
 from fedjax_sim.compression.top_k import top_k
 from fedjax_sim.compression.wire import Wire, num_bytes
-from fedjax_sim.core.hadamard import hadamard_transform
 
 __all__ = [
     "Codec",

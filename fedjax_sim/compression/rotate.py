@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_sim.compression.codec import Codec, Step, draw_seed, key_of
-from fedjax_sim.core.hadamard import hadamard_transform, next_power_of_two
+from fedjax_sim.compression.hadamard import hadamard_transform, next_power_of_two
 
 
 def rotate() -> Codec:

@@ -19,7 +19,7 @@ from fedjax_sim.compression import (
     whole,
 )
 from fedjax_sim.compression.eden import gaussian_levels
-from fedjax_sim.core.hadamard import hadamard_transform
+from fedjax_sim.compression.hadamard import hadamard_transform
 
 D = 4096
 KEY = jax.random.key(0)
