@@ -57,17 +57,21 @@ def mean(weighting: str | None = None) -> End:
 def majority_vote() -> End:
     """Takes the sign of the sum of the updates, entry by entry: 1, -1, or 0 for a tie.
 
-    After `fs.compression.sign(majority=True)` each client has one vote. The server's rate is then the
-    size of its steps.
+    After `fs.compression.sign(majority=True)` each client has one vote. The server's rate is the size of
+    its steps, so give one, such as `server_lr=0.001`.
 
     Source: J. Bernstein, J. Zhao, K. Azizzadenesheli, A. Anandkumar, "signSGD with majority vote is
     communication efficient and fault tolerant", ICLR 2019, https://arxiv.org/abs/1810.05291
     """
 
+    def send(update, weight):
+        # In 32 bits, as bfloat16 cannot count to 300.
+        return weigh(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), update), weight), ()
+
     def receive(message, rows):
         return jax.tree.map(jnp.sign, message.mean()), message.weight, {}
 
-    return mean("uniform")._replace(name="majority_vote", settings={}, receive=receive)
+    return End("majority_vote", {}, send, receive, "uniform")
 
 
 def keep_updates(

@@ -1,7 +1,7 @@
 """Local training inside the subspaces of a structured codec, see `fs.compression.low_rank`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -12,6 +12,18 @@ from fedjax_sim.core.types import Variables
 from fedjax_sim.engine.optimizers import OptimizerFactory
 
 
+class Inside(NamedTuple):
+    """The rate of ONE client that trains inside a subspace.
+
+    Attributes:
+      rate: the optimizer's own rate.
+      pattern: PRNG key of the subspace.
+    """
+
+    rate: Any
+    pattern: jax.Array
+
+
 def in_coordinates(codec: Any, make: OptimizerFactory) -> OptimizerFactory:
     """Returns an optimizer that moves only the coordinates of a client's subspace, at first zero.
 
@@ -20,7 +32,7 @@ def in_coordinates(codec: Any, make: OptimizerFactory) -> OptimizerFactory:
       make: function from a rate to the optimizer of the coordinates.
 
     Returns:
-      A function from `(rate, pattern)` to an optimizer of the parameters. Its state is made of the
+      A function from an `Inside` to an optimizer of the parameters. Its state is made of the
       coordinates, the bases of their subspace, and the other optimizer's state.
 
     Raises:
@@ -28,11 +40,10 @@ def in_coordinates(codec: Any, make: OptimizerFactory) -> OptimizerFactory:
     """
     subspace = codec.steps[0].subspace
 
-    def inside(rate_and_pattern: tuple) -> optax.GradientTransformation:
-        if not isinstance(rate_and_pattern, tuple):
+    def inside(given: Any) -> optax.GradientTransformation:
+        if not isinstance(given, Inside):
             raise not_inside(codec.name)
-        rate, pattern = rate_and_pattern
-        optimizer = make(rate)
+        optimizer = make(given.rate)
 
         def init(params):
             if isinstance(params, Variables):
@@ -40,7 +51,7 @@ def in_coordinates(codec: Any, make: OptimizerFactory) -> OptimizerFactory:
                     f"{codec.name} got a model with a state of its own, such as batch norm's "
                     "statistics, which clients cannot keep inside a subspace; wanted a model without"
                 )
-            bases = codec.bases(pattern, params)
+            bases = codec.bases(given.pattern, params)
             coordinates = trees.zeros_like(list(map(subspace.restrict, bases, jax.tree.leaves(params))))
             return coordinates, bases, optimizer.init(coordinates)
 
@@ -64,7 +75,7 @@ def inside_subspaces(
     """Returns `enter` and `leave` of `train_clients` for clients that train inside their subspaces.
 
     `shared` is `(w, rate, view)`, with the round's pattern in the view; each client folds its id into
-    it. The rate becomes `(rate, pattern)`; of a tuple, its first entry does.
+    it. The rate becomes an `Inside`; of a tuple, its first entry does.
     """
 
     def of_client(view, client):
@@ -79,8 +90,9 @@ def inside_subspaces(
     def enter_subspace(shared, own_k, client, key):
         params, rate = shared[:2] if enter is None else enter(shared, own_k, client, key)
         _, pattern = of_client(shared[2], client)
-        first, *others = rate if isinstance(rate, tuple) else (rate,)
-        return params, ((first, pattern), *others) if others else (first, pattern)
+        if isinstance(rate, tuple):
+            return params, (Inside(rate[0], pattern), *rate[1:])
+        return params, Inside(rate, pattern)
 
     def leave_subspace(shared, own_k, client, trained, key):
         view, _ = of_client(shared[2], client)

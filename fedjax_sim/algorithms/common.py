@@ -12,6 +12,7 @@ import optax
 from fedjax_sim.aggregation import Aggregator
 from fedjax_sim.aggregation.aggregator import View, as_aggregator
 from fedjax_sim.aggregation.subspaces import in_coordinates, inside_subspaces
+from fedjax_sim.compression.codec import draw_seed, key_of
 from fedjax_sim.core import trees
 from fedjax_sim.core.checks import check_count
 from fedjax_sim.core.messages import exchange, model_exchange
@@ -199,7 +200,11 @@ class LocalSGD(NamedTuple):
 
         def round_fn(key: jax.Array, state: ServerState, own: Any, data: Any, cohort: Cohort):
             view = view_of(self.aggregator, state)
-            known = self.aggregator.with_pattern(view, jax.random.fold_in(key, _PATTERN))
+            known = view
+            if self.aggregator.structured is not None:
+                # Of one kind whatever the run's keys: some kinds draw other numbers under vmap.
+                pattern = key_of(draw_seed(jax.random.fold_in(key, _PATTERN)))
+                known = self.aggregator.with_pattern(view, pattern)
             shared = (state.params, (rate or self.client_rate)(state), known)
             result = train_clients(
                 self.work, shared, data, cohort, key=key, own=own, enter=enter, leave=leave

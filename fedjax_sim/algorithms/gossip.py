@@ -85,9 +85,10 @@ def gossip(
     """Trains learners that mix their models with their neighbours' after each round.
 
     Each client of the federation is a learner. A round is `local_steps` steps of each learner, then one
-    mixing. Without a codec, the model of learner i becomes `sum over j of W_ij x_j`, as in D-PSGD. With
-    one, as in CHOCO-SGD, learner i sends `q_i = C(x_i - x^_i)` to its neighbours, all take
-    `x^_i <- x^_i + q_i`, and then `x_i <- x_i + gamma * sum over j of W_ij (x^_j - x^_i)`.
+    mixing. Without a codec, `x_i <- x_i + gamma * sum over j of W_ij (x_j - x_i)`; with `gamma` 1, that
+    is the weighted mean of D-PSGD. With one, as in CHOCO-SGD, learner i sends `q_i = C(x_i - x^_i)` to
+    its neighbours, all take `x^_i <- x^_i + q_i`, and then
+    `x_i <- x_i + gamma * sum over j of W_ij (x^_j - x^_i)`.
 
     Rows report `consensus`, the mean of `||x_i - mean||^2` after mixing. The ledger's `up_neighbour` are
     messages from a learner to one neighbour.
@@ -103,13 +104,13 @@ def gossip(
       lr_decay: decay factor per round; the rate in round t is `client_lr * lr_decay ** t`.
       local_steps: steps of each learner in a round.
       codec: what messages are encoded with, such as `fs.compression.top_k(0.01)`; None sends models.
-      gamma: consensus step size, in [0, 1]; a codec that keeps little needs a small one.
+      gamma: how far to go towards the neighbours, in [0, 1]; small for a codec that keeps little.
       stream: how learners read their rows; see `dynamic_averaging`.
       initial: `m` initial models; by default all learners start from `task.init`.
 
     Raises:
-      ValueError: a setting is out of its range, the topology does not fit, the rate is given twice or
-        not at all, or the initial models' shapes differ.
+      ValueError: a setting is out of its range, the topology does not fit the number of learners or the
+        codec, the rate is given twice or not at all, or the initial models' shapes differ.
     """
     check_task(task)
     refuse_state(task, "mixing with neighbours has no meaning for it; wanted fed_avg")
@@ -131,6 +132,12 @@ def gossip(
     check_round(m, b, streams.slots)
     check_models(initial, m, jax.eval_shape(task.init, jax.random.key(0)))
     make_optimizer = as_factory(optimizer)
+    if codec is not None and (len(matrices) > 1 or not np.allclose(matrices[0], matrices[0].T)):
+        raise ValueError(
+            f"codec is {codec.name} on the topology {topology.name}, whose neighbours change from round "
+            "to round or do not hear each other, so they do not know what was sent; wanted no codec, or "
+            "a topology with one symmetric matrix, such as ring"
+        )
     edges = ((matrices > 0) & ~np.eye(m, dtype=bool)).sum(axis=(1, 2)).astype(np.int32)
 
     def check_hparams(hparams: Mapping[str, float]) -> None:
@@ -155,7 +162,9 @@ def gossip(
         def on_one_device(group: Group, own, shared, rows, key):
             t, order_key, hparams = shared
             eta, num_rows = client_rate(hparams, t, client_lr), rows[1][-1]
-            w = jnp.asarray(matrices, jnp.float32)[t % len(matrices)]
+            w = jnp.asarray(matrices)[t % len(matrices)]
+            # Rows that add up to zero, so that models which agree stay as they are despite rounding.
+            pulls = w - jnp.diag(w.sum(axis=1))
 
             def learner(own, client: Client, key):
                 x, optimizer_state, public = own
@@ -169,11 +178,8 @@ def gossip(
                 return (x, optimizer_state, public), losses
 
             (x, optimizers, public), losses = group.train(learner, own, rows, key)
-            if codec is None:
-                x = group.mix(x, w)
-            else:
-                pull = trees.subtract(group.mix(public, w), public)
-                x = trees.add(x, trees.scale(pull, hparams["gamma"]))
+            known = x if codec is None else public
+            x = trees.add(x, trees.scale(group.mix(known, pulls), hparams["gamma"]))
             consensus, losses = group.gather((_distances(group, x), losses))
             losses = jax.tree.map(jnp.sum, losses)
             info = {
@@ -231,6 +237,7 @@ def gossip(
 
 def _distances(group: Group, x: Params) -> jax.Array:
     """Returns `||x_i - mean||^2` of this device's learners, `[m / D]` float32."""
+    x = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x)
     everybody = jnp.ones((group.size,), bool)
     mean = group.weighted_sum(x, jnp.full((group.size,), 1 / group.size), everybody)
     return jax.lax.map(lambda x_i: trees.squared_distance(x_i, mean).astype(jnp.float32), x)

@@ -1,6 +1,7 @@
 """Topologies of gossip: which learners talk to each other, and with which weights they mix."""
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class Topology(NamedTuple):
             )
         parts = _components((matrices > 0).any(axis=0))
         if parts.max() > 0:
-            alone = np.flatnonzero(parts == parts[-1])[:5].tolist()
+            alone = np.flatnonzero(parts > 0)[:5].tolist()
             raise ValueError(
                 f"the topology {self.name} is not connected: learners {alone} never hear of learner 0; "
                 "wanted a path between any two learners"
@@ -58,13 +59,12 @@ class Topology(NamedTuple):
         return matrices
 
     def spectral_gap(self, num_learners: int) -> float:
-        """Returns `1 - |lambda_2|` of the product of all matrices: how fast models agree.
+        """Returns 1 minus the second singular value of the product of all matrices.
 
-        One pass over the `T` matrices multiplies the distance to the mean by `1 - gap` at most, if they
-        are symmetric.
+        One pass over the `T` matrices multiplies the distance of all models from their mean by
+        `1 - gap` at most. For a symmetric matrix, the gap is `1 - |lambda_2|`.
         """
         product = functools.reduce(lambda a, b: b @ a, self.matrices(num_learners))
-        # The second singular value, which is |lambda_2| for a symmetric matrix.
         return 1 - float(np.linalg.norm(product - 1 / num_learners, 2))
 
 
@@ -135,9 +135,10 @@ def expander(*, degree: int = 4, seed: int = 0) -> Topology:
 
 
 def exponential() -> Topology:
-    """In round t, each learner takes half of the model of the learner `2^(t mod log2 m)` before it.
+    """In round t, each learner takes half of the model of the learner `2^(t mod T)` before it.
 
-    A learner sends to one other in each round. If m is a power of two, log2(m) rounds average exactly.
+    A learner sends to one other in each round. `T` is log2(m), rounded up; if m is a power of two, `T`
+    rounds average exactly. Not with a codec, as neighbours change.
 
     Source: M. Assran, N. Loizou, N. Ballas, M. Rabbat, "Stochastic gradient push for distributed deep
     learning", ICML 2019, https://arxiv.org/abs/1811.10792
@@ -158,7 +159,8 @@ def mixing(matrices: Any) -> Topology:
     """
     given = np.asarray(matrices, np.float64)
     given = given[None] if given.ndim == 2 else given
-    return Topology("mixing", {"matrices": given.tolist()}, lambda m: given)
+    digest = hashlib.sha256(np.ascontiguousarray(given).tobytes()).hexdigest()[:16]
+    return Topology("mixing", {"matrices": digest}, lambda m: given)
 
 
 def _equal_weights(m: int, shifts: tuple[int, ...]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.compression.codec import Codec, Step
+from fedjax_sim.compression.codec import Codec, Step, check_scales
 
 _FP8 = jnp.float8_e4m3fn
 
@@ -44,4 +44,7 @@ def fp8() -> Codec:
         del rest
         return (parts["values"].astype(parts["scale"].dtype) * parts["scale"]).astype(like.dtype)
 
-    return Codec((Step("fp8", {}, split, join, leaves_floats=False, keeps_norm=False),))
+    def check(parts, like):
+        check_scales("fp8", parts["scale"])
+
+    return Codec((Step("fp8", {}, split, join, False, False, check=check),))

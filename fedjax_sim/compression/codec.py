@@ -116,6 +116,16 @@ def check_codes(name: str, codes: jax.Array, most: int) -> None:
         raise ValueError(f"{name} got the code {largest}; wanted at most {most}")
 
 
+def check_scales(name: str, scales: jax.Array) -> None:
+    """Checks received scales or norms.
+
+    Raises:
+      ValueError: one is negative.
+    """
+    if np.any(np.asarray(scales) < 0):
+        raise ValueError(f"{name} got a negative scale; wanted none")
+
+
 @dataclasses.dataclass(frozen=True)
 class Codec:
     """A lossy code for pytrees of floats, each array apart unless `whole`.
@@ -237,8 +247,8 @@ class Codec:
           pattern: what `encode` was given, for a structured codec.
 
         Raises:
-          ValueError: there are more or fewer bytes than an encoded `like` has, they are none that
-            `pack` returns, or a structured codec gets no pattern.
+          ValueError: there are more or fewer bytes than an encoded `like` has, a code or a scale is one
+            that `encode` never returns, or a structured codec gets no pattern.
         """
         payload = wire.unpack(data, jax.eval_shape(self.encode, jax.random.key(0), like))
         for one in jax.tree.leaves(payload, is_leaf=_is_payload):

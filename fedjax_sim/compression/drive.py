@@ -6,7 +6,7 @@ distributed mean estimation", NeurIPS 2021, https://arxiv.org/abs/2105.08339
 
 import jax.numpy as jnp
 
-from fedjax_sim.compression.codec import Codec, Step
+from fedjax_sim.compression.codec import Codec, Step, check_scales
 from fedjax_sim.compression.rotate import rotate
 
 
@@ -31,5 +31,8 @@ def drive(*, unbiased: bool = True) -> Codec:
         del rest
         return jnp.where(parts["positive"], parts["scale"], -parts["scale"]).astype(like.dtype)
 
-    signs = Step("signs", {"unbiased": unbiased}, split, join, leaves_floats=False, keeps_norm=False)
+    def check(parts, like):
+        check_scales("drive", parts["scale"])
+
+    signs = Step("signs", {"unbiased": unbiased}, split, join, False, False, check=check)
     return rotate() >> Codec((signs,))

@@ -11,8 +11,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
-from fedjax_sim.compression.codec import Codec, Step
+from fedjax_sim.compression.codec import Codec, Step, check_scales
 from fedjax_sim.compression.rotate import rotate
 from fedjax_sim.compression.wire import Wire
 from fedjax_sim.core.checks import check_count
@@ -44,7 +45,7 @@ def eden(bits: int) -> Codec:
         square = jnp.square(x).sum()
         unit = x * jax.lax.rsqrt(jnp.where(square > 0, square, 1) / x.size)
         codes = jnp.searchsorted(jnp.asarray(borders, x.dtype), unit).astype(jnp.uint8)
-        aligned = jnp.vdot(x, jnp.asarray(levels, x.dtype)[codes])
+        aligned = (x * jnp.asarray(levels, x.dtype)[codes]).sum()
         scale = square / jnp.where(square > 0, aligned, 1)
         return None, {"codes": Wire(codes, bits), "scale": scale}
 
@@ -52,9 +53,10 @@ def eden(bits: int) -> Codec:
         del rest
         return parts["scale"] * jnp.asarray(levels, like.dtype)[parts["codes"].data]
 
-    rounding = Step(
-        "gaussian_levels", {"bits": bits}, split, join, leaves_floats=False, keeps_norm=False
-    )
+    def check(parts, like):
+        check_scales("eden", parts["scale"])
+
+    rounding = Step("gaussian_levels", {"bits": bits}, split, join, False, False, check=check)
     return rotate() >> Codec((rounding,))
 
 
@@ -62,18 +64,16 @@ def eden(bits: int) -> Codec:
 def gaussian_levels(bits: int) -> np.ndarray:
     """Returns the `2^bits` levels that round N(0, 1) with the least squared error, `[2^bits]`, rising.
 
-    Source: S. P. Lloyd, "Least squares quantization in PCM", 1982; J. Max, 1960.
+    Each level is the mean of the numbers that are rounded to it. Source: S. P. Lloyd, "Least squares
+    quantization in PCM", IEEE Transactions on Information Theory, 1982.
     """
     count = 2 ** (bits - 1)  # of the positive half; the levels are symmetric
-    density = lambda t: np.exp(-t * t / 2) / math.sqrt(2 * math.pi)  # noqa: E731
-    cumulative = np.vectorize(lambda t: math.erfc(-t / math.sqrt(2)) / 2)
-    levels = (np.arange(count) + 0.5) * 4 / count
-    for _ in range(20000):
+    # Quantiles of N(0, 3) are nearly the solution for many levels.
+    levels = math.sqrt(3) * special.ndtri(0.5 + (np.arange(count) + 0.5) / (2 * count))
+    change = math.inf
+    while change > 1e-9:
         borders = np.concatenate([[0], (levels[1:] + levels[:-1]) / 2, [np.inf]])
-        mass = np.diff(cumulative(borders))
-        new = -np.diff(density(borders)) / mass
-        change = np.abs(new - levels).max()
-        levels = new
-        if change < 1e-12:
-            break
+        density = np.exp(-(borders**2) / 2) / math.sqrt(2 * math.pi)
+        means = -np.diff(density) / np.diff(special.ndtr(borders))
+        change, levels = np.abs(means - levels).max(), means
     return np.concatenate([-levels[::-1], levels])

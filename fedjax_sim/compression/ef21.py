@@ -17,11 +17,12 @@ def ef21(codec: Codec) -> Stage:
     """Sends `c_k = C(u_k - g_k)`; the server takes `g_k <- g_k + c_k` for the update `u_k`.
 
     `g_k`, at first zero, is client memory, one model for each client. The server has a copy of it, so it
-    is not sent. In a round it averages the `g_k` of the round's clients; if all take part in each round,
-    this is the paper's algorithm.
+    is not sent. In a round it averages the `g_k` of the round's clients. If all take part in each round,
+    with equal weights, and their updates are full gradients times a constant rate, this is the paper's
+    algorithm.
 
     Args:
-      codec: such as `top_k(0.01)`; the theory asks for one that brings its argument nearer to zero.
+      codec: such as `top_k(0.01)`; see `error_feedback` for those that do not serve.
 
     Raises:
       ValueError: `codec` is no codec, or is structured.

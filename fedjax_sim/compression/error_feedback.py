@@ -21,7 +21,9 @@ def error_feedback(codec: Codec) -> Stage:
     decoded plus the residual is the sum of the client's updates.
 
     Args:
-      codec: such as `top_k(0.01)` or `top_k(0.01) >> quantize(8)`.
+      codec: such as `top_k(0.01)` or `top_k(0.01) >> quantize(8)`. Its result must be nearer to its
+        argument than zero is; with one that is unbiased because it enlarges what it keeps, such as
+        `subsample` or `qsgd` with few levels, residuals grow without bound.
 
     Raises:
       ValueError: `codec` is no codec, or is structured.

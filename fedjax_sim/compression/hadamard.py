@@ -17,7 +17,7 @@ def hadamard_transform(x: jax.Array) -> jax.Array:
     """Returns `H x / sqrt(d)`, where H is the Hadamard matrix in Sylvester's order; its own inverse.
 
     H is a Kronecker product of small Hadamard matrices, so the transform is a few products with those,
-    d * 128 operations each at most.
+    of at most 128 multiplications for each entry.
 
     Args:
       x: `[d]` floats, where d is a power of two.
@@ -26,7 +26,9 @@ def hadamard_transform(x: jax.Array) -> jax.Array:
       ValueError: `x` is no vector, or d is no power of two.
     """
     if x.ndim != 1 or not x.size or x.size != next_power_of_two(x.size):
-        raise ValueError(f"got an array of shape {list(x.shape)}; wanted a vector of 2, 4, 8, ...")
+        raise ValueError(
+            f"got an array of shape {list(x.shape)}; wanted a vector of 1, 2, 4, 8, ... entries"
+        )
     bits = x.size.bit_length() - 1
     count = max(1, -(-bits // _FACTOR))
     # The first axis is transformed and becomes the last, until all have had their turn.

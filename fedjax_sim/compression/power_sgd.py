@@ -31,6 +31,10 @@ class _Factors:
     q: jax.Array
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
+    def matrix(self) -> jax.Array:
+        """Returns the product, `[d1, d2]`."""
+        return jnp.matmul(self.p, self.q.T, precision="highest")
+
 
 class _Memory(NamedTuple):
     """What ONE client remembers.
@@ -85,7 +89,7 @@ def power_sgd(rank: int) -> Stage:
 
     def decode(sent):
         return jax.tree.map(
-            lambda one: (one.p @ one.q.T).reshape(one.shape) if _is_factors(one) else one,
+            lambda one: one.matrix().reshape(one.shape) if _is_factors(one) else one,
             sent,
             is_leaf=_is_factors,
         )
@@ -98,8 +102,9 @@ def _factors(leaf: jax.Array, q: jax.Array) -> _Factors:
     """Takes one step of power iteration, in float32 or wider."""
     wide = np.promote_types(leaf.dtype, np.float32)
     matrix = leaf.reshape(-1, leaf.shape[-1]).astype(wide)
-    p = jnp.linalg.qr(matrix @ q.astype(wide))[0]
-    return _Factors(p.astype(leaf.dtype), (matrix.T @ p).astype(leaf.dtype), leaf.shape)
+    p = jnp.linalg.qr(jnp.matmul(matrix, q.astype(wide), precision="highest"))[0]
+    q = jnp.matmul(matrix.T, p, precision="highest")
+    return _Factors(p.astype(leaf.dtype), q.astype(leaf.dtype), leaf.shape)
 
 
 def _is_factors(node: Any) -> bool:

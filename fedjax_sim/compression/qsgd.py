@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.compression.codec import Codec, Step, check_codes
+from fedjax_sim.compression.codec import Codec, Step, check_codes, check_scales
 from fedjax_sim.compression.wire import Wire
 from fedjax_sim.core.checks import check_choice, check_count
 
@@ -21,7 +21,8 @@ def qsgd(levels: int, bucket: int | None = None, *, norm: str = "l2") -> Codec:
 
     An entry goes to the two nearest multiples with the probabilities that make its mean exact. With the
     L2 norm the error is at most `min(n / s^2, sqrt(n) / s) ||x||^2` on average, for `s` levels and
-    buckets of `n`. Each entry takes `ceil(log2(2 s + 1))` bits, with its sign, and each bucket 4 bytes.
+    buckets of `n`. Each entry takes `ceil(log2(2 s + 1))` bits, with its sign, and each bucket a float
+    of 32 bits or more.
 
     Args:
       levels: `s`, from 1 to 32767.
@@ -59,6 +60,7 @@ def qsgd(levels: int, bucket: int | None = None, *, norm: str = "l2") -> Codec:
 
     def check(parts, like):
         check_codes("qsgd", parts["codes"].data, 2 * levels)
+        check_scales("qsgd", parts["norms"])
 
     settings = {"levels": levels, "bucket": bucket, "norm": norm}
     return Codec((Step("qsgd", settings, split, join, False, False, check=check),))

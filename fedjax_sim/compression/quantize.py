@@ -65,5 +65,7 @@ def quantize(bits: int | None = None, *, levels: int | None = None) -> Codec:
 
     def check(parts, like):
         check_codes("quantize", parts["codes"].data, most)
+        if parts["low"] > parts["high"]:
+            raise ValueError("quantize got a least entry above the largest; wanted the reverse")
 
     return Codec((Step("quantize", settings, split, join, False, False, check=check),))

@@ -3,9 +3,11 @@
 J. Konečný, H. B. McMahan, F. X. Yu, P. Richtárik, A. T. Suresh, D. Bacon, "Federated learning:
 strategies for improving communication efficiency", 2016, https://arxiv.org/abs/1610.05492, section 2.
 Each client and round has another subspace, drawn from the ids of both; no seed is sent. Local training
-moves the coordinates alone, and the coordinates are the message.
+moves the coordinates alone, from zero, and the coordinates are the message. So weight decay pulls them,
+rather than the weights, to zero.
 """
 
+import functools
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +59,8 @@ def low_rank(rank: int | float) -> Codec:
         `max(1, ceil(share * d1))`.
 
     Raises:
-      ValueError: the rank is out of range; or, when used, `k` is above the rows or columns of a matrix.
+      ValueError: the rank is out of range; or, when used, a whole number is above the rows or columns of
+        a matrix.
     """
     if isinstance(rank, numbers.Integral):
         rank = check_count("rank", rank)
@@ -83,13 +86,17 @@ def low_rank(rank: int | float) -> Codec:
         return a.astype(like.dtype)
 
     def restrict(a, x):
-        return x if isinstance(a, tuple) else a.T @ x.reshape(-1, x.shape[-1])
+        return x if isinstance(a, tuple) else _product(a.T, x.reshape(-1, x.shape[-1]))
 
     def expand(a, b, like):
-        return b if isinstance(a, tuple) else (a @ b).reshape(like.shape)
+        return b if isinstance(a, tuple) else _product(a, b).reshape(like.shape)
 
     subspace = Subspace(draw, restrict, expand)
     return _structured("low_rank", {"rank": rank}, subspace)
+
+
+# At full precision, or what was trained would have other coordinates when it is sent.
+_product = functools.partial(jnp.matmul, precision="highest")
 
 
 def _structured(name: str, settings: Mapping[str, Any], subspace: Subspace) -> Codec:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fedjax_sim.compression.codec import Codec, Step, count_kept, draw_seed, key_of
 from fedjax_sim.core.checks import as_float
-from fedjax_sim.core.permutation import permutation
+from fedjax_sim.core.permutation import first_values
 
 
 def subsample(fraction: float) -> Codec:
@@ -55,7 +55,7 @@ def check_fraction(name: str, fraction: float) -> float:
 
 def random_places(seed: jax.Array, size: int, count: int) -> jax.Array:
     """Draws `count` different places of `range(size)`, `[count]` int32."""
-    return permutation(key_of(seed), jnp.int32(size))(jnp.arange(count, dtype=jnp.int32))
+    return first_values(key_of(seed), size, count)
 
 
 def _random_entries(name: str, fraction: float, *, unbiased: bool) -> Codec:

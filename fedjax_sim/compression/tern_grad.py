@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_sim.compression.codec import Codec, Step, check_codes
+from fedjax_sim.compression.codec import Codec, Step, check_codes, check_scales
 from fedjax_sim.compression.wire import Wire
 from fedjax_sim.core.checks import as_float
 
@@ -49,7 +49,10 @@ def tern_grad(clip: float | None = 2.5) -> Codec:
         return (parts["scale"] * signs).reshape(like.shape).astype(like.dtype)
 
     def check(parts, like):
-        check_codes("tern_grad", parts["digits"].data, 3**_PER_BYTE - 1)
+        octets = np.asarray(parts["digits"].data)
+        check_codes("tern_grad", octets, 3**_PER_BYTE - 1)
+        check_codes("tern_grad", octets[-1], 3 ** (_PER_BYTE - -like.size % _PER_BYTE) - 1)
+        check_scales("tern_grad", parts["scale"])
 
     return Codec((Step("tern_grad", {"clip": clip}, split, join, False, False, check=check),))
 

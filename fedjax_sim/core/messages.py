@@ -2,7 +2,8 @@
 
 Messages are named `up_KIND` (to the server) or `down_KIND` (to a client), where a kind is any name of
 lower-case letters and underscores. This package sends `model`, `update` (of a model), `violation` (a
-model that its learner sends unasked) and `request` (for a model). Rounds count messages inside the
+model that its learner sends unasked), `request` (for a model) and, without a server, `neighbour` (from
+one learner to another, counted as up). Rounds count messages inside the
 compiled program. Message sizes follow from shapes, and the host converts counts to bytes in Python
 integers, which do not overflow.
 

@@ -1,5 +1,6 @@
 """A random permutation computed without a table: the order in which a client visits its examples."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -38,19 +39,33 @@ def draw(key: jax.Array, size: jax.Array) -> jax.Array:
 
 def permuted(drawn: jax.Array, size: jax.Array) -> Callable[[jax.Array], jax.Array]:
     """Returns the permutation that `draw` drew for this size."""
-    n = size.astype(jnp.uint32)
 
     def value_at(positions: jax.Array) -> jax.Array:
         x = positions.astype(jnp.uint32)
         for i in range(_ROUNDS):
-            pivot, salt = drawn[0, i], drawn[1, i]
-            partner = jnp.where(x <= pivot, pivot - x, pivot + n - x)
-            # Both values of a pair use the larger one's coin, so they agree on the swap.
-            coin = _mix(jnp.maximum(x, partner) ^ salt) >> 31
-            x = jnp.where(coin == 1, partner, x)
+            x = _swapped(drawn, size, i, x)
         return x.astype(jnp.int32)
 
     return value_at
+
+
+def first_values(key: jax.Array, size: int, count: int) -> jax.Array:
+    """Returns the first `count` values of a random permutation of `range(size)`, `[count]` int32.
+
+    The rounds are a loop, since unrolled ones take long to compile for many values.
+    """
+    of_size = jnp.int32(size)
+    step = functools.partial(_swapped, draw(key, of_size), of_size)
+    return jax.lax.fori_loop(0, _ROUNDS, step, jnp.arange(count, dtype=jnp.uint32)).astype(jnp.int32)
+
+
+def _swapped(drawn: jax.Array, size: jax.Array, i: int | jax.Array, x: jax.Array) -> jax.Array:
+    """Takes the values through round `i`."""
+    pivot, salt = drawn[0, i], drawn[1, i]
+    partner = jnp.where(x <= pivot, pivot - x, pivot + size.astype(jnp.uint32) - x)
+    # Both values of a pair use the larger one's coin, so they agree on the swap.
+    coin = _mix(jnp.maximum(x, partner) ^ salt) >> 31
+    return jnp.where(coin == 1, partner, x)
 
 
 def _mix(x: jax.Array) -> jax.Array:

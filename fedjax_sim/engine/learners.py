@@ -152,11 +152,9 @@ class Group(NamedTuple):
 
 
 def _times(weights: jax.Array, rows: jax.Array) -> jax.Array:
-    """Multiplies `[n, k]` by `[k, ...]`, in float32 or wider."""
-    wide = jnp.promote_types(rows.dtype, weights.dtype)
-    return jnp.tensordot(weights.astype(wide), rows.astype(wide), 1, precision="highest").astype(
-        rows.dtype
-    )
+    """Multiplies `[n, k]` by `[k, ...]`, to float32 or wider."""
+    wide = jnp.promote_types(rows.dtype, jnp.float32)
+    return jnp.tensordot(weights.astype(wide), rows.astype(wide), 1, precision="highest")
 
 
 def with_learners(

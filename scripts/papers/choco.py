@@ -11,6 +11,7 @@ size is the largest power of two with which the error falls in every tenth of th
 that ends lowest.
 """
 
+import itertools
 import pathlib
 
 import jax
@@ -61,9 +62,7 @@ def choco(codec, gamma):
     result = fs.simulate(
         algorithm, data, key=jax.random.key(0), num_rounds=rounds, eval_every=every, layout=fs.Layout()
     )
-    # Rows are means over the rounds since the last; the state has the last round itself.
-    last = jax.jit(spread)(result.state.learners)
-    return [row["consensus"] for row in result.rows[1:]], float(last)
+    return [row["consensus"] for row in result.rows[1:]]
 
 
 def spread(x):
@@ -72,7 +71,7 @@ def spread(x):
 
 
 def earlier(codec, gamma, own):
-    """Returns the error by round of a scheme that sends C(x_i); `own` mixes with x_i itself (Q1)."""
+    """Returns the same of a scheme that sends C(x_i): Q1 if `own`, else Q2."""
     w = jnp.asarray(fs.topologies.ring().matrices(_LEARNERS.value)[0], jnp.float32)
     x, every = start(), max(1, _ROUNDS.value // 200)
     target = x.mean(axis=0)
@@ -88,34 +87,39 @@ def earlier(codec, gamma, own):
 
     keys = jax.random.split(jax.random.key(0), _ROUNDS.value)
     _, errors = jax.jit(lambda x, keys: jax.lax.scan(round_fn, x, keys))(x, keys)
-    return [float(e) for e in errors.reshape(-1, every).mean(axis=1)]
+    whole = len(errors) // every * every
+    return [float(e) for e in errors[:whole].reshape(-1, every).mean(axis=1)]
 
 
 def tuned(run):
-    """Runs with falling step sizes until the error falls to the end, or does not rise."""
+    """Returns a step size and its curve; see the method above."""
     best = None
     for power in range(13):
-        curve = run(2.0**-power)
+        try:
+            curve = run(2.0**-power)
+        except fs.DivergenceError:
+            continue
         tenth = max(1, len(curve) // 10)
-        falls = all(b < a for a, b in zip(curve[::tenth], curve[tenth::tenth], strict=False))
-        if np.isfinite(curve[-1]) and (best is None or curve[-1] < best[1][-1]):
+        if not np.isfinite(curve[-1]):
+            continue
+        if best is None or curve[-1] < best[1][-1]:
             best = 2.0**-power, curve
-        if falls:
-            break
+        if all(after < before for before, after in itertools.pairwise(curve[::tenth])):
+            return 2.0**-power, curve
     return best
 
 
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    runs = {"exact": (None, lambda gamma: choco(None, 1.0)[0])}
+    runs = {"exact": (None, lambda gamma: choco(None, 1.0))}
     for name, (codec, unbiased) in CODECS.items():
-        runs[f"CHOCO, {name}"] = (codec, lambda gamma, codec=codec: choco(codec, gamma)[0])
+        runs[f"CHOCO, {name}"] = (codec, lambda gamma, codec=codec: choco(codec, gamma))
         runs[f"Q1, {name}"] = (codec, lambda gamma, codec=unbiased: earlier(codec, gamma, True))
         runs[f"Q2, {name}"] = (codec, lambda gamma, codec=unbiased: earlier(codec, gamma, False))
     rows, like = [], jax.ShapeDtypeStruct((_SIZE.value,), jnp.float32)
     for name, (codec, run) in tqdm(runs.items(), unit="scheme"):
-        gamma, curve = tuned(run)
+        gamma, curve = (1.0, run(1.0)) if codec is None else tuned(run)
         sent = 4 * _SIZE.value
         if codec is not None:
             sent = fs.compression.num_bytes(jax.eval_shape(codec.encode, jax.random.key(0), like))

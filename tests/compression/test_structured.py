@@ -12,6 +12,7 @@ import toys
 import fedjax_sim as fs
 from fedjax_sim.algorithms.common import _PATTERN
 from fedjax_sim.compression import low_rank, quantize, random_mask
+from fedjax_sim.compression.codec import draw_seed, key_of
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -24,6 +25,12 @@ def decayed_adagrad(rate):
 
 CODECS = {"random_mask": random_mask(0.3), "low_rank": low_rank(2), "low_rank share": low_rank(0.4)}
 ROUND = jax.random.key(5)
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """Logistic regression, which compiles quickly."""
+    return fs.models.classifier(fs.models.MLP((toys.CLASSES,)), (toys.FEATURES,))
 
 
 def one_round(task, codec, optimizer=optax.sgd, make=fs.fed_avg, ids=(3,), where=None, **settings):
@@ -40,7 +47,7 @@ def one_round(task, codec, optimizer=optax.sgd, make=fs.fed_avg, ids=(3,), where
 
 def by_hand(task, codec, params, client, optimizer, steps=4, rate=0.3, mu=0.0):
     """Trains the coordinates of `w + expand(c)` by autodiff of the loss as a function of `c`."""
-    pattern = jax.random.fold_in(jax.random.fold_in(ROUND, _PATTERN), client)
+    pattern = jax.random.fold_in(key_of(draw_seed(jax.random.fold_in(ROUND, _PATTERN))), client)
     data = toys.federation()
     start, end = np.asarray(data.offsets)[client : client + 2]
     batch = {name: jnp.asarray(column)[start:end] for name, column in data.examples.items()}
@@ -66,7 +73,10 @@ def by_hand(task, codec, params, client, optimizer, steps=4, rate=0.3, mu=0.0):
     return moved(coordinates)
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd, MOMENTUM, decayed_adagrad])
+@pytest.mark.parametrize(
+    "optimizer",
+    [MOMENTUM, *(pytest.param(o, marks=pytest.mark.slow) for o in (optax.sgd, decayed_adagrad))],
+)
 @pytest.mark.parametrize("name", CODECS)
 def test_a_client_trains_the_coordinates_alone(name, optimizer):
     task = toys.task()
@@ -92,14 +102,45 @@ def test_each_client_has_a_subspace_of_its_own_and_the_mean_is_over_them():
     assert (changed[0] != changed[1]).any()
 
 
-@pytest.mark.parametrize("lanes", [3, 16])
-def test_lanes_train_inside_the_same_subspaces(lanes):
-    task, ids = toys.task(), (9, 3, 0, 2, 5, 4, 8)
-    for codec in (random_mask(0.3) >> quantize(8), low_rank(2)):
-        _, one = one_round(task, codec, MOMENTUM, ids=ids, batch_size=4, shuffle="each_epoch")
-        settings = {"batch_size": 4, "shuffle": "each_epoch", "where": toys.layout(lanes)}
-        _, many = one_round(task, codec, MOMENTUM, ids=ids, **settings)
-        toys.assert_close(one, many, 1e-4, 1e-5)
+@pytest.mark.parametrize(
+    ("codec", "lanes"),
+    [
+        (random_mask(0.3) >> quantize(8), 3),
+        pytest.param(random_mask(0.3) >> quantize(8), 16, marks=pytest.mark.slow),
+        pytest.param(low_rank(2), 3, marks=pytest.mark.slow),
+    ],
+)
+def test_lanes_train_inside_the_same_subspaces(linear, codec, lanes):
+    settings = {"ids": (9, 3, 0, 2, 5, 4, 8), "batch_size": 4, "shuffle": "each_epoch"}
+    _, one = one_round(linear, codec, MOMENTUM, **settings)
+    _, many = one_round(linear, codec, MOMENTUM, where=toys.layout(lanes), **settings)
+    toys.assert_close(one, many, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("impl", ["rbg", pytest.param("unsafe_rbg", marks=pytest.mark.slow)])
+def test_keys_of_any_kind_draw_the_same_subspace_twice(linear, impl):
+    """What a client trains in one subspace is not restricted to another when it is sent."""
+    ids = (9, 3, 0, 2, 5, 4, 8)
+    algorithm = fs.fed_avg(
+        linear, client_lr=0.3, local_epochs=1, batch_size=4, aggregator=fs.aggregate(random_mask(0.3))
+    )
+    sizes, data = [], toys.federation()
+    for lanes in (1, 4):
+        where = toys.layout(lanes)
+        state = toys.init(algorithm)
+        placed = fs.engine.place((state, data, toys.cohort(algorithm, ids, where)), where)
+        key = jax.random.key(5, impl=impl)
+        after, *_ = jax.jit(algorithm.round)(key, placed[0], (), *placed[1:])
+        sizes.append(
+            float(
+                sum(
+                    jnp.abs(a - b).sum()
+                    for a, b in zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True)
+                )
+            )
+        )
+    # In another subspace, three in ten of what was trained would be left.
+    assert sizes[1] > 0.7 * sizes[0]
 
 
 def test_a_mask_of_everything_is_plain_training():

@@ -104,8 +104,8 @@ def test_every_algorithm_protocol_partition_stage_and_codec_is_known(script):
     assert averaging._PROTOCOLS.functions.keys() == lower
     partitions = {"iid", "shards", "dirichlet", "lognormal", "natural", "label_subsets"}
     assert partitions <= workload._PARTITIONS.functions.keys()
-    stages = {*fs.aggregation.__all__} | {"top_k", "quantize"}
-    no_values = {"Aggregator", "End", "Stage", "aggregate", "keep_updates"}  # the last takes a function
+    stages = {name for name in (*fs.aggregation.__all__, *fs.compression.__all__) if name.islower()}
+    no_values = {"aggregate", "hadamard_transform", "keep_updates", "num_bytes"}
     assert training._STAGES.functions.keys() == stages - no_values
 
 
