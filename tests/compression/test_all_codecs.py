@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 
 import jax
@@ -71,6 +72,22 @@ def model(dtype=jnp.float32, seed=2):
     return {"kernel": drawn[:48].reshape(8, 6), "bias": drawn[48:]}
 
 
+@functools.cache
+def encoder(name):
+    """Returns the codec's encoding, compiled once for all tests."""
+    return jax.jit(CODECS[name][0].encode)
+
+
+@functools.cache
+def decoder(name):
+    """Returns its decoding."""
+    return jax.jit(CODECS[name][0].decode)
+
+
+def through(name, x, key=KEY):
+    return decoder(name)(encoder(name)(key, x, PATTERN))
+
+
 def leaves_equal(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -83,19 +100,19 @@ def leaves_equal(a, b):
 def test_a_message_is_as_long_as_counted_and_comes_back(name, dtype):
     codec, size = CODECS[name]
     x = model(dtype)
-    payload = jax.jit(codec.encode)(KEY, x, PATTERN)
+    payload = encoder(name)(KEY, x, PATTERN)
     data = codec.pack(payload)
     assert len(data) == num_bytes(payload) == num_bytes(jax.eval_shape(codec.encode, KEY, x))
     if dtype == jnp.float32:
         assert len(data) == size
     back = codec.unpack(data, x, PATTERN if codec.is_structured else None)
     leaves_equal(payload, back)
-    decoded = codec.decode(back)
+    decoded = decoder(name)(back)
     assert all(
         (a.shape, a.dtype) == (b.shape, b.dtype)
         for a, b in zip(*map(jax.tree.leaves, (x, decoded)), strict=True)
     )
-    leaves_equal(decoded, codec.decode(payload))
+    leaves_equal(decoded, decoder(name)(payload))
     for wrong in (data[:-1], data + b"\0", b""):
         with pytest.raises(ValueError, match=rf"got {len(wrong)} bytes; wanted {len(data)}"):
             codec.unpack(wrong, x, PATTERN)
@@ -119,27 +136,24 @@ def test_a_structured_message_needs_the_key_that_both_sides_know(name):
     "bad", [jnp.nan, *(pytest.param(bad, marks=pytest.mark.slow) for bad in (jnp.inf, -jnp.inf))]
 )
 def test_what_is_not_finite_stays_visible(name, bad):
-    codec, _ = CODECS[name]
     x = model() | {"bias": jnp.full((5,), bad)}  # all five, as random subsets leave some of them out
-    found = codec.decode(codec.encode(KEY, x, PATTERN))
+    found = through(name, x)
     assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
 @cases
 def test_zeros_are_decoded_as_zeros(name):
-    codec, _ = CODECS[name]
     zeros = jax.tree.map(jnp.zeros_like, model())
-    found = codec.decode(codec.encode(KEY, zeros, PATTERN))
+    found = through(name, zeros)
     if name != "sign majority":  # where a zero is a vote
         leaves_equal(found, zeros)
 
 
 @pytest.mark.parametrize("name", [name for name, (codec, _) in CODECS.items() if codec.keeps_norm])
 def test_a_codec_that_keeps_norms_does(name):
-    codec, _ = CODECS[name]
     for seed in range(20):
         x = model(seed=seed)
-        found = codec.decode(codec.encode(jax.random.key(seed), x, PATTERN))
+        found = through(name, x, jax.random.key(seed))
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(x), strict=True):
             assert jnp.linalg.norm(a) <= jnp.linalg.norm(b) * (1 + 1e-6)
 

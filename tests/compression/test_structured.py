@@ -102,12 +102,13 @@ def test_each_client_has_a_subspace_of_its_own_and_the_mean_is_over_them():
     assert (changed[0] != changed[1]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("codec", "lanes"),
     [
         (random_mask(0.3) >> quantize(8), 3),
-        pytest.param(random_mask(0.3) >> quantize(8), 16, marks=pytest.mark.slow),
-        pytest.param(low_rank(2), 3, marks=pytest.mark.slow),
+        (random_mask(0.3) >> quantize(8), 16),
+        (low_rank(2), 3),
     ],
 )
 def test_lanes_train_inside_the_same_subspaces(linear, codec, lanes):
@@ -117,7 +118,8 @@ def test_lanes_train_inside_the_same_subspaces(linear, codec, lanes):
     toys.assert_close(one, many, 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize("impl", ["rbg", pytest.param("unsafe_rbg", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_keys_of_any_kind_draw_the_same_subspace_twice(linear, impl):
     """What a client trains in one subspace is not restricted to another when it is sent."""
     ids = (9, 3, 0, 2, 5, 4, 8)

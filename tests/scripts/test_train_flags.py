@@ -63,7 +63,7 @@ REFUSED = {
     "--aggregator=median|clip:1": "median combines the updates of all clients; wanted it last, and once",
     "--aggregator=gaussian:1|mean:uniform": "no clip comes before gaussian",
     "--aggregator=clip:1|gaussian:1": "--aggregator=clip:1|gaussian:1: gaussian and mean: gaussian",
-    "--aggregator=error_feedback(clip(1))": "unknown codec 'clip'. Known: quantize, top_k.",
+    "--aggregator=error_feedback(clip(1))": "unknown codec 'clip'. Known: bfloat16, drive, eden, fp8, ",
     "--also_evaluate=trian": "unknown entry of --also_evaluate 'trian'; did you mean 'train'",
     "--data_placement=hots": "unknown data_placement 'hots'; did you mean 'host'",
     "--plot_axis=byte": "--plot_axis=byte: value should be one of <rounds|bytes|seconds>",
