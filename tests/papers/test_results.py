@@ -15,12 +15,6 @@ CELLS = RACED | {
     for number in fedavg.FIGURES
     for cell in fedavg.FIGURES[number].cells
 }
-# Curves of three digits, from which numbers of five do not follow. A cell that has been run again is
-# taken off this list; none is added.
-OF_THREE_DIGITS = {
-    "lstm-noniid-C0.1-E5-B10",
-}
-
 pytestmark = pytest.mark.skipif(not (RESULTS / "cells").is_dir(), reason="needs results/cells")
 
 
@@ -81,15 +75,13 @@ def faults(name, record):
 
 def test_every_number_of_a_record_follows_from_its_own_curves(known):
     found = {name: faults(name, record) for name, record in known.items()}
-    assert not {name: said for name, said in found.items() if said and name not in OF_THREE_DIGITS}
-    again = {name for name in OF_THREE_DIGITS if not found.get(name)}
-    assert not again, f"take them off the list: {sorted(again)}"
+    assert not {name: said for name, said in found.items() if said}
 
 
 def test_the_tables_follow_from_the_curves(known):
     text = (RESULTS / "tables.md").read_text()
     assert text == fedavg.render_tables(known)
-    anew = {n: r if n in OF_THREE_DIGITS else derived(n, r) for n, r in known.items()}
+    anew = {name: derived(name, record) for name, record in known.items()}
     assert text == fedavg.render_tables(anew)
 
 
@@ -115,7 +107,7 @@ def test_the_records_are_whole_and_of_the_papers_cells(known):
     for name, record in known.items():
         assert {"command", "date", "machine", "versions"} <= record.keys(), name
         assert "=/" not in record["command"], f"{name} tells a folder of one machine"
-        assert name in OF_THREE_DIGITS or re.fullmatch(r"[0-9a-f]{40}", record["commit"] or ""), name
+        assert re.fullmatch(r"[0-9a-f]{40}", record["commit"] or ""), name
         if name == fedavg.FIGURE_1_RECORD:
             continue
         assert record["cell"] == CELLS[name].identity() | {"target": record["cell"]["target"]}, name
