@@ -1,5 +1,10 @@
 """Gossip against dynamic averaging, NumPy, and the rates that theory gives."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +97,36 @@ def test_devices_mix_as_one_does(linear, data, codec):
     one = run(algorithm, data, 3).state
     two = run(algorithm, data, 3, layout=toys.layout(lanes=2, devices=2)).state
     toys.assert_close(one.learners, two.learners, 1e-4, 1e-6)
+
+
+THREE_DEVICES = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 3)
+sys.path.insert(0, sys.argv[1])
+import test_gossip, toys
+import fedjax_sim as fs
+assert len(jax.devices()) == 3
+linear = fs.models.classifier(fs.models.MLP((toys.CLASSES,)), (toys.FEATURES,))
+algorithm = fs.gossip(
+    linear, fs.topologies.ring(), initial=test_gossip.apart(linear), **test_gossip.SETTINGS
+)
+data = toys.federation((8,) * test_gossip.M)
+one, three = (
+    test_gossip.run(algorithm, data, 3, layout=toys.layout(devices=devices)).state for devices in (1, 3)
+)
+toys.assert_close(one.learners, three.learners, 1e-4, 1e-6)
+"""
+
+
+@pytest.mark.slow
+def test_blocks_of_models_go_round_three_devices():
+    """With two, both ways round are the same."""
+    here = pathlib.Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (here.parent, here.parents[1])))}
+    command = [sys.executable, "-c", THREE_DEVICES, str(here)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_codec_that_loses_nothing_is_plain_gossip(linear, data):

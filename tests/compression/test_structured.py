@@ -121,28 +121,23 @@ def test_lanes_train_inside_the_same_subspaces(linear, codec, lanes):
 @pytest.mark.slow
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_keys_of_any_kind_draw_the_same_subspace_twice(linear, impl):
-    """What a client trains in one subspace is not restricted to another when it is sent."""
-    ids = (9, 3, 0, 2, 5, 4, 8)
+    """Keys of some kinds draw other numbers under vmap; seeds must not."""
     algorithm = fs.fed_avg(
-        linear, client_lr=0.3, local_epochs=1, batch_size=4, aggregator=fs.aggregate(random_mask(0.3))
+        linear,
+        client_lr=0.3,
+        local_epochs=1,
+        batch_size=4,
+        shuffle="never",
+        aggregator=fs.aggregate(random_mask(0.3)),
     )
-    sizes, data = [], toys.federation()
+    data, found = toys.federation(), []
     for lanes in (1, 4):
         where = toys.layout(lanes)
-        state = toys.init(algorithm)
-        placed = fs.engine.place((state, data, toys.cohort(algorithm, ids, where)), where)
-        key = jax.random.key(5, impl=impl)
-        after, *_ = jax.jit(algorithm.round)(key, placed[0], (), *placed[1:])
-        sizes.append(
-            float(
-                sum(
-                    jnp.abs(a - b).sum()
-                    for a, b in zip(*map(jax.tree.leaves, (after.params, state.params)), strict=True)
-                )
-            )
-        )
-    # In another subspace, three in ten of what was trained would be left.
-    assert sizes[1] > 0.7 * sizes[0]
+        cohort = toys.cohort(algorithm, (9, 3, 0, 2, 5, 4, 8), where)
+        state, *placed = fs.engine.place((toys.init(algorithm), data, cohort), where)
+        after, *_ = jax.jit(algorithm.round)(jax.random.key(5, impl=impl), state, (), *placed)
+        found.append(after.params)
+    toys.assert_close(*found, 1e-4, 1e-5)
 
 
 def test_a_mask_of_everything_is_plain_training():
