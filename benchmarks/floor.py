@@ -146,7 +146,7 @@ def step_products(job):
 
 
 class Floor:
-    """What a round's floor consists of.
+    """The parts of a round's floor.
 
     Attributes:
       steps: steps of the round, of all clients.

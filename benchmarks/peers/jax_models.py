@@ -60,5 +60,5 @@ def cross_entropy(batch, logits):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
 
 
-# What computes logits, and what takes the job's x to it.
+# Name -> (function that computes logits, function that prepares the job's x).
 MODELS = {"2nn": (two_nn, images), "cnn": (cnn, images), "dropout-cnn": (dropout_cnn, images)}

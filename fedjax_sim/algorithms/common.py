@@ -202,7 +202,7 @@ class LocalSGD(NamedTuple):
             view = view_of(self.aggregator, state)
             known = view
             if self.aggregator.structured is not None:
-                # Of one kind whatever the run's keys: some kinds draw other numbers under vmap.
+                # A threefry key, because some other kinds draw other numbers under vmap.
                 pattern = key_of(draw_seed(jax.random.fold_in(key, _PATTERN)))
                 known = self.aggregator.with_pattern(view, pattern)
             shared = (state.params, (rate or self.client_rate)(state), known)

@@ -123,7 +123,7 @@ def check_scales(name: str, scales: jax.Array) -> None:
       ValueError: one is negative.
     """
     if np.any(np.asarray(scales) < 0):
-        raise ValueError(f"{name} got a negative scale; wanted none")
+        raise ValueError(f"{name} got a negative scale; wanted bytes that pack returned")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ class Codec:
 
     @property
     def is_structured(self) -> bool:
-        """Whether clients train inside the subspace of the first step."""
+        """Whether clients train inside a subspace, that of the first step."""
         return self.steps[0].subspace is not None
 
     def __rshift__(self, other: Any) -> "Codec":

@@ -1,4 +1,4 @@
-"""What holds for every codec: sizes, round trips, tampering, and what is not finite."""
+"""Every codec: sizes, round trips, tampered bytes, and numbers that are not finite."""
 
 import contextlib
 import dataclasses

@@ -95,7 +95,7 @@ def test_quantisation_after_a_rotation_meets_its_bound_on_heavy_tails():
 
 
 def test_quantisation_has_the_variance_of_its_levels():
-    """Of an entry at distances a and b from its two levels, the variance is a b."""
+    """An entry at distances a and b from its two nearest levels has the variance a b."""
     x = np.asarray(gaussian(), np.float64)
     for levels in (2, 3, 16):
         step = (x.max() - x.min()) / (levels - 1)
